@@ -1,0 +1,78 @@
+"""What a benchmark is: source domains, target domains, a proxy domain and a label space. One file each in benchmarks/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Classes by index with the colours of their usual pictures; 255 is ignored everywhere."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class RealData:
+    """A data set under --data-root: the adapter's name in kdbench.data.real and which part of the set belongs here."""
+
+    dataset: str
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where images come from. synthetic: its rendition in the built-in world, if it has one. real: its data set, if read."""
+
+    name: str
+    synthetic: str | None = None
+    real: RealData | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Train on the sources, test on the targets, which no stage ever sees. The score is the mean over the targets."""
+
+    name: str
+    title: str
+    sources: tuple[Domain, ...]
+    targets: tuple[Domain, ...]
+    proxy: Domain
+    labels: LabelSpace
+    summary: str = field(default="")
+
+    def evaluated(self) -> Iterator[Domain]:
+        """Every domain that is scored: the targets, then the sources' own validation splits."""
+        yield from self.targets
+        yield from self.sources
+
+
+CITYSCAPES = LabelSpace(
+    "cityscapes-19",
+    ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+     (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32)),
+)  # fmt: skip
+ISPRS = LabelSpace(
+    "isprs-6",
+    ("impervious surface", "building", "low vegetation", "tree", "car", "clutter"),
+    ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)),
+)
+CAMVID = LabelSpace(
+    "camvid-11",
+    ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128),
+     (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+)  # fmt: skip
+PROXY = Domain("proxy", synthetic="proxy")

@@ -1,0 +1,233 @@
+"""The command line: arguments to a request, results to text. The only place that prints and exits.
+
+torch is imported inside the verbs that compute, so that boards and help start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from kdbench import __version__
+from kdbench.errors import KdbenchError
+from kdbench.places import default_reference, default_results, default_store
+from kdbench.plugins import benchmark_names, load_all, load_benchmark, method_names
+from kdbench.spec import RunSpec, split_list
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="Look at the data.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
+Results = Annotated[Path | None, typer.Option(help="Where records are written and read. [results/runs]")]
+StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages are kept. [~/.cache/kdbench]")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
+
+
+def main() -> None:
+    """The entry point: a KdbenchError is printed without a traceback, exit status 2."""
+    try:
+        app()
+    except KdbenchError as error:
+        Console(stderr=True).print(f"kdbench: {error}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("kdbench: stopped. The same command continues where it was.", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; Python must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Knowledge distillation for domain-generalised semantic segmentation, under one protocol."""
+    if show:
+        _out(f"kdbench {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option(help="Methods by name or file, comma-separated, or `all`.")],
+    pair: Annotated[str, typer.Option(help="teacher:student, comma-separated, e.g. dinov2-l:resnet50.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")] = "all",
+    protocol: Annotated[str, typer.Option(help="smoke or mini.")] = "mini",
+    data_root: DataRoot = None,
+    seed: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")] = "",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    results: Results = None,
+    store: StoreOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again (not the stand-ins).")] = False,
+    references: Annotated[bool, typer.Option(help="Also run the teacher and the undistilled student.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run.")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write pictures of predictions side by side.")] = False,
+) -> None:
+    """Train, test and rank: the grid of methods, pairs, benchmarks and seeds. What is done already is skipped."""
+    spec = RunSpec(
+        methods=split_list(method, method_names()),
+        pairs=split_list(pair),
+        benchmarks=split_list(benchmark, _servable(data_root)),
+        protocol=protocol,
+        seeds=_seeds(seed),
+        data_root=data_root,
+        settings=tuple(set_ or ()),
+        label=as_,
+        device=device,
+        results=results or default_results(),
+        store=store or default_store(),
+        fresh=fresh,
+        references=references,
+    )
+    failed = _run(spec, dry_run, pictures)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
+    from kdbench.display import progress_for
+    from kdbench.engine.grid import expand, make_lab, run_grid
+    from kdbench.report.lines import plan_line, result_line
+
+    console = Console()
+    lab = make_lab(spec, progress_for(console))
+    cells = expand(spec, lab)
+    if dry_run:
+        for cell in cells:
+            _out(plan_line(cell.benchmark.name, cell.name, lab.protocol.id, cell.seed))
+        return 0
+    console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False)
+    failed = 0
+    for done in run_grid(spec, lab, cells):
+        failed += done.record.status == "failed"
+        console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
+    if pictures:
+        from kdbench.engine.pictures import write_pictures
+
+        for path in write_pictures(lab, cells, spec):
+            console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    _print_boards(
+        "table", None, spec.results, lab.protocol.id, [c.benchmark.name for c in cells], list(spec.pairs), terminal=console
+    )
+    return failed
+
+
+def _heading(protocol: Any, cells: int, spec: RunSpec) -> str:
+    where = f"the data sets under {spec.data_root}" if spec.data_root else "the built-in synthetic world"
+    return f"kdbench {__version__}: {cells} cells, protocol {protocol.id} ({protocol.summary}), {where}"
+
+
+@app.command()
+def leaderboard(
+    protocol: Annotated[str | None, typer.Option(help="A protocol's name or id.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Benchmarks, comma-separated.")] = None,
+    pair: Annotated[str | None, typer.Option(help="teacher:student, comma-separated.")] = None,
+    results: Results = None,
+    format_: Annotated[Format, typer.Option("--format", help="How it is written.")] = "table",
+    output: Annotated[Path | None, typer.Option(help="A file to write instead of the terminal.")] = None,
+) -> None:
+    """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
+    benchmarks = list(split_list(benchmark)) if benchmark else None
+    pairs = list(split_list(pair)) if pair else None
+    _print_boards(format_, output, results or default_results(), protocol, benchmarks, pairs, terminal=Console())
+
+
+def _print_boards(
+    format_: Format,
+    output: Path | None,
+    results: Path,
+    protocol: str | None,
+    benchmarks: list[str] | None,
+    pairs: list[str] | None,
+    terminal: Console,
+) -> None:
+    from kdbench.report import board, formats
+
+    loaded = board.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
+    text = formats.render(format_, board.boards(loaded.entries), colour=output is None and terminal.is_terminal)
+    for fault in loaded.faults:
+        Console(stderr=True).print(f"kdbench: {fault}", highlight=False, markup=False, soft_wrap=True)
+    if output is None:
+        _out(text)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+        _out(f"written: {output}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        Literal["methods", "benchmarks", "pairs", "models", "protocols", "datasets"], typer.Argument(help="What to list.")
+    ],
+    format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
+) -> None:
+    """What there is: methods, benchmarks, pairs, models, protocols or data sets."""
+    from kdbench.listing import listing, render
+
+    _out(render(listing(what), format_))
+
+
+@app.command()
+def check(
+    results: Results = None,
+    reference: Annotated[Path | None, typer.Option(help="Pinned records. [results/reference]")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Gates for CI: every record validates; pinned smoke cells, run again on the CPU, agree. Exit status 1 on a failure."""
+    from kdbench.gates import gates
+
+    passed = True
+    for gate in gates(results or default_results(), reference or default_reference(), store or default_store()):
+        passed &= gate.passed
+        _out(f"{'ok  ' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
+    if not passed:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def preview(
+    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")] = "all",
+    protocol: Annotated[str, typer.Option(help="Sizes of images.")] = "mini",
+    data_root: DataRoot = None,
+    store: StoreOption = None,
+    count: Annotated[int, typer.Option(min=1, max=12, help="Images a domain.")] = 4,
+    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-preview"),
+) -> None:
+    """A contact sheet of every domain of a benchmark: images with their labels, and the legend."""
+    from kdbench.data.preview import write_previews
+
+    names = split_list(benchmark, _servable(data_root))
+    for path in write_previews(names, protocol, data_root, store or default_store(), count, output):
+        _out(f"picture: {path}")
+
+
+def _servable(data_root: Path | None) -> list[str]:
+    """The benchmarks that can run without data, or those that have data sets to run with."""
+    loaded, _ = load_all(benchmark_names(), load_benchmark)
+    served = []
+    for name, benchmark in loaded.items():
+        domains = list(benchmark.evaluated())
+        if all(domain.real if data_root else domain.synthetic for domain in domains):
+            served.append(name)
+    return served
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in split_list(text))
+    except ValueError as error:
+        raise KdbenchError(f"--seed '{text}': seeds are whole numbers, separated by commas.") from error
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")

@@ -1,0 +1,185 @@
+"""The contract that every method keeps, as functions that raise AssertionError. Importable by a plug-in's author:
+
+    from kdbench.conformance import CHECKS, check_method
+    check_method("path/to/mine.py")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.parts import Networks, check_stages, views
+from kdbench.errors import KdbenchError
+from kdbench.method import Method, Stage
+from kdbench.models.backbones import build_stand_in
+from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.zoo import ROLES, Pair, parse_pair
+from kdbench.plugins import MethodPlugin, load_method
+from kdbench.types import IGNORE, Batch, FeatureSpec, PairSpec
+
+CLASSES = 5
+SIZE = (32, 64)
+PAIRS = ("dinov2-s:deit-s", "dinov2-b:deit-s", "dinov2-s:resnet18", "eva02-s:mit-b0")
+"""Equal widths; different widths; a convolutional student without a class token; another stride."""
+
+
+def sample_pair() -> PairSpec:
+    """A pair to build a method for when only its stages and knobs are asked for."""
+    spec = FeatureSpec((8,) * 4, (8,) * 4, 8, 8, class_token=True)
+    return PairSpec(spec, spec, CLASSES)
+
+
+@dataclass
+class Bench:
+    """A method on a small pair with random weights."""
+
+    networks: Networks
+    method: Method
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The method's stages, checked."""
+        stages = self.method.stages()
+        check_stages(self.method, stages, self.networks)
+        return stages
+
+    def losses(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
+        """The stage's losses with what it trains set up, as the engine does it; the same seed each time."""
+        self.networks.freeze_all_but(stage.trains)
+        torch.manual_seed(0)
+        return stage.loss(batch, *views(self.networks, stage))
+
+
+def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
+    """The method on a pair of stand-ins."""
+
+    def segmentor(name: str, part: str) -> Segmentor:
+        encoder = seeded(lambda: build_stand_in(ROLES[name], SIZE), "conformance", part)
+        # LayerNorms' and zero-initialised residuals' start values hide missing gradients and moves.
+        _roughen(encoder)
+        return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "conformance", part))
+
+    teacher, student = segmentor(pair.teacher.name, "teacher"), segmentor(pair.student.name, "student")
+    spec = PairSpec(teacher.spec, student.spec, CLASSES)
+    method = seeded(lambda: plugin.method(plugin.method.Config(), spec), "conformance", "method")
+    return Bench(Networks(teacher, student, method), method)
+
+
+def make_batch(stage: Stage, ignored: bool = False) -> Batch:
+    """Four random images, labelled where the stage's phase is."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, CLASSES, (4, *SIZE), generator=generator)
+    label[:, :4] = IGNORE
+    if ignored:
+        label[:] = IGNORE
+    return Batch(
+        image=torch.rand(4, 3, *SIZE, generator=generator),
+        label=label if stage.phase.labelled else None,
+        domain=("somewhere",) * 4,
+        index=torch.arange(4),
+        progress=0.5,
+    )
+
+
+def _roughen(module: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim <= 1:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def stages_are_sound(bench: Bench) -> None:
+    """Stages have distinct names, train something, and name only parts that exist."""
+    bench.stages()
+
+
+def losses_are_finite_scalars(bench: Bench) -> None:
+    """Every stage returns named scalars that are finite, also where every pixel is ignored."""
+    for stage in bench.stages():
+        for ignored in (False, True):
+            for name, value in bench.losses(stage, make_batch(stage, ignored)).items():
+                assert value.ndim == 0, f"stage {stage.name}: loss '{name}' has shape {tuple(value.shape)}, not a scalar"
+                assert torch.isfinite(value), f"stage {stage.name}: loss '{name}' is {value} (all ignored: {ignored})"
+
+
+def exactly_trains_moves(bench: Bench) -> None:
+    """A step changes every part that `trains` names and nothing else, buffers included; the rest is in eval mode."""
+    for stage in bench.stages():
+        modules = bench.networks.modules()
+        before = {name: _copy(module) for name, module in modules.items()}
+        total = torch.stack(list(bench.losses(stage, make_batch(stage)).values())).sum()
+        parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+        torch.optim.SGD(parameters, lr=0.1).zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.optim.SGD(parameters, lr=0.1).step()
+        for name, module in modules.items():
+            moved = any(not torch.equal(a, b) for a, b in zip(before[name], _copy(module), strict=True))
+            assert moved == (name in stage.trains), f"stage {stage.name}: {name} {'moved' if moved else 'did not move'}"
+            modes = {part.training for part in module.modules()}
+            assert modes == {name in stage.trains}, f"stage {stage.name}: {name} has its training mode mixed up"
+
+
+def adapters_get_gradients(bench: Bench) -> None:
+    """Every own module that a stage trains gets a gradient in it that is not zero throughout."""
+    for stage in bench.stages():
+        for module in bench.networks.modules().values():
+            module.zero_grad(set_to_none=True)
+        torch.stack(list(bench.losses(stage, make_batch(stage)).values())).sum().backward()  # type: ignore[no-untyped-call]
+        for name in stage.own_modules:
+            gradients = [p.grad for p in bench.networks.modules()[name].parameters()]
+            reached = any(g is not None and bool(g.abs().sum() > 0) for g in gradients)
+            assert reached or not gradients, f"stage {stage.name}: no gradient reaches {name}"
+
+
+def losses_repeat(bench: Bench) -> None:
+    """At one seed a stage's losses are the same twice: no generator of its own, no hidden state outside its modules."""
+    for stage in bench.stages():
+        states = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in bench.networks.modules().items()}
+        first = bench.losses(stage, make_batch(stage))
+        for name, module in bench.networks.modules().items():
+            module.load_state_dict(states[name])
+        again = bench.losses(stage, make_batch(stage))
+        assert first.keys() == again.keys(), f"stage {stage.name}: other terms the second time"
+        for name, value in first.items():
+            assert torch.equal(value, again[name]), f"stage {stage.name}: '{name}' was {value}, then {again[name]}"
+
+
+def deployment_segments(bench: Bench) -> None:
+    """What is deployed gives logits for every class."""
+    assert bench.networks.student is not None
+    bench.networks.freeze_all_but(frozenset())
+    model = bench.method.deploy(bench.networks.student, bench.networks.teacher)
+    with torch.no_grad():
+        logits = model(torch.rand(2, 3, *SIZE)).logits
+    assert logits.shape[:2] == (2, CLASSES), f"deployed logits have shape {tuple(logits.shape)}"
+
+
+CHECKS: tuple[Callable[[Bench], None], ...] = (
+    stages_are_sound,
+    losses_are_finite_scalars,
+    exactly_trains_moves,
+    adapters_get_gradients,
+    losses_repeat,
+    deployment_segments,
+)
+
+
+def _copy(module: nn.Module) -> list[Tensor]:
+    return [tensor.clone() for tensor in module.state_dict().values()]
+
+
+def check_method(name: str) -> Iterator[tuple[str, str, str]]:
+    """Runs every check on every pair; yields (pair, check, fault), the fault empty where the check passed."""
+    plugin = load_method(name)
+    for text in PAIRS:
+        for check in CHECKS:
+            fault = ""
+            try:
+                check(make_bench(plugin, parse_pair(text)))
+            except (AssertionError, KdbenchError) as error:
+                fault = str(error) or type(error).__name__
+            yield text, check.__name__, fault

@@ -1,0 +1,57 @@
+"""Contact sheets of a benchmark's domains: images with their labels, and the legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL.Image import Image
+
+from kdbench.benchmark import Benchmark
+from kdbench.data.domainset import DomainSet
+from kdbench.data.worlds import Worlds
+from kdbench.plugins import load_benchmark
+from kdbench.protocol import find_protocol
+from kdbench.report.pictures import colourise, contact_sheet
+
+
+def write_previews(
+    names: Sequence[str], protocol: str, data_root: Path | None, store: Path, count: int, output: Path
+) -> list[Path]:
+    """One PNG a benchmark; returns their paths."""
+    worlds = Worlds(find_protocol(protocol), store / "renders", data_root)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in names:
+        benchmark = load_benchmark(name)
+        worlds.check(benchmark)
+        path = output / f"{benchmark.name}.png"
+        _sheet(benchmark, worlds, count).save(path)
+        paths.append(path)
+    return paths
+
+
+def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
+    palette = benchmark.labels.palette
+    rows = []
+    for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
+        for domain in domains:
+            images, labels = _samples(worlds.val(domain), count)
+            rows.append((f"{domain.name} ({role})", images))
+            rows.append(("labels", [colourise(label, palette) for label in labels]))
+    rows.append((f"{benchmark.proxy.name} (no labels)", _samples(worlds.proxy(benchmark.proxy), count)[0]))
+    world = worlds.world_of(benchmark)
+    return contact_sheet(
+        rows,
+        [""] * count,
+        legend=list(zip(benchmark.labels.classes, palette, strict=True)),
+        title=f"{benchmark.name}: {benchmark.title}, {world if world == 'real' else f'built-in world {world}'}",
+    )
+
+
+def _samples(samples: DomainSet, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Samples spread over the set, so that neighbouring video frames do not fill the sheet."""
+    chosen = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(min(count, len(samples)))]
+    pairs = [samples.read(index) for index in chosen]
+    return [image.permute(1, 2, 0).numpy() for image, _ in pairs], [label.numpy() for _, label in pairs]

@@ -1,0 +1,143 @@
+"""The table of domains and draw(), the one door into the built-in world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.data.synthetic.aerial import Town, aerial
+from kdbench.data.synthetic.canvas import Dice, Layout
+from kdbench.data.synthetic.looks import BOXES
+from kdbench.data.synthetic.objects import SUBJECTS, subject
+from kdbench.data.synthetic.render import render
+from kdbench.data.synthetic.street import Mood, street
+from kdbench.data.synthetic.styles import TILE_H, TILE_W, Ranges, sample
+from kdbench.data.synthetic.things import AERIAL_CLASSES, COARSE_OF, IGNORE, LABEL_OF, STREET_CLASSES
+from kdbench.errors import KdbenchError, unknown
+
+WORLD: Final = "synthetic-v0"
+SPLITS: Final = ("train", "val")
+CATEGORIES: Final[tuple[str, ...]] = (*SUBJECTS, "street scene", "aerial scene")
+OBJECTS: Final = len(CATEGORIES)
+SMALLEST: Final = 16
+
+Kind = Literal["street", "aerial", "collection"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One sample of a domain."""
+
+    image: NDArray[np.uint8]  # (H, W, 3)
+    label: NDArray[np.uint8]  # (H, W), class of the domain's label space, 255 = ignore; collections: all 255
+    coarse: NDArray[np.uint8]  # (H, W), index into COARSE
+    depth: NDArray[np.uint8]  # (H, W), 0 = far .. 255 = near; from above: height over ground
+    object: int  # collections: index into CATEGORIES; -1 for the benchmark domains
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """A domain: whose layouts it shows and which boxes of styles, each with its weight."""
+
+    name: str
+    kind: Kind
+    family: str  # domains of one family show the same ground in each split
+    styles: tuple[tuple[float, Ranges], ...]
+    geometry: Mood | Town | None = None
+
+    @property
+    def classes(self) -> int:
+        """Size of the label space; 0 where there are no labels."""
+        return {"street": STREET_CLASSES, "aerial": AERIAL_CLASSES, "collection": 0}[self.kind]
+
+
+_MOODS: Final[Mapping[str, Mood]] = {
+    "gtav": Mood(lanes=(4.0, 6.5), setback=(2.0, 4.5), built=0.55, verge=0.35, traffic=0.45, people=0.5, bonnet=0.15),
+    "cityscapes": Mood(
+        horizon=(0.4, 0.46), lanes=(3.2, 4.8), built=0.68, houses=0.2, trees=0.6, parked=0.5, people=0.6, bonnet=0.8
+    ),
+    "bdd100k": Mood(
+        focal=(1.1, 1.6), horizon=(0.44, 0.54), lanes=(4.2, 7.0), built=0.5, traffic=0.7, people=0.4, bonnet=0.5
+    ),
+    "mapillary": Mood(
+        focal=(0.85, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.05, lanes=(2.8, 6.5), built=0.5, houses=0.5,
+        bonnet=0.15, junction=0.5,
+    ),
+    "acdc": Mood(lanes=(3.2, 4.8), built=0.5, houses=0.5, verge=0.5, trees=0.6, traffic=0.45, people=0.45, bonnet=0.25),
+    "collection": Mood(
+        focal=(0.9, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.06, lanes=(2.8, 7.0), built=0.5, houses=0.5
+    ),
+}  # fmt: skip
+_POTSDAM: Final = Town()
+_VAIHINGEN: Final = Town(
+    extent=(48, 60), lot=(15, 20), footprint=(0.42, 0.66), roof="tiles", flat=0.12, trees=3.2, yards=0.22
+)
+_ANYWHERE: Final = Town(extent=(34, 70), roof="roof", flat=0.4, trees=2.6)
+
+
+def _table() -> Mapping[str, DomainSpec]:
+    rows = [DomainSpec(name, "street", name, BOXES[name], _MOODS[name]) for name in ("gtav", "cityscapes", "bdd100k", "mapillary")]
+    for weather in ("night", "snow", "fog", "rain"):
+        rows.append(DomainSpec(f"acdc-{weather}", "street", f"acdc-{weather}", BOXES[f"acdc-{weather}"], _MOODS["acdc"]))
+    for name, town in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
+        rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], town))
+    rows += [DomainSpec(name, "collection", name, BOXES[name]) for name in ("proxy", "web")]
+    return MappingProxyType({row.name: row for row in rows})
+
+
+DOMAINS: Final[Mapping[str, DomainSpec]] = _table()
+
+
+def _lay_out(spec: DomainSpec, split: str, index: int, height: int, width: int) -> Layout:
+    dice = Dice(WORLD, "layout", spec.family, split, index)
+    if isinstance(spec.geometry, Mood):
+        return street(dice, spec.geometry, index, height, width)
+    if isinstance(spec.geometry, Town):
+        return aerial(dice, spec.geometry, index, height, width)
+    category = dice.i(OBJECTS)
+    if category < len(SUBJECTS):
+        return subject(dice, category, height, width)
+    if category == len(SUBJECTS):
+        return street(dice, _MOODS["collection"], dice.i(16), height, width)
+    return aerial(dice, dice.pick((_ANYWHERE, _POTSDAM, _VAIHINGEN)), dice.i(4), height, width)
+
+
+def _style_box(spec: DomainSpec, dice: Dice) -> Ranges:
+    roll = dice.u(0, sum(weight for weight, _ in spec.styles))
+    for weight, box in spec.styles:
+        roll -= weight
+        if roll < 0:
+            return box
+    return spec.styles[-1][1]
+
+
+def _check(domain: str, split: str, index: int, size: tuple[int, int]) -> DomainSpec:
+    if domain not in DOMAINS:
+        raise unknown("domain of the built-in world", domain, DOMAINS)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if index < 0:
+        raise KdbenchError(f"a scene's index is 0 or more, not {index}")
+    if not (SMALLEST <= size[0] <= TILE_H and SMALLEST <= size[1] <= TILE_W):
+        raise KdbenchError(
+            f"the built-in world draws from {SMALLEST} x {SMALLEST} to {TILE_H} x {TILE_W} (height x width), not {size[0]} x {size[1]}"
+        )
+    return DOMAINS[domain]
+
+
+def draw(domain: str, split: str, index: int, size: tuple[int, int]) -> Scene:
+    """The scene of that index at size (H, W); a pure function of its arguments and WORLD."""
+    spec = _check(domain, split, index, size)
+    layout = _lay_out(spec, split, index, *size)
+    dice = Dice(WORLD, "style", domain, split, index)
+    image = render(layout, sample(_style_box(spec, dice), dice), dice)
+    label = LABEL_OF[layout.thing] if spec.classes else np.full(size, IGNORE, np.uint8)
+    category = -1
+    if not spec.classes:
+        category = layout.object if layout.object >= 0 else len(SUBJECTS) + (layout.horizon is None)
+    return Scene(np.ascontiguousarray(image), label, COARSE_OF[layout.thing], layout.depth, category)

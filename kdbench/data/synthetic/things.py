@@ -1,0 +1,183 @@
+"""Vocabulary of the synthetic world: what a pixel is (thing) and what it is made of (look)."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE: Final = 255
+
+COARSE: Final[tuple[str, ...]] = (
+    "ground",
+    "structure",
+    "thin structure",
+    "plant",
+    "sky or background",
+    "vehicle",
+    "living being",
+    "other",
+)
+GROUND, STRUCTURE, THIN, PLANT, BACKDROP, VEHICLE, LIVING, OTHER = range(8)
+
+# Things 0..18 are the street classes, VOID is street clutter without a class, 20..25 the aerial classes,
+# 26..33 stand for the coarse groups themselves (parts of the collections' objects).
+ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN = range(10)
+SKY, PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE, VOID = range(10, 20)
+SEALED, HOUSE, LAWN, TREE, AUTO, CLUTTER = range(20, 26)
+PART: Final = 26  # PART + coarse index
+THINGS: Final = PART + len(COARSE)
+
+STREET_CLASSES: Final = 19
+AERIAL_CLASSES: Final = 6
+
+_STREET_COARSE = (
+    GROUND, GROUND, STRUCTURE, STRUCTURE, THIN, THIN, THIN, THIN, PLANT, GROUND,
+    BACKDROP, LIVING, LIVING, VEHICLE, VEHICLE, VEHICLE, VEHICLE, VEHICLE, VEHICLE, OTHER,
+)  # fmt: skip
+_AERIAL_COARSE = (GROUND, STRUCTURE, GROUND, PLANT, VEHICLE, OTHER)
+
+LABEL_OF: Final[NDArray[np.uint8]] = np.full(256, IGNORE, np.uint8)
+LABEL_OF[:STREET_CLASSES] = np.arange(STREET_CLASSES)
+LABEL_OF[SEALED : SEALED + AERIAL_CLASSES] = np.arange(AERIAL_CLASSES)
+
+COARSE_OF: Final[NDArray[np.uint8]] = np.full(256, IGNORE, np.uint8)
+COARSE_OF[:THINGS] = np.array(_STREET_COARSE + _AERIAL_COARSE + tuple(range(len(COARSE))), np.uint8)
+
+# Things that lie on the ground: shadows fall on them, and their depth follows the row in a perspective view.
+FLAT: Final[NDArray[np.float32]] = np.zeros(256, np.float32)
+FLAT[[ROAD, SIDEWALK, TERRAIN, SEALED, LAWN, CLUTTER, PART + GROUND]] = 1.0
+FLAT[AUTO] = 0.7
+
+Colour = tuple[int, int, int]
+
+# Sixteen colours each: objects of one look differ from each other by their variant.
+_SPREADS: Final[dict[str, tuple[Colour, ...]]] = {
+    "paint": (
+        (225, 225, 225), (185, 188, 192), (40, 42, 46), (110, 114, 120), (168, 30, 32), (28, 60, 130), (210, 212, 215),
+        (60, 64, 70), (24, 30, 60), (120, 20, 30), (150, 155, 160), (36, 90, 70), (200, 190, 160), (90, 130, 180),
+        (214, 120, 30), (235, 200, 50),
+    ),
+    "facade": (
+        (196, 180, 150), (168, 110, 86), (150, 148, 144), (214, 202, 176), (182, 150, 120), (130, 120, 112),
+        (205, 190, 170), (160, 92, 74), (188, 186, 182), (170, 160, 130), (220, 214, 200), (140, 104, 90),
+        (198, 160, 110), (120, 126, 134), (176, 140, 128), (206, 176, 140),
+    ),
+    "roof": (
+        (150, 78, 60), (120, 70, 58), (96, 94, 96), (132, 128, 124), (168, 92, 66), (84, 72, 68), (176, 172, 166),
+        (110, 104, 100), (140, 84, 62), (74, 76, 82), (158, 110, 86), (190, 186, 178), (128, 62, 50), (102, 86, 74),
+        (146, 140, 132), (116, 116, 122),
+    ),
+    "tiles": (
+        (176, 84, 58), (164, 74, 54), (186, 98, 70), (150, 66, 50), (170, 90, 66), (158, 80, 60), (190, 104, 78),
+        (142, 70, 56), (180, 90, 60), (168, 82, 62), (154, 72, 52), (184, 110, 84), (130, 92, 80), (172, 78, 52),
+        (160, 86, 66), (120, 84, 74),
+    ),
+    "cloth": (
+        (40, 46, 70), (170, 40, 44), (60, 60, 64), (220, 216, 208), (36, 80, 140), (90, 70, 50), (30, 30, 34),
+        (200, 160, 40), (70, 110, 80), (150, 90, 130), (110, 110, 116), (190, 90, 50), (50, 60, 90), (140, 130, 110),
+        (80, 30, 40), (210, 120, 130),
+    ),
+    "transit": (
+        (190, 34, 36), (214, 178, 40), (40, 84, 150), (226, 224, 216), (50, 120, 80), (196, 90, 34), (170, 28, 40),
+        (220, 190, 60), (60, 100, 170), (210, 210, 205), (40, 100, 70), (150, 40, 50), (180, 140, 40), (90, 96, 104),
+        (130, 60, 110), (230, 130, 40),
+    ),
+    "any": (
+        (200, 50, 50), (50, 110, 200), (60, 160, 80), (230, 200, 60), (150, 80, 170), (240, 240, 235), (40, 40, 46),
+        (230, 130, 40), (120, 190, 200), (170, 120, 80), (240, 150, 170), (90, 90, 100), (130, 30, 50), (30, 60, 90),
+        (190, 210, 120), (110, 70, 50),
+    ),
+}  # fmt: skip
+
+
+class Look(NamedTuple):
+    """A material: mean colour (or a spread of them) and how it answers to light and weather."""
+
+    colour: Colour
+    spread: str = ""  # key of the sixteen colours; empty: the one colour
+    grain: float = 0.05  # amplitude of fine texture
+    blotch: float = 0.05  # amplitude of coarse texture
+    nir: float = 0.35  # reflectance in the near infrared
+    snow: float = 0.0  # how much snow stays on it
+    glow: float = 0.0  # light of its own, seen at night
+    lit: float = 1.0  # share of its variants that glow
+
+
+_LOOKS: Final[dict[str, Look]] = {
+    "void": Look((40, 42, 44), grain=0.03),
+    "sky": Look((150, 185, 225), grain=0.0, blotch=0.0),
+    "asphalt": Look((92, 92, 96), grain=0.08, blotch=0.08, nir=0.33, snow=0.62),
+    "marking": Look((205, 205, 198), grain=0.05, nir=0.62, snow=0.6),
+    "paving": Look((152, 142, 136), grain=0.13, blotch=0.05, nir=0.42, snow=0.85),
+    "kerb": Look((176, 172, 166), nir=0.45, snow=0.7),
+    "facade": Look((0, 0, 0), "facade", grain=0.07, blotch=0.06, snow=0.06),
+    "window": Look((64, 76, 92), grain=0.12, blotch=0.2, nir=0.15, glow=0.75, lit=0.3),
+    "shop": Look((96, 84, 80), "any", grain=0.25, glow=0.55, lit=0.7),
+    "roof": Look((0, 0, 0), "roof", grain=0.1, blotch=0.06, nir=0.33, snow=1.0),
+    "tiles": Look((0, 0, 0), "tiles", grain=0.13, blotch=0.06, nir=0.4, snow=1.0),
+    "wall": Look((150, 128, 116), grain=0.16, blotch=0.12, snow=0.15),
+    "fence": Look((132, 112, 92), grain=0.2, snow=0.1),
+    "rail": Look((206, 204, 198), grain=0.05),
+    "pole": Look((112, 114, 116), grain=0.04),
+    "lamp": Look((230, 226, 210), grain=0.0, glow=2.4),
+    "tl-body": Look((36, 40, 36), grain=0.02),
+    "tl-red": Look((235, 50, 40), grain=0.0, glow=1.6),
+    "tl-amber": Look((250, 190, 40), grain=0.0, glow=1.6),
+    "tl-green": Look((60, 225, 130), grain=0.0, glow=1.6),
+    "sign-red": Look((206, 36, 40), grain=0.02, glow=0.15),
+    "sign-blue": Look((30, 80, 180), grain=0.02, glow=0.15),
+    "sign-white": Look((238, 238, 234), grain=0.02, glow=0.15),
+    "sign-yellow": Look((244, 204, 40), grain=0.02, glow=0.15),
+    "leaf": Look((72, 106, 48), grain=0.3, blotch=0.2, nir=0.82, snow=0.3),
+    "needle": Look((44, 78, 50), grain=0.26, blotch=0.15, nir=0.7, snow=0.4),
+    "trunk": Look((84, 66, 50), grain=0.15, nir=0.4),
+    "grass": Look((122, 140, 66), grain=0.12, blotch=0.16, nir=0.72, snow=1.0),
+    "soil": Look((150, 124, 90), grain=0.14, blotch=0.14, nir=0.46, snow=0.9),
+    "skin": Look((206, 160, 130), grain=0.03, nir=0.5),
+    "hair": Look((60, 44, 34), grain=0.05),
+    "cloth": Look((0, 0, 0), "cloth", grain=0.07),
+    "helmet": Look((0, 0, 0), "any", grain=0.02),
+    "paint": Look((0, 0, 0), "paint", grain=0.02, blotch=0.03, nir=0.4, snow=0.2),
+    "glass": Look((46, 56, 66), grain=0.05, blotch=0.12, nir=0.12, glow=0.1, lit=0.5),
+    "tyre": Look((28, 28, 30), grain=0.05),
+    "tail": Look((200, 30, 30), grain=0.0, glow=1.5),
+    "head": Look((240, 236, 220), grain=0.0, glow=2.6),
+    "transit": Look((0, 0, 0), "transit", grain=0.02, snow=0.15),
+    "cargo": Look((214, 212, 206), "paint", grain=0.03, snow=0.15),
+    "metal": Look((150, 152, 156), grain=0.05, nir=0.4),
+    "frame": Look((0, 0, 0), "any", grain=0.02),
+    "bin": Look((70, 84, 74), grain=0.06, nir=0.3, snow=0.2),
+    "rubble": Look((158, 146, 128), grain=0.4, blotch=0.2, nir=0.4, snow=0.7),
+    "water": Look((58, 92, 110), grain=0.05, blotch=0.08, nir=0.04),
+    "panel": Look((38, 48, 82), grain=0.03, nir=0.12, snow=0.7),
+    "plain": Look((0, 0, 0), "any", grain=0.06, blotch=0.06, nir=0.45),
+    "fur": Look((150, 112, 72), "", grain=0.25, blotch=0.15, nir=0.5),
+}
+
+LOOK: Final[dict[str, int]] = {name: index for index, name in enumerate(_LOOKS)}
+LOOKS: Final = len(_LOOKS)
+
+
+def _base() -> NDArray[np.float32]:
+    """Colours before any style: (LOOKS, 16, 3), 0..1."""
+    table = np.empty((LOOKS, 16, 3), np.float32)
+    for row, look in zip(table, _LOOKS.values(), strict=True):
+        row[:] = _SPREADS[look.spread] if look.spread else look.colour
+        if not look.spread:
+            row *= np.linspace(0.93, 1.07, 16, dtype=np.float32)[:, None]
+    return table / 255.0
+
+
+def _column(field: str) -> NDArray[np.float32]:
+    return np.array([getattr(look, field) for look in _LOOKS.values()], np.float32)
+
+
+BASE: Final = _base()
+GRAIN: Final = _column("grain")
+BLOTCH: Final = _column("blotch")
+NIR: Final = _column("nir")
+SNOW: Final = _column("snow")
+# (LOOKS, 16): which variants of a look are switched on at night.
+GLOW: Final = _column("glow")[:, None] * (np.arange(16)[None] < 16 * _column("lit")[:, None])

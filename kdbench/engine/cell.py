@@ -1,0 +1,194 @@
+"""One cell as a plan: its networks, where every part's weights come from, and the key of every stage. Nothing is trained
+here, and no weights are read: a finished cell is recognised from its keys alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lightning.fabric import Fabric
+
+from kdbench.benchmark import Benchmark
+from kdbench.data.domainset import DomainSet
+from kdbench.data.worlds import Worlds
+from kdbench.engine.keys import environment, harness_code, loss_code, weights_digest
+from kdbench.engine.parts import Networks, Origin, check_stages
+from kdbench.engine.pretrain import Pretraining
+from kdbench.engine.progress import Progress
+from kdbench.engine.store import StageFolder, Store
+from kdbench.identity import digest
+from kdbench.method import FIT_TEACHER, Knobs, Method, Stage
+from kdbench.models.backbones import build_stand_in
+from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.zoo import Role
+from kdbench.plugins import MethodPlugin
+from kdbench.protocol import Protocol, Recipe
+from kdbench.types import TEACHER, PairSpec, Part, Phase
+
+DECODERS = frozenset({Part.TEACHER_DECODER, Part.STUDENT_DECODER})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: what stands in one row of one board. student and method are None for the teacher's own row."""
+
+    protocol: Protocol
+    benchmark: Benchmark
+    teacher: Role
+    student: Role | None
+    method: MethodPlugin | None
+    knobs: Knobs
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As progress shows it."""
+        if self.method is None:
+            return f"{self.benchmark.name} · teacher {self.teacher.name}"
+        label = f"{self.method.name}[{self.variant}]" if self.variant else self.method.name
+        return f"{self.benchmark.name} · {label}"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all cells of a run share."""
+
+    protocol: Protocol
+    worlds: Worlds
+    store: Store
+    fabric: Fabric
+    progress: Progress
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """How this protocol's stand-ins come by their weights."""
+        return Pretraining(self.protocol, self.worlds, self.store, self.fabric, self.progress)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with everything that it reads: data, recipe, and the weights that its parts start from."""
+
+    stage: Stage
+    key: str
+    inputs: Mapping[str, Origin]
+    sets: tuple[DomainSet, ...]
+    recipe: Recipe
+    steps: int
+    keep: tuple[float, ...]
+    folder: StageFolder
+
+    def origin(self, part: str, point: int) -> Origin:
+        """A part that the stage trained, at one of its kept points."""
+        return Origin(f"{self.key}/{point}/{part}", lambda: self.folder.load_point(point, part))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cell ready to run. final: where every part's weights come from once all stages are done."""
+
+    cell: Cell
+    networks: Networks
+    stages: tuple[Planned, ...]
+    final: Mapping[str, Origin]
+
+    def at(self, point: int) -> dict[str, Origin]:
+        """The parts as they are when the last stage has reached a kept point."""
+        last = self.stages[-1]
+        return {**self.final, **{part: last.origin(part, point) for part in last.stage.trains}}
+
+
+def make_plan(lab: Lab, cell: Cell) -> Plan:
+    """Builds the networks and chains the stages' keys."""
+    networks = _build(lab, cell)
+    stages = networks.method.stages() if networks.method is not None else (FIT_TEACHER,)
+    if networks.method is not None:
+        check_stages(networks.method, stages, networks)
+    initial = _initial(lab, cell, networks)
+    origins, planned = dict(initial), []
+    for stage in stages:
+        origins |= {name: initial[name] for name in stage.reset}
+        origins |= {name: _as_built(networks, name) for name in stage.scratch}
+        step = _plan_stage(lab, cell, networks, stage, origins)
+        planned.append(step)
+        origins |= {part: step.origin(part, len(step.keep) - 1) for part in stage.trains}
+    return Plan(cell, networks, tuple(planned), origins)
+
+
+def stage_sets(lab: Lab, benchmark: Benchmark, phase: Phase) -> tuple[DomainSet, ...]:
+    """A phase's data. A target is never among it."""
+    if phase == Phase.PROXY:
+        return (lab.worlds.proxy(benchmark.proxy),)
+    return tuple(lab.worlds.train(domain) for domain in benchmark.sources)
+
+
+def _build(lab: Lab, cell: Cell) -> Networks:
+    classes = len(cell.benchmark.labels)
+
+    def segmentor(role: Role, encoder: Part, decoder: Part) -> Segmentor:
+        body = seeded(lambda: build_stand_in(role, lab.protocol.image_size), cell.seed, encoder, role.name)
+        head = seeded(lambda: build_decoder(lab.protocol.decoder, body.spec, classes), cell.seed, decoder)
+        return Segmentor(body, head)
+
+    teacher = segmentor(cell.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER)
+    if cell.student is None or cell.method is None:
+        return Networks(teacher)
+    student = segmentor(cell.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER)
+    make, pair = cell.method.method, PairSpec(teacher.spec, student.spec, classes)
+    method: Method = seeded(lambda: make(cell.knobs, pair), cell.seed, "method")
+    return Networks(teacher, student, method)
+
+
+def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
+    pretrained = {Part.TEACHER_ENCODER: cell.teacher, Part.STUDENT_ENCODER: cell.student}
+    found: dict[str, Origin] = {}
+    for name in networks.modules():
+        role = pretrained.get(Part(name)) if name in set(Part) else None
+        found[name] = lab.pretraining.origin(role) if role is not None else _as_built(networks, name)
+    return found
+
+
+def _as_built(networks: Networks, name: str) -> Origin:
+    """A part's seeded random weights, known by their content: whatever draws the same weights shares its stages."""
+    module = networks.modules()[name]
+    state = copy.deepcopy(module.state_dict())
+    return Origin(weights_digest(module), lambda: state)
+
+
+def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins: Mapping[str, Origin]) -> Planned:
+    bound = networks.method is not None and getattr(stage.loss, "__self__", None) is networks.method
+    own = {name for name, _ in networks.method.named_children()} if networks.method is not None and bound else set()
+    parts = stage.parts | own | stage.own_modules
+    inputs = {name: origins[name] for name in sorted(parts) if name in origins}
+    recipe = lab.protocol.recipes[stage.phase]
+    steps = max(1, round(recipe.steps * stage.budget))
+    sets = stage_sets(lab, cell.benchmark, stage.phase)
+    keep = lab.protocol.keep if stage.phase.labelled else (1.0,)
+    key = digest({
+        "seed": cell.seed,
+        "phase": stage.phase,
+        "trains": sorted(stage.trains),
+        "inputs": {name: origin.key for name, origin in inputs.items()},
+        "loss": [stage.loss.__qualname__, loss_code(stage)],
+        "knobs": cell.knobs.model_dump(mode="json") if bound else None,
+        "recipe": recipe.model_dump(mode="json"),
+        "steps": steps,
+        "keep": keep,
+        "data": [[samples.domain, samples.identity] for samples in sets],
+        "classes": len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
+        "harness": harness_code(),
+        "environment": environment(lab.fabric.device, lab.protocol.precision),
+    })  # fmt: skip
+    return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
+
+
+def deployed_parts(plan: Plan) -> frozenset[str]:
+    """The parts that the evaluated segmentor may read."""
+    if plan.networks.method is None:
+        return frozenset(TEACHER)
+    if type(plan.networks.method).deploy is Method.deploy:
+        return frozenset({Part.STUDENT_ENCODER, Part.STUDENT_DECODER})
+    return frozenset(plan.networks.modules())
+

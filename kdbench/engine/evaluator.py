@@ -1,0 +1,107 @@
+"""Per-image confusion counts of a segmentor on a domain: sliding windows, batched; nothing is averaged here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.data.domainset import DomainSet
+from kdbench.errors import KdbenchError
+from kdbench.protocol import Evaluation
+from kdbench.types import IGNORE
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along one side; the last is moved back so that it ends with the image."""
+    steps = max(0, -(-(length - window) // stride))
+    return [min(step * stride, max(0, length - window)) for step in range(steps + 1)]
+
+
+def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation) -> Tensor:
+    """Logits (B, K, H, W) of images (B, 3, H, W), averaged where windows overlap (as mmseg's slide inference)."""
+    height, width = (min(w, s) for w, s in zip(evaluation.window, image.shape[-2:], strict=True))
+    corners = [
+        (y, x)
+        for y in starts(image.shape[-2], height, evaluation.stride[0])
+        for x in starts(image.shape[-1], width, evaluation.stride[1])
+    ]
+    if len(corners) == 1:
+        return _resized(model(image).logits, (height, width))
+    windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in corners])
+    logits = torch.cat([_resized(model(part).logits, (height, width)) for part in windows.split(evaluation.batch)])
+    total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
+    count = logits.new_zeros(image.shape[-2:])
+    for (y, x), scores in zip(corners, logits.split(len(image)), strict=True):
+        total[..., y : y + height, x : x + width] += scores
+        count[y : y + height, x : x + width] += 1
+    return total / count
+
+
+def predict(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation, size: tuple[int, int]) -> Tensor:
+    """Classes (B, h, w) at the label's size (h, w), from images (B, 3, H, W) in [0, 1]."""
+    return _resized(class_scores(model, image, evaluation), size).argmax(1)
+
+
+def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Counts (B, K, K) int64 of each image, rows ground truth, columns prediction; 255 in the label is left out."""
+    image = torch.arange(len(label), device=label.device).view(-1, 1, 1)
+    cell = (image * classes + label) * classes + prediction
+    counts = torch.bincount(cell[label != IGNORE], minlength=len(label) * classes**2)
+    return counts.view(len(label), classes, classes)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    samples: DomainSet,
+    classes: int,
+    evaluation: Evaluation,
+    device: torch.device,
+) -> np.ndarray:
+    """Counts (N, K, K) int64, one matrix an image, in the set's order."""
+    model.eval()
+    counts: list[Tensor] = []
+    for image, label in _batches(samples, evaluation.batch):
+        _check_labels(label, classes, samples.domain)
+        label = label.to(device).long()
+        prediction = predict(model, image.to(device).float().div_(255), evaluation, (label.shape[-2], label.shape[-1]))
+        counts.append(confusion(prediction, label, classes))
+    return torch.cat(counts).cpu().numpy()
+
+
+def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def _batches(samples: DomainSet, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Neighbours of one size, at most so many at a time."""
+    held: list[tuple[Tensor, Tensor]] = []
+    for index in range(len(samples)):
+        image, label = samples.read(index)
+        if held and (len(held) == most or held[0][0].shape != image.shape or held[0][1].shape != label.shape):
+            yield _stack(held)
+            held = []
+        held.append((image, label))
+    if held:
+        yield _stack(held)
+
+
+def _stack(held: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*held, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def _check_labels(label: Tensor, classes: int, domain: str) -> None:
+    wrong = label[(label != IGNORE) & (label >= classes)]
+    if len(wrong):
+        raise KdbenchError(
+            f"domain '{domain}' has label {int(wrong.max())}, but the benchmark has {classes} classes (0 to {classes - 1} "
+            "and 255 for ignore). Check the data set's label conversion."
+        )

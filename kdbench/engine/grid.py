@@ -1,0 +1,149 @@
+"""Many cells over one store: what is asked for, the reference cells of each pair, and what is done already."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from kdbench.benchmark import Benchmark
+from kdbench.data.worlds import Worlds
+from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.progress import Progress
+from kdbench.engine.runner import CellRun, Outcome
+from kdbench.engine.store import Store, write_atomically
+from kdbench.errors import KdbenchError
+from kdbench.method import Knobs
+from kdbench.models.zoo import Pair, parse_pair
+from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
+from kdbench.protocol import find_protocol
+from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
+from kdbench.spec import RunSpec, assign_settings, make_knobs, variant
+
+
+@dataclass(frozen=True)
+class Done:
+    """A cell's record, and whether it was there before."""
+
+    cell: Cell
+    record: Record
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method with the knobs and the name of its variant."""
+
+    plugin: MethodPlugin
+    knobs: Knobs
+    variant: str
+
+
+def make_lab(spec: RunSpec, progress: Progress) -> Lab:
+    """The protocol, the worlds, the store and the device that all cells share."""
+    protocol = find_protocol(spec.protocol)
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
+    store = Store(spec.store, spec.fresh)
+    # Bit-identical reruns need kernels that add in a fixed order, where there are such.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fabric = Fabric(accelerator=spec.device, devices=1, precision=protocol.precision)
+    return Lab(protocol, Worlds(protocol, store.renders, spec.data_root), store, fabric, progress)
+
+
+def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
+    """Every cell of the request, reference cells first in each group; all names and values are checked here."""
+    methods = _chosen(spec)
+    pairs = [parse_pair(text) for text in spec.pairs]
+    benchmarks = [load_benchmark(name) for name in spec.benchmarks]
+    for benchmark in benchmarks:
+        lab.worlds.check(benchmark)
+    references = _references() if spec.references else []
+    cells: dict[Any, Cell] = {}
+    for benchmark in benchmarks:
+        for pair in pairs:
+            for seed in spec.seeds:
+                for cell in _group(lab, benchmark, pair, seed, references, methods, spec.references):
+                    cells.setdefault(_identity(cell), cell)
+    return list(cells.values())
+
+
+def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
+    """Runs the cells in order; a failed one leaves its record and the others go on."""
+    for cell in cells:
+        run = CellRun(lab, cell, spec.passed())
+        path = spec.results / record_path(run.resolved())
+        stored = None if spec.fresh else _stored(path, run)
+        if stored is not None:
+            yield Done(cell, stored, cached=True)
+            continue
+        outcome = run.run()
+        _write(path, outcome)
+        yield Done(cell, outcome.record, cached=False)
+
+
+def _chosen(spec: RunSpec) -> list[Chosen]:
+    plugins = [load_method(name) for name in spec.methods]
+    names = [plugin.name for plugin in plugins]
+    if len(set(names)) != len(names):
+        raise KdbenchError(f"a method is asked for twice: {', '.join(names)}.")
+    settings = assign_settings(spec.settings, names)
+    chosen = []
+    for plugin in plugins:
+        knobs = make_knobs(plugin, settings[plugin.name])
+        label = spec.label if settings[plugin.name] or len(plugins) == 1 else ""
+        chosen.append(Chosen(plugin, knobs, variant(knobs, label)))
+    return chosen
+
+
+def _references() -> list[Chosen]:
+    """Every undistilled method with its defaults; a broken plug-in is no reference."""
+    plugins, _ = load_all(method_names(), load_method)
+    return [Chosen(p, make_knobs(p, {}), "") for p in plugins.values() if p.method.role == "undistilled"]
+
+
+def _group(
+    lab: Lab, benchmark: Benchmark, pair: Pair, seed: int, references: list[Chosen], methods: list[Chosen], teacher: bool
+) -> Iterator[Cell]:
+    if teacher:
+        yield Cell(lab.protocol, benchmark, pair.teacher, None, None, Knobs(), "", seed)
+    for chosen in (*references, *methods):
+        yield Cell(
+            lab.protocol, benchmark, pair.teacher, pair.student, chosen.plugin, chosen.knobs, chosen.variant, seed
+        )
+
+
+def _identity(cell: Cell) -> tuple[Any, ...]:
+    return (
+        cell.benchmark.name,
+        cell.teacher.name,
+        cell.student.name if cell.student else None,
+        cell.method.name if cell.method else None,
+        cell.variant,
+        cell.seed,
+    )
+
+
+def _stored(path: Path, run: CellRun) -> Record | None:
+    """The cell's record, if it is there, done and made from exactly this."""
+    if not path.is_file():
+        return None
+    try:
+        record, key = read_record(path), run.prepare()
+    except Exception:  # whatever is wrong comes up again, with its message, when the cell runs
+        return None
+    return record if record.status == "done" and record.spec.resolved.key == key else None
+
+
+def _write(path: Path, outcome: Outcome) -> None:
+    if outcome.per_image:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **outcome.per_image)  # type: ignore[arg-type]
+        write_atomically(path.with_name(path.stem + SIDE_FILE), buffer.getvalue())
+    write_atomically(path, outcome.record.to_json().encode())

@@ -1,0 +1,134 @@
+"""What trains and what does not: the parts of a cell by name, where their weights come from, and how a loss sees them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import KdbenchError
+from kdbench.method import Method, Stage
+from kdbench.models.segmentor import Segmentor
+from kdbench.types import Features, FeatureSpec, Part, SegOutput
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part's weights come from: a content key, and how to read them once somebody needs them."""
+
+    key: str
+    state: Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass
+class Networks:
+    """A cell's networks. student and method are None in a teacher's own cell."""
+
+    teacher: Segmentor
+    student: Segmentor | None = None
+    method: Method | None = None
+    _held: dict[str, str] = field(default_factory=dict)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every part and every module of the method, by the name that stages use."""
+        found: dict[str, nn.Module] = {
+            Part.TEACHER_ENCODER: self.teacher.encoder,
+            Part.TEACHER_DECODER: self.teacher.decoder,
+        }
+        if self.student is not None:
+            found |= {Part.STUDENT_ENCODER: self.student.encoder, Part.STUDENT_DECODER: self.student.decoder}
+        if self.method is not None:
+            found |= dict(self.method.named_children())
+        return found
+
+    def load(self, origins: Mapping[str, Origin]) -> None:
+        """Puts weights in place, reading only what is not there already."""
+        modules = self.modules()
+        for name, origin in origins.items():
+            if self._held.get(name) != origin.key:
+                modules[name].load_state_dict(dict(origin.state()), strict=True)
+                self._held[name] = origin.key
+
+    def forget(self, names: frozenset[str]) -> None:
+        """After training: what these parts hold is no longer what was loaded."""
+        for name in names:
+            self._held.pop(name, None)
+
+    def freeze_all_but(self, trains: frozenset[str]) -> dict[str, nn.Module]:
+        """Gradients and training mode for what trains; all else frozen and in eval mode. Returns what trains."""
+        modules = self.modules()
+        for name, module in modules.items():
+            module.requires_grad_(name in trains)
+            module.train(name in trains)
+        return {name: modules[name] for name in sorted(trains)}
+
+
+def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) -> None:
+    """Raises where a method's stages cannot be run, before anything is trained."""
+    direct = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
+    who = type(method).__name__
+    if direct:
+        raise KdbenchError(f"{who} holds {', '.join(direct)} directly. Put parameters and buffers into a sub-module.")
+    if len({stage.name for stage in stages}) != len(stages) or not stages:
+        raise KdbenchError(f"{who}: a method needs stages with distinct names, got {[stage.name for stage in stages]}.")
+    known = networks.modules()
+    for stage in stages:
+        wrong = sorted((stage.trains | stage.reset | stage.scratch) - set(known))
+        if wrong or not stage.trains:
+            raise KdbenchError(
+                f"{who}, stage '{stage.name}': {'unknown parts ' + ', '.join(wrong) if wrong else 'nothing trains'}. "
+                f"Known: {', '.join(known)}."
+            )
+
+
+class View:
+    """A segmentor as one stage's loss sees it: only the parts in play, frozen encoders without a graph, passes counted."""
+
+    def __init__(self, segmentor: Segmentor | None, stage: Stage, encoder: Part, decoder: Part) -> None:
+        self._segmentor = segmentor
+        self._stage = stage
+        self._encoder, self._decoder = encoder, decoder
+        self.images = 0
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The shape of the encoder's features."""
+        return self._network(self._encoder).spec
+
+    def encode(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
+        """As Segmentor.encode. A frozen encoder runs under no_grad: inference tensors would break attention on them."""
+        network = self._network(self._encoder)
+        self.images += len(image)
+        with contextlib.nullcontext() if self._encoder in self._stage.trains else torch.no_grad():
+            return network.encode(image, mask, blocks)
+
+    def decode(self, features: Features) -> SegOutput:
+        """As Segmentor.decode."""
+        return self._network(self._decoder).decode(features)
+
+    def __call__(self, image: Tensor) -> SegOutput:
+        """Encode, then decode."""
+        return self.decode(self.encode(image))
+
+    def task_loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
+        """As Segmentor.task_loss."""
+        return self._network(self._decoder).task_loss(output, label)
+
+    def _network(self, part: Part) -> Segmentor:
+        if self._segmentor is None or part not in self._stage.parts:
+            raise KdbenchError(
+                f"stage '{self._stage.name}' reads the {part}, which is not among its parts "
+                f"({', '.join(sorted(self._stage.parts))}). Add it to the stage's `uses`."
+            )
+        return self._segmentor
+
+
+def views(networks: Networks, stage: Stage) -> tuple[View, View]:
+    """The student's and the teacher's view for a stage."""
+    return (
+        View(networks.student, stage, Part.STUDENT_ENCODER, Part.STUDENT_DECODER),
+        View(networks.teacher, stage, Part.TEACHER_ENCODER, Part.TEACHER_DECODER),
+    )

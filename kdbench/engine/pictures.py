@@ -1,0 +1,84 @@
+"""Predictions side by side: image, label, then every model of a benchmark and pair on the same validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdbench.benchmark import Domain
+from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.evaluator import predict
+from kdbench.engine.runner import CellRun
+from kdbench.report.pictures import colourise, contact_sheet
+from kdbench.spec import RunSpec
+
+IMAGES = 2
+"""Validation images of each target."""
+
+
+def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]:
+    """One PNG for each benchmark, pair and seed, beside the records."""
+    groups: dict[tuple[str, str, str, int], list[Cell]] = {}
+    for cell in cells:
+        if cell.student is not None:
+            groups.setdefault((cell.benchmark.name, cell.teacher.name, cell.student.name, cell.seed), []).append(cell)
+    for (benchmark, teacher, student, seed), members in groups.items():
+        alone = [c for c in cells if c.student is None and (c.benchmark.name, c.teacher.name, c.seed) == (benchmark, teacher, seed)]
+        folder = spec.results / lab.protocol.id / lab.worlds.world_of(members[0].benchmark) / benchmark
+        path = folder / f"{teacher}--{student}" / f"pictures-s{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sheet(lab, [*members, *alone], spec).save(path)
+        yield path
+
+
+def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec):  # type: ignore[no-untyped-def]
+    benchmark = cells[0].benchmark
+    palette = benchmark.labels.palette
+    rows, samples = [], {}
+    for domain in benchmark.targets:
+        chosen = _chosen(len(lab.worlds.val(domain)))
+        samples[domain.name] = [lab.worlds.val(domain).read(index) for index in chosen]
+    predictions = [_predictions(lab, cell, spec, samples) for cell in cells]
+    for domain in benchmark.targets:
+        for place, (image, label) in enumerate(samples[domain.name]):
+            tiles = [image.permute(1, 2, 0).numpy(), colourise(label.numpy(), palette)]
+            tiles += [colourise(found[domain.name][place], palette) for found in predictions]
+            rows.append((domain.name, tiles))
+    world = lab.worlds.world_of(benchmark)
+    titles = [_title(cell) for cell in cells]
+    return contact_sheet(
+        rows,
+        ["image", "label", *titles],
+        legend=list(zip(benchmark.labels.classes, palette, strict=True)),
+        title=f"{benchmark.name}: {benchmark.title}, world {world}, protocol {lab.protocol.id}",
+    )
+
+
+def _predictions(lab: Lab, cell: Cell, spec: RunSpec, samples: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]) -> dict[str, list[np.ndarray]]:
+    run = CellRun(lab, cell, spec.passed())
+    run.prepare()
+    model, device = run.deployed(), lab.fabric.device
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.no_grad():
+        for name, pairs in samples.items():
+            found[name] = []
+            for image, label in pairs:
+                scaled = image[None].to(device).float().div_(255)
+                size = (label.shape[-2], label.shape[-1])
+                classes = predict(model, scaled, lab.protocol.evaluation, size)[0]
+                found[name].append(classes.to(torch.uint8).cpu().numpy())
+    return found
+
+
+def _chosen(count: int) -> list[int]:
+    return [round((i + 0.5) * count / IMAGES) for i in range(min(IMAGES, count))]
+
+
+def _title(cell: Cell) -> str:
+    zoo = f"{cell.protocol.zoo}:" if cell.protocol.zoo == "mini" else ""
+    if cell.method is None:
+        return f"teacher {zoo}{cell.teacher.name}"
+    return f"{cell.method.name} {cell.variant}".strip()

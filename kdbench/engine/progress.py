@@ -1,0 +1,38 @@
+"""How the engine tells what it is doing; the command line decides how that looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """A listener for long work: begin, advance many times, end."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A piece of work with a known number of steps starts."""
+
+    def advance(self, done: int, losses: Mapping[str, float]) -> None:
+        """So many of its steps are done; the latest losses, where there are any."""
+
+    def end(self) -> None:
+        """The piece of work is over, done or not."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """Hears everything, shows nothing."""
+
+    def begin(self, what: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, losses: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""

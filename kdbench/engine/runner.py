@@ -1,0 +1,267 @@
+"""Runs one cell: its stages in order, what is stored skipped, then the evaluation; returns the record."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import resource
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdbench.benchmark import Domain
+from kdbench.data.domainset import DomainSet
+from kdbench.data.loading import training_batches
+from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
+from kdbench.engine.evaluator import evaluate
+from kdbench.engine.keys import environment, harness_code, loss_code
+from kdbench.engine.parts import views
+from kdbench.engine.revision import revision
+from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.errors import KdbenchError
+from kdbench.identity import digest
+from kdbench.method import Method
+from kdbench.models.zoo import Pair
+from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
+from kdbench.report.scores import hits
+
+
+@dataclass
+class Outcome:
+    """A cell's record with the per-image counts of its last point: domain -> (N, 3, K)."""
+
+    record: Record
+    per_image: dict[str, np.ndarray]
+
+
+class CellRun:
+    """One cell from its plan to its record."""
+
+    def __init__(self, lab: Lab, cell: Cell, passed: dict[str, Any]) -> None:
+        self._lab, self._cell, self._passed = lab, cell, passed
+        self._started = time.perf_counter()
+        self._began = datetime.datetime.now(datetime.UTC)
+        self._seconds: dict[str, float] = {}
+        self._cached: list[str] = []
+        self.plan: Plan | None = None
+        self._key = ""
+
+    def prepare(self) -> str:
+        """Plans the cell; returns its key, which changes with anything that its result depends on."""
+        self.plan = make_plan(self._lab, self._cell)
+        self._key = digest([
+            [step.key for step in self.plan.stages],
+            [samples.identity for samples in map(self._lab.worlds.val, self._cell.benchmark.evaluated())],
+            self._lab.protocol.id,
+            harness_code(),
+        ])  # fmt: skip
+        return self._key
+
+    def run(self) -> Outcome:
+        """Trains and evaluates; whatever goes wrong in the cell becomes a failed record."""
+        try:
+            if self.plan is None:
+                self.prepare()
+            assert self.plan is not None
+            stages = [self._run_stage(step) for step in self.plan.stages]
+            domains, per_image = self._evaluate_all()
+            result = Result(domains=domains, stages=stages, parameters=self._parameters())
+            return Outcome(self._record("done", result=result), per_image)
+        except OSError:
+            raise
+        except Exception as error:
+            return Outcome(self._record("failed", error=_describe(error)), {})
+
+    def deployed(self) -> nn.Module:
+        """The evaluated segmentor with the weights of the last point, every stage being done."""
+        assert self.plan is not None
+        for step in self.plan.stages:
+            self._run_stage(step)
+        return self._deploy(len(self.plan.stages[-1].keep) - 1)
+
+    def _run_stage(self, step: Planned) -> StageResult:
+        what = f"{self._cell.name} · {step.stage.name}"
+        with step.folder.locked(lambda: self._lab.progress.note(f"{what}: another run is at work on it; waiting")):
+            if self._lab.store.stale(step.key):
+                step.folder.clear()
+            if step.folder.done:
+                self._cached.append(step.stage.name)
+            else:
+                step.folder.finish(self._train(step, what))
+        summary = step.folder.summary()
+        self._seconds[step.stage.name] = round(summary["seconds"], 2)
+        return StageResult(
+            name=step.stage.name,
+            phase=step.stage.phase,
+            key=step.key,
+            steps=summary["steps"],
+            images=summary["images"],
+            student_passes=summary["passes"],
+            losses=summary["losses"],
+        )
+
+    def _train(self, step: Planned, what: str) -> dict[str, Any]:
+        assert self.plan is not None
+        networks, stage = self.plan.networks, step.stage
+        networks.load(step.inputs)
+        trained = networks.freeze_all_but(stage.trains)
+        networks.forget(stage.trains)
+        for module in networks.modules().values():
+            self._lab.fabric.to_device(module)
+        student, teacher = views(networks, stage)
+        size, seed = self._lab.protocol.image_size, self._cell.seed
+        job = Job(
+            what=what,
+            module=LossModule(trained, lambda batch: stage.loss(batch, student, teacher)),
+            recipe=step.recipe,
+            steps=step.steps,
+            batches=lambda start: training_batches(step.sets, step.recipe, step.steps, size, seed, stage.phase, start),
+            randomness=(seed, stage.phase),
+            keep=step.keep,
+            checkpoint_every=self._lab.protocol.checkpoint_every,
+            passes=lambda: student.images,
+        )
+        return train(self._lab.fabric, job, step.folder, self._lab.progress)
+
+    def _deploy(self, point: int) -> nn.Module:
+        assert self.plan is not None
+        networks = self.plan.networks
+        origins = self.plan.at(point)
+        networks.load({name: origins[name] for name in deployed_parts(self.plan)})
+        networks.freeze_all_but(frozenset())
+        if networks.method is None or networks.student is None:
+            model: nn.Module = networks.teacher
+        else:
+            model = networks.method.deploy(networks.student, networks.teacher)
+        return self._lab.fabric.to_device(model).eval()
+
+    def _evaluate_all(self) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
+        domains = list(self._cell.benchmark.evaluated())
+        results, per_image = [], {}
+        self._lab.progress.begin(f"{self._cell.name} · testing", len(domains))
+        try:
+            for done, domain in enumerate(domains, 1):
+                result, counts = self._evaluate(domain)
+                results.append(result)
+                per_image[domain.name] = counts
+                self._lab.progress.advance(done, {})
+        finally:
+            self._lab.progress.end()
+        return results, per_image
+
+    def _evaluate(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
+        assert self.plan is not None
+        samples = self._lab.worlds.val(domain)
+        points = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))]
+        last = points[-1]
+        result = DomainResult(
+            domain=domain.name,
+            role="target" if domain in self._cell.benchmark.targets else "source",
+            world=samples.world,
+            images=len(samples),
+            confusion=last.sum(0),
+            points=np.stack([hits(counts.sum(0)) for counts in points]),
+        )
+        return result, hits(last)
+
+    def _counts(self, domain: Domain, samples: DomainSet, point: int) -> np.ndarray:
+        assert self.plan is not None
+        lab, plan = self._lab, self.plan
+        classes = len(self._cell.benchmark.labels)
+        origins = plan.at(point)
+        key = digest([
+            {name: origins[name].key for name in sorted(deployed_parts(plan))}, self._deploy_code(), domain.name,
+            samples.identity, lab.protocol.evaluation.model_dump(), classes, harness_code(),
+            environment(lab.fabric.device, lab.protocol.precision),
+        ])  # fmt: skip
+        return lab.store.evaluation(
+            key, lambda: evaluate(self._deploy(point), samples, classes, lab.protocol.evaluation, lab.fabric.device)
+        )
+
+    def _deploy_code(self) -> Any:
+        assert self.plan is not None
+        method = self.plan.networks.method
+        if method is None or type(method).deploy is Method.deploy:
+            return None
+        return [loss_code(self.plan.stages[-1].stage), self._cell.knobs.model_dump(mode="json")]
+
+    def _parameters(self) -> dict[str, int]:
+        assert self.plan is not None
+        networks = self.plan.networks
+        model = self._deploy(len(self.plan.stages[-1].keep) - 1)
+        counts = {"deployed": model, "teacher": networks.teacher, "student": networks.student, "method": networks.method}
+        return {name: sum(p.numel() for p in m.parameters()) for name, m in counts.items() if m is not None}
+
+    def resolved(self) -> Resolved:
+        """What is run, in the words of a record."""
+        cell, lab = self._cell, self._lab
+        method = cell.method
+        remark = self.plan.networks.method.remark if self.plan and self.plan.networks.method is not None else ""
+        return Resolved(
+            protocol=lab.protocol.name,
+            protocol_id=lab.protocol.id,
+            decoder=lab.protocol.decoder,
+            world=lab.worlds.world_of(cell.benchmark),
+            benchmark=cell.benchmark.name,
+            title=cell.benchmark.title,
+            classes=list(cell.benchmark.labels.classes),
+            teacher=cell.teacher.name,
+            student=cell.student.name if cell.student else None,
+            zoo=lab.protocol.zoo,
+            family=Pair(cell.teacher, cell.student).family if cell.student else None,
+            method=method.name if method else "teacher",
+            role=method.method.role if method else "teacher",
+            knobs=cell.knobs.model_dump(mode="json"),
+            variant=cell.variant,
+            seed=cell.seed,
+            remark=remark,
+            key=self._key,
+        )
+
+    def _record(self, status: Any, result: Result | None = None, error: str | None = None) -> Record:
+        return Record(
+            status=status,
+            error=error,
+            spec=Spec(passed=self._passed, resolved=self.resolved()),
+            result=result,
+            run=RunInfo(
+                started=self._began.isoformat(timespec="seconds"),
+                seconds=round(time.perf_counter() - self._started, 2),
+                stage_seconds=self._seconds,
+                cached=self._cached,
+                peak_memory_mb=_peak_memory(self._lab.fabric.device),
+                host={"machine": platform.machine(), "processor": _processor(), "system": platform.system()},
+                versions={
+                    name: str(value)
+                    for name, value in environment(self._lab.fabric.device, self._lab.protocol.precision).items()
+                }
+                | {"python": platform.python_version()},
+                revision=revision(),
+            ),
+        )
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, KdbenchError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} (at {frame.filename.rpartition('/')[2]}, line {frame.lineno}, in {frame.name})"

@@ -1,0 +1,198 @@
+"""The one training loop, on Lightning Fabric. It knows parts, losses and a recipe, and nothing of distillation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from kdbench.engine.progress import Progress
+from kdbench.engine.store import StageFolder
+from kdbench.errors import KdbenchError
+from kdbench.identity import seed_from
+from kdbench.protocol import Recipe, lr_factor
+
+REPORT_EVERY = 10
+"""Steps between two looks at the losses: each look waits for the device."""
+CURVE_POINTS = 10
+
+
+class LossModule(nn.Module):
+    """What trains, with the loss as its forward: the one module that Fabric wraps and that processes synchronise.
+
+    Frozen networks are reached through the loss alone, so they are neither wrapped nor saved.
+    """
+
+    def __init__(self, trained: Mapping[str, nn.Module], loss: Callable[[Any], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.trained = nn.ModuleDict({name.replace(".", "/"): module for name, module in trained.items()})
+        self._loss = loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum to minimise, and its terms, detached."""
+        terms = self._loss(batch)
+        if not terms:
+            raise KdbenchError("a loss returned no terms; return a dict of named scalar tensors.")
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        return total, {name: term.detach().float() for name, term in terms.items()}
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """The trained parts' state dicts by part name."""
+        return {name.replace("/", "."): module.state_dict() for name, module in self.trained.items()}
+
+
+@dataclass
+class LossLog:
+    """Every step's losses, fetched from the device in groups."""
+
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    _pending: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """One step's terms."""
+        self._pending.append(terms)
+
+    def flush(self, what: str) -> dict[str, float]:
+        """Fetches what is pending; a loss that is not finite stops the stage. Returns the latest terms."""
+        if self._pending:
+            names = list(self._pending[-1])
+            rows = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._pending]).tolist()
+            self._pending.clear()
+            for row in rows:
+                self._append(what, dict(zip(names, row, strict=True)))
+        return {name: values[-1] for name, values in self.curves.items() if values}
+
+    def _append(self, what: str, terms: dict[str, float]) -> None:
+        step = max((len(values) for values in self.curves.values()), default=0)
+        if not all(map(math.isfinite, terms.values())):
+            shown = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+            raise KdbenchError(
+                f"{what}: the loss is not finite at step {step} ({shown}). Lower the weight of the term that grew "
+                "(--set KNOB=VALUE) or look for a division or a logarithm without a floor in its loss; then run again."
+            )
+        for name, value in terms.items():
+            self.curves.setdefault(name, []).append(value)
+
+    def summary(self) -> dict[str, list[float]]:
+        """Each term's mean over tenths of the stage, to five digits."""
+        return {name: [float(f"{mean:.5g}") for mean in _means(values)] for name, values in self.curves.items()}
+
+
+def _means(values: list[float]) -> list[float]:
+    edges = [round(len(values) * i / CURVE_POINTS) for i in range(CURVE_POINTS + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def lr_scale(recipe: Recipe, step: int, steps: int) -> float:
+    """The schedule: linear warm-up, then cosine or polynomial (power 0.9) decay to zero at the end."""
+    if step < recipe.warmup:
+        return (step + 1) / (recipe.warmup + 1)
+    done = (step - recipe.warmup) / max(1, steps - recipe.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done)) if recipe.schedule == "cosine" else (1 - done) ** 0.9
+
+
+def make_optimizer(trained: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with a group per part and kind of parameter: vectors (biases, norms) are not decayed."""
+    groups = []
+    for name, module in trained.items():
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        rate = recipe.lr * lr_factor(recipe, name)
+        for decayed in (True, False):
+            chosen = [p for p in parameters if (p.ndim > 1) == decayed]
+            decay = recipe.weight_decay if decayed else 0.0
+            groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's training, as the loop needs it. batches: first step -> that step's batch and all later ones."""
+
+    what: str
+    module: LossModule
+    recipe: Recipe
+    steps: int
+    batches: Callable[[int], Iterator[Any]]
+    randomness: tuple[Any, ...]
+    keep: tuple[float, ...]
+    checkpoint_every: int
+    passes: Callable[[], int] = lambda: 0
+
+
+def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> dict[str, Any]:
+    """Trains to the end, from the folder's checkpoint where there is one. Returns losses, steps, passes and seconds."""
+    module, optimizer = fabric.setup(job.module, make_optimizer(_by_part(job.module), job.recipe))
+    log = LossLog()
+    begun, passes, seconds = _resume(job, optimizer, log, folder)
+    started = time.perf_counter()
+    progress.begin(job.what, job.steps)
+    try:
+        for step, batch in enumerate(job.batches(begun), begun):
+            _step(fabric, module, optimizer, batch, job, step, log)
+            done = step + 1
+            if done % REPORT_EVERY == 0 or done == job.steps:
+                progress.advance(done, log.flush(job.what))
+            for number in [n for n, share in enumerate(job.keep) if max(1, round(job.steps * share)) == done]:
+                log.flush(job.what)
+                folder.save_point(number, job.module.states())
+            if done % job.checkpoint_every == 0 and done < job.steps:
+                log.flush(job.what)
+                spent = seconds + time.perf_counter() - started
+                folder.save_checkpoint(_checkpoint(job, optimizer, log, done, passes + job.passes(), spent))
+    finally:
+        progress.end()
+    return {
+        "losses": log.summary(),
+        "steps": job.steps,
+        "images": job.steps * job.recipe.batch,
+        "passes": passes + job.passes(),
+        "seconds": seconds + time.perf_counter() - started,
+    }
+
+
+def _step(
+    fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog
+) -> None:
+    # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
+    torch.manual_seed(seed_from(*job.randomness, "step", step))
+    scale = lr_scale(job.recipe, step, job.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * scale
+    total, terms = module(fabric.to_device(batch))
+    fabric.backward(total)
+    if job.recipe.clip is not None:
+        fabric.clip_gradients(module, optimizer, max_norm=job.recipe.clip, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    log.add(terms)
+
+
+def _by_part(module: LossModule) -> dict[str, nn.Module]:
+    return {name.replace("/", "."): part for name, part in module.trained.items()}
+
+
+def _checkpoint(job: Job, optimizer: Any, log: LossLog, done: int, passes: int, seconds: float) -> dict[str, Any]:
+    return {
+        "step": done,
+        "trained": job.module.trained.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "curves": log.curves,
+        "passes": passes,
+        "seconds": seconds,
+    }
+
+
+def _resume(job: Job, optimizer: Any, log: LossLog, folder: StageFolder) -> tuple[int, int, float]:
+    state = folder.load_checkpoint()
+    if state is None:
+        return 0, 0, 0.0
+    job.module.trained.load_state_dict(state["trained"])
+    optimizer.load_state_dict(state["optimizer"])
+    log.curves = state["curves"]
+    return int(state["step"]), int(state["passes"]), float(state["seconds"])

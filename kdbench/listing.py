@@ -1,0 +1,132 @@
+"""What there is, as tables: methods, benchmarks, pairs, models, protocols, data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tabulate import tabulate
+
+from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
+
+Rows = list[dict[str, str]]
+
+
+def listing(what: str) -> Rows:
+    """The rows of one list."""
+    return LISTS[what]()
+
+
+def render(rows: Rows, format_: str) -> str:
+    """Rows as a table, markdown or JSON."""
+    if format_ == "json":
+        return json.dumps(rows, indent=2, ensure_ascii=False)
+    widths = [None if format_ == "markdown" else 44] * (len(rows[0]) if rows else 0)
+    return tabulate(rows, headers="keys", tablefmt="github" if format_ == "markdown" else "simple", maxcolwidths=widths)
+
+
+def _methods() -> Rows:
+    plugins, broken = load_all(method_names(), load_method)
+    rows = [{"name": name, **_method_row(plugin.method)} for name, plugin in plugins.items()]
+    for name, error in broken.items():
+        rows.append({"name": name, "idea": f"BROKEN: {error}", "paper": "", "stages": "", "needs": "", "knobs": ""})
+    return rows
+
+
+def _method_row(method: Any) -> dict[str, str]:
+    from kdbench.conformance import sample_pair
+
+    knobs = method.Config()
+    built = method(knobs, sample_pair())
+    stages = built.stages()
+    needs = sorted({part.value for stage in stages for part in stage.parts if part.value.startswith("teacher")})
+    return {
+        "idea": (method.__doc__ or "").strip().splitlines()[0] if method.__doc__ else "",
+        "paper": method.paper,
+        "stages": " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages),
+        "needs": ", ".join(needs) or "no teacher",
+        "knobs": "; ".join(
+            f"{name} = {field.default} ({field.description})" for name, field in method.Config.model_fields.items()
+        ),
+    }
+
+
+def _benchmarks() -> Rows:
+    loaded, broken = load_all(benchmark_names(), load_benchmark)
+    rows = [
+        {
+            "name": name,
+            "title": benchmark.title,
+            "sources": ", ".join(domain.name for domain in benchmark.sources),
+            "targets": ", ".join(domain.name for domain in benchmark.targets),
+            "classes": f"{len(benchmark.labels)} ({benchmark.labels.name})",
+            "worlds": _worlds(benchmark),
+        }
+        for name, benchmark in loaded.items()
+    ]
+    for name, error in broken.items():
+        rows.append({"name": name, "title": f"BROKEN: {error}", "sources": "", "targets": "", "classes": "", "worlds": ""})
+    return rows
+
+
+def _worlds(benchmark: Any) -> str:
+    domains = list(benchmark.evaluated())
+    served = {"synthetic": all(d.synthetic for d in domains), "real": all(d.real for d in domains)}
+    return ", ".join(name for name, served_by in served.items() if served_by)
+
+
+def _pairs() -> Rows:
+    from kdbench.models.zoo import CNN_PAIRS, PAPER_PAIRS, parse_pair
+
+    rows = []
+    for name in (*PAPER_PAIRS, *CNN_PAIRS):
+        pair = parse_pair(name)
+        origin = "GKD's paper" if name in PAPER_PAIRS else "kdbench's extension"
+        rows.append({"pair": name, "family": pair.family, "from": origin})
+    return rows
+
+
+def _models() -> Rows:
+    from kdbench.models.zoo import ROLES
+
+    return [
+        {
+            "name": role.name,
+            "family": role.family,
+            "kind": role.kind,
+            "stand-in (mini)": ", ".join(f"{key} {value}" for key, value in role.stand_in.items()),
+        }
+        for role in ROLES.values()
+    ]
+
+
+def _protocols() -> Rows:
+    from kdbench.protocol import PROTOCOLS
+
+    return [
+        {
+            "name": protocol.name,
+            "id": protocol.id,
+            "summary": protocol.summary,
+            "image": "{} x {}".format(*protocol.image_size),
+            "steps": ", ".join(f"{phase} {recipe.steps}" for phase, recipe in protocol.recipes.items()),
+        }
+        for protocol in PROTOCOLS.values()
+    ]
+
+
+def _datasets() -> Rows:
+    from kdbench.data.real import ADAPTERS
+
+    return [{"name": a.name, "folders under --data-root": ", ".join(a.folders)} for a in ADAPTERS.values()]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "methods": _methods,
+    "benchmarks": _benchmarks,
+    "pairs": _pairs,
+    "models": _models,
+    "protocols": _protocols,
+    "datasets": _datasets,
+}

@@ -1,0 +1,53 @@
+"""What methods share: bringing maps to one size, and divergences in log space and single precision."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def resize(map_: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """A map (B, C, h, w) at another grid, bilinear, align_corners False; returned as it is where the size fits."""
+    if tuple(map_.shape[-2:]) == tuple(size):
+        return map_
+    return F.interpolate(map_, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two logit maps at the larger of their grids, so that no prediction is thrown away."""
+    size = max(tuple(student.shape[-2:]), tuple(teacher.shape[-2:]))
+    return resize(student, size), resize(teacher, size)
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) along dim, with dim summed away.
+
+    In log space, because the log of a softmax underflows to -inf once one entry peaks; in float32 also under autocast.
+    """
+    log_p = F.log_softmax(student.float() / temperature, dim)
+    log_q = F.log_softmax(teacher.float() / temperature, dim)
+    return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim)
+
+
+def tokens(map_: Tensor) -> Tensor:
+    """(B, C, h, w) as row-major tokens (B, h * w, C)."""
+    return map_.flatten(2).transpose(1, 2)
+
+
+class Projector(nn.Module):
+    """Student channels to teacher channels, position by position.
+
+    LayerNorm and a linear map for token networks, a 1x1 convolution without bias for convolutional ones: the two
+    forms that the reference implementations use (formula sheet, section 0.2.4).
+    """
+
+    def __init__(self, inputs: int, outputs: int, convolutional: bool) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if convolutional else nn.LayerNorm(inputs)
+        self.linear = nn.Linear(inputs, outputs, bias=not convolutional)
+
+    def forward(self, map_: Tensor) -> Tensor:
+        """(B, C_s, h, w) to (B, C_t, h, w)."""
+        projected: Tensor = self.linear(self.norm(map_.movedim(1, -1))).movedim(-1, 1)
+        return projected

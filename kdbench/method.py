@@ -1,0 +1,122 @@
+"""What a method is. This is the one file that an author of a method reads.
+
+A method is a list of stages, and a stage is a value: which phase of the protocol it runs in, which parts it trains and
+which loss it minimises. The engine loops, steps, freezes, caches and evaluates; a method returns named losses and
+never steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kdbench.types import ENCODERS, STUDENT, TEACHER, Batch, PairSpec, Part, Phase, Segmentor
+
+Loss = Callable[[Batch, Segmentor, Segmentor], dict[str, Tensor]]
+"""(batch, student, teacher) -> named scalar losses, already weighted; the engine minimises their sum."""
+
+
+class Knobs(BaseModel):
+    """A method's settings. Defaults are the published values; each knob's description names their source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def knob(default: Any, source: str, **limits: Any) -> Any:
+    """A knob with its default, the source of that default, and limits (gt, ge, lt, le) that bad input is held to."""
+    return Field(default, description=source, **limits)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a method.
+
+    name: unique in the method; stands in the record. phase: picks the protocol's data, steps and optimiser.
+    trains: parts, or names of the method's own sub-modules; all else is frozen and in eval mode, as a whole.
+    loss: what is minimised. uses: the parts that the loss reads besides those it trains; by default all four where the
+    phase is labelled and both encoders where it is not. A narrower set lets the engine share the stage between runs.
+    reset: what is put back to its initial (pretrained) weights first; scratch: to random ones. budget: times the
+    phase's steps.
+    """
+
+    name: str
+    phase: Phase
+    trains: frozenset[str]
+    loss: Loss
+    uses: frozenset[Part] | None = None
+    reset: frozenset[str] = frozenset()
+    scratch: frozenset[str] = frozenset()
+    budget: float = 1.0
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """Every network part in play, trained or read."""
+        read = self.uses if self.uses is not None else (STUDENT | TEACHER if self.phase.labelled else ENCODERS)
+        return read | {Part(name) for name in self.trains if name in set(Part)}
+
+    @property
+    def own_modules(self) -> frozenset[str]:
+        """The method's own sub-modules that the stage trains."""
+        return self.trains - set(Part)
+
+
+def teacher_task_loss(batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+    """The teacher's own supervised loss, for fitting its decoder on a frozen encoder."""
+    assert batch.label is not None
+    return teacher.task_loss(teacher(batch.image), batch.label)
+
+
+def task_loss(batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+    """The student's own supervised loss, without any distillation."""
+    assert batch.label is not None
+    return student.task_loss(student(batch.image), batch.label)
+
+
+FIT_TEACHER = Stage(
+    "fit_teacher",
+    Phase.FIT_TEACHER,
+    trains=frozenset({Part.TEACHER_DECODER}),
+    uses=frozenset({Part.TEACHER_ENCODER}),
+    loss=teacher_task_loss,
+)
+"""The frozen teacher's decoder on the labelled source: what a method needs first when it reads the teacher's logits."""
+
+
+class Method(nn.Module):
+    """How a student learns from a teacher. The first line of a subclass's docstring is its idea, shown in lists.
+
+    Sub-modules are the method's adapters (projectors, heads, memories): trained where a stage's `trains` names them,
+    dropped at deployment. Parameters and buffers live in sub-modules, never directly on the method.
+    """
+
+    paper: ClassVar[str] = ""
+    role: ClassVar[Literal["distilled", "undistilled"]] = "distilled"
+    Config: ClassVar[type[Knobs]] = Knobs
+    remark: str = ""
+    """What a reader of a board must know of this pair, e.g. an extension beyond the paper; printed as a footnote."""
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.pair = pair
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Fit the teacher's decoder, then one joint stage on the labelled source."""
+        return (FIT_TEACHER, self.joint())
+
+    def joint(self, uses: frozenset[Part] | None = None) -> Stage:
+        """Student and adapters together on the labelled source, under `loss`."""
+        own = frozenset(name for name, _ in self.named_children())
+        return Stage("joint", Phase.TASK, trains=STUDENT | own, uses=uses, loss=self.loss)
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        """The joint stage's named losses, the task loss among them."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither loss() nor stages()")
+
+    def deploy(self, student: nn.Module, teacher: nn.Module) -> nn.Module:
+        """The segmentor that is evaluated, counted and exported; a method that keeps a projector returns a wrapper."""
+        return student

@@ -1,0 +1,128 @@
+"""Encoders on timm: one wrapper for token networks and one for convolutional or pyramid ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.models.eva import Eva
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from kdbench.models.zoo import Role
+from kdbench.types import Features, FeatureSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PATCH = 8
+
+
+class Encoder(nn.Module):
+    """A timm network that gives Features for images in [0, 1], and can hide parts of its input behind a mask token."""
+
+    spec: FeatureSpec
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, stem: nn.Module, width: int, stem_layout: Literal["NHWC", "NCHW"]) -> None:
+        super().__init__()
+        self.body = body
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self._mask: Tensor | None = None
+        self._stem_layout = stem_layout
+        stem.register_forward_hook(self._hide)
+
+    def forward(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
+        """image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool, True = hidden; blocks: which extra block outputs."""
+        self._mask = mask
+        try:
+            return self._features((image - self.mean) / self.std, blocks)
+        finally:
+            self._mask = None
+
+    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+        raise NotImplementedError
+
+    def _hide(self, stem: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """Replaces the stem's output where the mask is set, before any position embedding (formula sheet, 5.3)."""
+        if self._mask is None:
+            return output
+        nhwc = output if self._stem_layout == "NHWC" else output.movedim(1, -1)
+        hidden = F.interpolate(self._mask[:, None].float(), size=nhwc.shape[1:3], mode="nearest")[:, 0].bool()
+        masked = torch.where(hidden[..., None], self.mask_token.to(nhwc.dtype), nhwc)
+        return masked if self._stem_layout == "NHWC" else masked.movedim(-1, 1)
+
+
+class TokenEncoder(Encoder):
+    """A plain transformer (ViT, EVA-02). Levels are four blocks before the final norm, as GKD's decoders read them."""
+
+    def __init__(self, body: nn.Module, patch: int) -> None:
+        width, depth = int(body.embed_dim), len(body.blocks)  # type: ignore[arg-type]
+        super().__init__(body, body.patch_embed, width, "NHWC")  # type: ignore[arg-type]
+        # GKD's taps, 3/5/7/11 of 12 and 7/11/15/23 of 24, as fractions of the depth.
+        self.taps = (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
+        self.spec = FeatureSpec((width,) * 4, (patch,) * 4, width, patch, class_token=True)
+        self.patch = patch
+
+    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+        wanted = sorted({*self.taps, *blocks})
+        last, maps = self.body.forward_intermediates(image, indices=wanted, norm=False)  # type: ignore[operator]
+        by_block = dict(zip(wanted, maps, strict=True))
+        prefix = int(self.body.num_prefix_tokens)  # type: ignore[arg-type]
+        grid = (image.shape[-2] // self.patch, image.shape[-1] // self.patch)
+        return Features(
+            levels=tuple(by_block[tap] for tap in self.taps),
+            final=last[:, prefix:].transpose(1, 2).unflatten(2, grid),
+            pooled=last[:, 0],
+            blocks={block: by_block[block] for block in blocks},
+        )
+
+
+class PyramidEncoder(Encoder):
+    """A network in resolution steps (ResNet, PVT as MiT's kind). Without a class token, pooled is the mean of final."""
+
+    def __init__(
+        self, body: nn.Module, stem: nn.Module, layout: Literal["NHWC", "NCHW"], stages: tuple[int, ...]
+    ) -> None:
+        info = [body.feature_info[stage] for stage in stages]  # type: ignore[index]
+        channels = tuple(int(entry["num_chs"]) for entry in info)
+        super().__init__(body, stem, 64 if layout == "NCHW" else channels[0], layout)
+        strides = tuple(int(entry["reduction"]) for entry in info)
+        self.stages = stages
+        self.spec = FeatureSpec(
+            channels, strides, channels[-1], strides[-1], class_token=False, convolutional=layout == "NCHW"
+        )
+
+    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+        wanted = sorted({*self.stages, *blocks})
+        maps = self.body.forward_intermediates(image, indices=wanted, intermediates_only=True)  # type: ignore[operator]
+        by_stage = dict(zip(wanted, maps, strict=True))
+        final = by_stage[self.stages[-1]]
+        return Features(
+            levels=tuple(by_stage[stage] for stage in self.stages),
+            final=final,
+            pooled=final.mean((2, 3)),
+            blocks={block: by_stage[block] for block in blocks},
+        )
+
+
+def build_stand_in(role: Role, image_size: tuple[int, int]) -> Encoder:
+    """The small stand-in that plays a role, with random weights; a ViT's grid is the image at stride 8."""
+    size = dict(role.stand_in)
+    if role.kind in ("vit", "eva"):
+        common = {"img_size": image_size, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
+        network = VisionTransformer if role.kind == "vit" else Eva
+        return TokenEncoder(network(**common, **size, dynamic_img_size=True), PATCH)
+    if role.kind == "resnet":
+        block = {"basic": BasicBlock, "bottleneck": Bottleneck}[size.pop("block")]
+        # Output stride 8: at these image sizes a stride of 32 would leave no grid to distil.
+        resnet = ResNet(block, **size, num_classes=0, output_stride=8)
+        return PyramidEncoder(resnet, resnet.maxpool, "NCHW", (1, 2, 3, 4))
+    pvt = PyramidVisionTransformerV2(num_classes=0, **size, sr_ratios=(4, 2, 1), mlp_ratios=(4.0, 4.0, 4.0))
+    return PyramidEncoder(pvt, pvt.patch_embed, "NHWC", (0, 1, 2))

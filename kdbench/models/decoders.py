@@ -1,0 +1,57 @@
+"""Decoders by name: what turns an encoder's levels into class logits, with the loss that trains it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
+
+
+def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels of (B, H, W), logits brought to the label's size; 0 where none is."""
+    logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)
+
+
+class LightDecoder(nn.Module):
+    """Every level to one width, at stride 4 or the finest level's, then one 3x3 convolution: a light head as SegFormer's."""
+
+    WIDTH = 64
+    STRIDE = 4
+
+    def __init__(self, spec: FeatureSpec, classes: int) -> None:
+        super().__init__()
+        self.upsample = max(1, min(spec.strides) // self.STRIDE)
+        self.project = nn.ModuleList(nn.Conv2d(channels, self.WIDTH, 1) for channels in spec.channels)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1), nn.GroupNorm(8, self.WIDTH), nn.ReLU(inplace=True)
+        )
+        self.classify = nn.Conv2d(self.WIDTH, classes, 1)
+
+    def forward(self, features: Features) -> SegOutput:
+        """Logits (B, K, h, w) at the finest level's grid times the up-sampling to stride 4."""
+        height, width = max(tuple(level.shape[-2:]) for level in features.levels)
+        size = (height * self.upsample, width * self.upsample)
+        levels = [project(level) for project, level in zip(self.project, features.levels, strict=True)]
+        fused = _sum_by_grid(levels, size)
+        return SegOutput(features, self.classify(self.fuse(fused)))
+
+    def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy over labelled pixels."""
+        return {"task": pixel_cross_entropy(output.logits, label)}
+
+
+def _sum_by_grid(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """The sum of maps at one size; maps of one grid are added first, since resizing is linear and costs a pass each."""
+    by_grid: dict[torch.Size, Tensor] = {}
+    for level in levels:
+        grid = level.shape[-2:]
+        by_grid[grid] = by_grid[grid] + level if grid in by_grid else level
+    resized = [F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in by_grid.values()]
+    return torch.stack(resized).sum(0) if len(resized) > 1 else resized[0]
+
+
+DECODERS = {"light": LightDecoder}

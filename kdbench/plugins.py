@@ -1,0 +1,182 @@
+"""Finds methods and benchmarks: the two folders, installed packages' entry points, and a path on the command line.
+
+The folder is the registry and the file's stem is the name; hyphen and underscore are one. A file that does not import
+is broken: it is listed with its error and breaks nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kdbench.benchmark import Benchmark
+from kdbench.errors import KdbenchError, unknown
+from kdbench.identity import digest
+
+if TYPE_CHECKING:
+    from kdbench.method import Method
+
+
+def normal(name: str) -> str:
+    """A plug-in's name as it is compared and stored."""
+    return name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in that was found, not yet imported. origin says where, for messages."""
+
+    name: str
+    origin: str
+    load: Callable[[], Any]
+
+
+def _import_file(path: Path, module_name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Registered before it runs, as Python's own import does: dataclasses and pickling look the module up by name.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _from_file(path: Path, package: str) -> Plugin:
+    module_name = f"{package}.{path.stem}"
+
+    def load() -> ModuleType:
+        loaded = sys.modules.get(module_name)
+        if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+            return loaded
+        return _import_file(path, module_name)
+
+    return Plugin(normal(path.stem), str(path), load)
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise KdbenchError(f"the package {package} is not installed. Repair: pip install -e . in kdbench's checkout.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def discover(package: str, folder: Path | None = None) -> dict[str, Plugin]:
+    """Every plug-in of kdbench.methods or kdbench.benchmarks by normal name; two of one name are an error."""
+    root = folder or _folder(package)
+    plugins = [_from_file(path, package) for path in sorted(root.glob("*.py")) if not path.name.startswith("_")]
+    plugins += [
+        Plugin(normal(point.name), f"entry point {point.value}", point.load)
+        for point in importlib.metadata.entry_points(group=package)
+    ]
+    found: dict[str, Plugin] = {}
+    for plugin in plugins:
+        other = found.setdefault(plugin.name, plugin)
+        if other is not plugin:
+            raise KdbenchError(
+                f"two plug-ins are named '{plugin.name}': {other.origin} and {plugin.origin}. Rename one of them."
+            )
+    return found
+
+
+def _wrap_failure(plugin: Plugin, what: str) -> KdbenchError:
+    error = sys.exc_info()[1]
+    return KdbenchError(f"{what} '{plugin.name}' ({plugin.origin}) cannot be used: {type(error).__name__}: {error}")
+
+
+def _method_in(loaded: Any, origin: str) -> type[Method]:
+    from kdbench.method import Method
+
+    if isinstance(loaded, type) and issubclass(loaded, Method):
+        return loaded
+    own = [
+        value
+        for value in vars(loaded).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == loaded.__name__
+    ]
+    if len(own) != 1:
+        names = ", ".join(cls.__name__ for cls in own) or "none"
+        raise KdbenchError(f"{origin} has to define exactly one subclass of kdbench.method.Method; found {names}.")
+    return own[0]
+
+
+def _benchmark_in(loaded: Any, origin: str) -> Benchmark:
+    value = loaded if isinstance(loaded, Benchmark) else getattr(loaded, "BENCHMARK", None)
+    if not isinstance(value, Benchmark):
+        raise KdbenchError(f"{origin} has to define BENCHMARK, a kdbench.benchmark.Benchmark.")
+    return value
+
+
+@dataclass(frozen=True)
+class MethodPlugin:
+    """A method's name with its class."""
+
+    name: str
+    method: type[Method]
+
+
+def _load(plugin: Plugin, what: str, pick: Callable[[Any, str], Any]) -> Any:
+    try:
+        return pick(plugin.load(), plugin.origin)
+    except KdbenchError:
+        raise
+    except Exception as error:
+        raise _wrap_failure(plugin, what) from error
+
+
+def load_method(name: str, folder: Path | None = None) -> MethodPlugin:
+    """A method by name, or by the path of its file."""
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise KdbenchError(f"there is no method file {path}. Give a method's name or the path of an existing file.")
+        path = path.resolve()
+        # The path is part of the module's name: two files of one stem must not replace each other.
+        plugin = _from_file(path, f"kdbench_plugin_{digest(str(path), 8)}")
+    else:
+        found = discover("kdbench.methods", folder)
+        if normal(name) not in found:
+            raise unknown("method", name, found, "A path to a file works too.")
+        plugin = found[normal(name)]
+    return MethodPlugin(plugin.name, _load(plugin, "method", _method_in))
+
+
+def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
+    """A benchmark by name."""
+    found = discover("kdbench.benchmarks", folder)
+    if normal(name) not in found:
+        raise unknown("benchmark", name, found)
+    benchmark: Benchmark = _load(found[normal(name)], "benchmark", _benchmark_in)
+    return benchmark
+
+
+def load_all(names: Iterable[str], load: Callable[[str], Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What loads, and for what does not, its error."""
+    loaded: dict[str, Any] = {}
+    broken: dict[str, str] = {}
+    for name in names:
+        try:
+            loaded[name] = load(name)
+        except KdbenchError as error:
+            broken[name] = str(error)
+    return loaded, broken
+
+
+def method_names() -> tuple[str, ...]:
+    """The normal names of every method that can be found."""
+    return tuple(discover("kdbench.methods"))
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """The normal names of every benchmark that can be found."""
+    return tuple(discover("kdbench.benchmarks"))

@@ -1,0 +1,134 @@
+"""Every number of an experiment, in one frozen object. A protocol's id is its name and the hash of its content."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kdbench.errors import unknown
+from kdbench.identity import digest
+from kdbench.types import Part, Phase
+
+
+class Frozen(BaseModel):
+    """An immutable value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Augmentation(Frozen):
+    """Random views of a training image: crop area, flip, and strengths of the colour jitter."""
+
+    scale: tuple[float, float] = (0.4, 1.0)
+    flip: float = 0.5
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+
+
+class Recipe(Frozen):
+    """How one phase trains: AdamW, linear warm-up, then cosine or polynomial decay to zero."""
+
+    steps: int
+    batch: int
+    lr: float
+    encoder_lr: float = 1.0
+    """Factor on lr for an encoder that trains beside a decoder."""
+    weight_decay: float = 0.05
+    warmup: int = 0
+    schedule: Literal["cosine", "poly"] = "cosine"
+    clip: float | None = None
+    augmentation: Augmentation = Augmentation()
+
+
+class Evaluation(Frozen):
+    """Sliding windows (height, width) over an image at the protocol's size, and images a forward pass."""
+
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    batch: int
+
+
+class Protocol(Frozen):
+    """An experiment's numbers. image_size is (height, width); real images are resized to cover it, ratio kept."""
+
+    name: str
+    summary: str
+    zoo: Literal["mini"]
+    decoder: str
+    image_size: tuple[int, int]
+    train_images: int
+    proxy_images: int
+    val_images: int
+    pretraining: dict[str, Recipe]
+    recipes: dict[Phase, Recipe]
+    evaluation: Evaluation
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    keep: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Where in a labelled stage its trained parts are kept; the last is the one that boards rank."""
+    checkpoint_every: int = 50
+    """Steps between the points from which a killed stage continues."""
+
+    @property
+    def id(self) -> str:
+        """The name with the hash of every number that decides a result."""
+        return f"{self.name}-{digest(self.model_dump(mode='json', exclude={'summary', 'checkpoint_every'}), 8)}"
+
+
+MINI = Protocol(
+    name="mini",
+    summary="minutes on a laptop: small stand-ins for the models; where the absolute numbers mean little",
+    zoo="mini",
+    decoder="light",
+    image_size=(64, 128),
+    train_images=600,
+    proxy_images=1500,
+    val_images=48,
+    pretraining={
+        "foundation": Recipe(steps=1200, batch=24, lr=1e-3, warmup=60, clip=1.0),
+        "local": Recipe(steps=300, batch=32, lr=1e-3, warmup=30, clip=1.0),
+    },
+    recipes={
+        Phase.FIT_TEACHER: Recipe(steps=150, batch=16, lr=1e-3, warmup=10, schedule="poly"),
+        Phase.PROXY: Recipe(steps=240, batch=16, lr=1e-3, warmup=20),
+        Phase.SOURCE: Recipe(steps=120, batch=16, lr=5e-4),
+        Phase.TASK: Recipe(steps=200, batch=16, lr=1e-3, encoder_lr=0.3, warmup=10, schedule="poly"),
+    },
+    evaluation=Evaluation(window=(64, 128), stride=(32, 64), batch=16),
+)
+SMOKE = Protocol(
+    name="smoke",
+    summary="seconds: every path once, nothing learnt",
+    zoo="mini",
+    decoder="light",
+    image_size=(32, 64),
+    train_images=24,
+    proxy_images=24,
+    val_images=8,
+    pretraining={
+        "foundation": Recipe(steps=4, batch=4, lr=1e-3),
+        "local": Recipe(steps=4, batch=4, lr=1e-3),
+    },
+    recipes={
+        Phase.FIT_TEACHER: Recipe(steps=6, batch=4, lr=1e-3, schedule="poly"),
+        Phase.PROXY: Recipe(steps=8, batch=4, lr=1e-3, warmup=2),
+        Phase.SOURCE: Recipe(steps=6, batch=4, lr=5e-4),
+        Phase.TASK: Recipe(steps=8, batch=4, lr=1e-3, encoder_lr=0.3, schedule="poly"),
+    },
+    evaluation=Evaluation(window=(32, 64), stride=(16, 32), batch=8),
+    checkpoint_every=2,
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI)}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of that name; an unknown one is an error that lists those that exist."""
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def lr_factor(recipe: Recipe, part: str) -> float:
+    """What the recipe multiplies its learning rate with for a part."""
+    return recipe.encoder_lr if part == Part.STUDENT_ENCODER else 1.0

@@ -1,0 +1,193 @@
+"""Boards as text: one grid of marked cells for every format that people read, raw numbers for those that programs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from html import escape as html_escape
+from typing import Any
+
+from tabulate import tabulate
+
+from kdbench.errors import unknown
+from kdbench.report.board import Board, Row
+
+SIGNS = "*†‡§¶"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as displayed; place: 1 for the best student of its column, 2 for the second, 0 for all others."""
+
+    text: str
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A board as text cells. notes: each footnote's sign and text."""
+
+    header: tuple[str, ...]
+    lines: tuple[tuple[Cell, ...], ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """better: 1 where more is better, -1 where less is, 0 where nothing is ranked."""
+
+    title: str
+    value: Callable[[Row], float | None]
+    better: int = 1
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a format writes a cell. escape makes any text safe; best and second are patterns around the escaped text."""
+
+    tablefmt: str
+    escape: Callable[[str], str] = str
+    best: str = "{}"
+    second: str = "{}"
+    wrapped: bool = False
+
+    def header(self, grid: Grid) -> list[str]:
+        """The header's cells, one word a line where the format can break them."""
+        return [self.escape(title.replace(" ", "\n") if self.wrapped else title) for title in grid.header]
+
+    def cell(self, cell: Cell) -> str:
+        """A body's cell."""
+        return ("{}", self.best, self.second)[cell.place].format(self.escape(cell.text))
+
+    def table(self, grid: Grid) -> str:
+        """Header and body."""
+        body = [[self.cell(cell) for cell in line] for line in grid.lines]
+        align = ("left", *["right"] * (len(grid.header) - 1))
+        return tabulate(body, self.header(grid), self.tablefmt, colalign=align, disable_numparse=True)
+
+
+def render(format: str, boards: list[Board], colour: bool = False) -> str:
+    """The boards in one of FORMATS. colour: marks as terminal codes, in the plain table only."""
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    return _tables(boards, COLOURED) if colour and format == "table" else FORMATS[format](boards)
+
+
+def grid(board: Board) -> Grid:
+    """The board's values as displayed, with the best two students of each column marked."""
+    signs = _signs(board.rows)
+    notes = tuple((sign, remark) for remark, sign in signs.items())
+    columns = list(_columns(board))
+    marked = [_marked(column, board.rows) for column in columns]
+    lines = [
+        (Cell(_name(row, signs)), *numbers, Cell(_millions(row.parameters)))
+        for row, numbers in zip(board.rows, zip(*marked, strict=True), strict=True)
+    ]
+    return Grid(("method", *(column.title for column in columns), "parameters"), tuple(lines), notes)
+
+
+def _columns(board: Board) -> Iterator[Column]:
+    if any(len(row.seeds) > 1 for row in board.rows):
+        yield Column("seeds", lambda row: len(row.seeds), better=0)
+    for index, title in enumerate(board.columns):
+        yield Column(title, lambda row, index=index: row.targets[index])  # type: ignore[misc]
+    if len(board.columns) != 1:
+        yield Column("mean", lambda row: row.mean)
+    yield Column(f"source: {board.source}" if board.source else "source", lambda row: row.source)
+    yield Column("gap", lambda row: row.gap, better=-1)
+
+
+def _marked(column: Column, rows: Iterable[Row]) -> list[Cell]:
+    """Ranks what is displayed, so that equal numbers on the page share a mark."""
+    shown = [(_number(column, column.value(row)), row.role != "teacher") for row in rows]
+    students = [text for text, student in shown if student and text]
+    order = sorted(set(students), key=float, reverse=column.better > 0)[:2]
+    if len(students) < 2 or not column.better:
+        order = []
+    return [Cell(text, order.index(text) + 1 if student and text in order else 0) for text, student in shown]
+
+
+def _number(column: Column, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:z.1f}" if column.better else f"{value:g}"
+
+
+def _millions(parameters: int | None) -> str:
+    return "" if parameters is None else f"{parameters / 1e6:.2f} M"
+
+
+def _name(row: Row, signs: dict[str, str]) -> str:
+    role = "" if row.role in ("distilled", row.method) else f", {row.role}"
+    return row.method + role + (" (reference)" if row.reference else "") + signs.get(row.remark, "")
+
+
+def _signs(rows: Iterable[Row]) -> dict[str, str]:
+    """A sign for every remark: * to ¶, then the same doubled, and so on."""
+    remarks = dict.fromkeys(row.remark for row in rows if row.remark)
+    return {remark: SIGNS[i % len(SIGNS)] * (1 + i // len(SIGNS)) for i, remark in enumerate(remarks)}
+
+
+def _escaper(special: dict[str, str]) -> Callable[[str], str]:
+    table = str.maketrans(special)
+    return lambda text: text.translate(table)
+
+
+LATEX_SPECIALS = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "*": r"\textsuperscript{*}", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}",
+    "→": r"$\rightarrow$", "[": "{[}", "]": "{]}",
+}  # fmt: skip
+PLAIN = Style("simple", wrapped=True)
+COLOURED = Style("simple", best="\033[1m{}\033[0m", second="\033[4m{}\033[0m", wrapped=True)
+MARKDOWN = Style("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<>|"}), best="**{}**", second="<ins>{}</ins>")
+LATEX = Style("latex_raw", _escaper(LATEX_SPECIALS), best=r"\textbf{{{}}}", second=r"\underline{{{}}}")
+HTML = Style("unsafehtml", html_escape, best="<b>{}</b>", second="<u>{}</u>")
+
+
+def _tables(boards: list[Board], style: Style) -> str:
+    parts = []
+    for board in boards:
+        shown = grid(board)
+        notes = "".join(f"\n{sign} {text}" for sign, text in shown.notes)
+        parts.append(f"{board.caption}\n\n{style.table(shown)}\n{notes}")
+    return "\n".join(f"{part.rstrip()}\n" for part in parts)
+
+
+def _markdown(boards: list[Board]) -> str:
+    parts = []
+    for board in boards:
+        shown = grid(board)
+        notes = "".join(f"\n{MARKDOWN.escape(f'{sign} {text}')}  " for sign, text in shown.notes)
+        parts.append(f"### {MARKDOWN.escape(board.caption)}\n\n{MARKDOWN.table(shown)}\n{notes}")
+    return "\n".join(f"{part.rstrip()}\n" for part in parts)
+
+
+def _latex(boards: list[Board]) -> str:
+    return "\n".join(_latex_table(board) for board in boards)
+
+
+def _latex_table(board: Board) -> str:
+    shown = grid(board)
+    table = LATEX.table(shown)
+    for rule in ("toprule", "midrule", "bottomrule"):
+        table = table.replace(r"\hline", f"\\{rule}", 1)
+    notes = "".join(f"\\par\\footnotesize {LATEX.escape(f'{sign} {text}')}\n" for sign, text in shown.notes)
+    caption = LATEX.escape(board.caption)
+    return f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{table}\n{notes}\\end{{table}}\n"
+
+
+def _fields(board: Board) -> dict[str, Any]:
+    """What a caption says, each part by itself."""
+    return {
+        "protocol_id": board.protocol_id,
+        "protocol": board.protocol,
+        "decoder": board.decoder,
+        "zoo": board.zoo,
+        "world": board.world,
+        "benchmark": board.benchmark,
+        "title": board.title,
+        "pair": " -> ".join(board.models),
+        "family": board.family,
+    }

@@ -1,0 +1,25 @@
+"""One line a cell, as a run prints them."""
+
+from __future__ import annotations
+
+from kdbench.report.records import Record
+from kdbench.report.scores import domain_miou, domains
+
+
+def result_line(record: Record, cached: bool) -> str:
+    """Benchmark, pair, method, mIoU of every target, their mean and the source's, and how long it took."""
+    cell = record.spec.resolved
+    method = f"{cell.method}[{cell.variant}]" if cell.variant else cell.method
+    head = f"{cell.benchmark:<7} {cell.teacher}:{cell.student or '-':<9} {method:<16} seed {cell.seed}"
+    if record.result is None:
+        return f"{head}  FAILED: {record.error}"
+    targets = [domain_miou(domain) for domain in domains(record, "target")]
+    sources = [domain_miou(domain) for domain in domains(record, "source")]
+    each = " ".join(f"{value:5.1f}" for value in targets)
+    time = "done before" if cached else f"{record.run.seconds:.0f} s"
+    return f"{head}  mIoU {sum(targets) / len(targets):5.1f} ({each})  source {sum(sources) / len(sources):5.1f}  {time}"
+
+
+def plan_line(benchmark: str, cell: str, protocol: str, seed: int) -> str:
+    """What a dry run prints of a cell."""
+    return f"{benchmark:<8} {cell:<40} protocol {protocol}  seed {seed}"

@@ -1,0 +1,158 @@
+"""The record that a cell leaves: typed, versioned, with the request as passed and as resolved. No torch here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from kdbench.errors import KdbenchError
+
+SCHEMA = 1
+SIDE_FILE = ".counts.npz"
+
+
+def pack(array: np.ndarray) -> dict[str, Any]:
+    """Integers as compressed text: a full confusion matrix in a few hundred characters."""
+    content = zlib.compress(array.astype("<i8").tobytes(), 9)
+    return {"shape": list(array.shape), "zlib": base64.b85encode(content).decode()}
+
+
+def unpack(value: Any) -> np.ndarray:
+    """The array of a packed value."""
+    if isinstance(value, np.ndarray):
+        return value
+    content = zlib.decompress(base64.b85decode(value["zlib"]))
+    return np.frombuffer(content, "<i8").reshape(value["shape"]).astype(np.int64)
+
+
+Packed = Annotated[np.ndarray, BeforeValidator(unpack), PlainSerializer(pack)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Resolved(_Model):
+    """What was run. Everything that a board groups, orders and labels by stands here."""
+
+    protocol: str
+    protocol_id: str
+    decoder: str
+    world: str
+    benchmark: str
+    title: str
+    classes: list[str]
+    teacher: str
+    student: str | None
+    zoo: str
+    family: str | None
+    method: str
+    role: Literal["teacher", "undistilled", "distilled"]
+    knobs: dict[str, Any]
+    variant: str
+    seed: int
+    remark: str
+    key: str
+
+
+class Spec(_Model):
+    """The request as passed and as resolved."""
+
+    passed: dict[str, Any]
+    resolved: Resolved
+
+
+class DomainResult(_Model):
+    """One domain's counts. confusion (K, K): the last point. points (P, 3, K): true positives, false positives and false
+    negatives of every kept point, enough for any IoU."""
+
+    domain: str
+    role: Literal["target", "source"]
+    world: str
+    images: int
+    confusion: Packed
+    points: Packed
+
+
+class StageResult(_Model):
+    """What a stage did: its losses as means over tenths of it, its images and the student's passes."""
+
+    name: str
+    phase: str
+    key: str
+    steps: int
+    images: int
+    student_passes: int
+    losses: dict[str, list[float]]
+
+
+class Result(_Model):
+    """Bit-identical on a rerun on the same machine."""
+
+    domains: list[DomainResult]
+    stages: list[StageResult]
+    parameters: dict[str, int]
+
+
+class RunInfo(_Model):
+    """How the run went; differs from run to run."""
+
+    started: str
+    seconds: float
+    stage_seconds: dict[str, float]
+    cached: list[str]
+    peak_memory_mb: float
+    host: dict[str, Any]
+    versions: dict[str, str]
+    revision: str
+
+
+class Record(_Model):
+    """One cell's record."""
+
+    schema_version: Literal[1] = SCHEMA
+    status: Literal["done", "failed"]
+    error: str | None = None
+    spec: Spec
+    result: Result | None = None
+    run: RunInfo
+
+    def path(self) -> Path:
+        """Where it lies below the results folder."""
+        return record_path(self.spec.resolved)
+
+    def to_json(self) -> str:
+        """As it is written."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False) + "\n"
+
+
+def record_path(cell: Resolved) -> Path:
+    """protocol / world / benchmark / pair / method[@variant]-s<seed>.json."""
+    variant = f"@{cell.variant}" if cell.variant else ""
+    pair = f"{cell.teacher}--{cell.student or 'none'}"
+    name = f"{cell.method}{variant}-s{cell.seed}.json"
+    return Path(cell.protocol_id, cell.world, cell.benchmark, pair, name)
+
+
+def read_record(path: Path) -> Record:
+    """A record from its file; one that does not validate is an error that names the file and the first fault."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError, ValueError, KeyError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise KdbenchError(
+            f"{path} is not a valid record of schema {SCHEMA} ({fault}). Remove it and run its cell again."
+        ) from error
+
+
+def record_files(folder: Path) -> Iterator[Path]:
+    """Every record's file below a folder, in a fixed order."""
+    yield from sorted(folder.rglob("*-s[0-9]*.json")) if folder.is_dir() else ()

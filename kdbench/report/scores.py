@@ -1,0 +1,41 @@
+"""Scores from counts, in percent. A class that is in neither the ground truth nor the prediction does not count."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdbench.report.records import DomainResult, Record
+
+
+def hits(confusion: np.ndarray) -> np.ndarray:
+    """True positives, false positives, false negatives (..., 3, K) of confusion matrices (..., K, K)."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([right, confusion.sum(-2) - right, confusion.sum(-1) - right], axis=-2)
+
+
+def class_iou(counts: np.ndarray) -> np.ndarray:
+    """IoU (..., K) in percent from hits (..., 3, K); nan for an absent class."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(100.0 * counts[..., 0, :] / counts.sum(-2))
+
+
+def miou(counts: np.ndarray) -> float:
+    """Mean IoU in percent from hits (3, K); nan where nothing was labelled or predicted."""
+    iou = class_iou(counts)
+    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Share of labelled pixels that are right, in percent."""
+    total = confusion.sum()
+    return float(100.0 * np.trace(confusion) / total) if total else float("nan")
+
+
+def domain_miou(domain: DomainResult) -> float:
+    """mIoU of a domain at the last point."""
+    return miou(hits(domain.confusion))
+
+
+def domains(record: Record, role: str) -> list[DomainResult]:
+    """A record's target or source domains, in the benchmark's order."""
+    return [domain for domain in record.result.domains if domain.role == role] if record.result else []

@@ -1,0 +1,1 @@
+"""The methods: one file each; the file's stem is its name."""
