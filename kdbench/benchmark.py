@@ -1,4 +1,4 @@
-"""What a benchmark is: source domains, target domains, a proxy domain and a label space. One file each in benchmarks/."""
+"""What a benchmark is: sources, targets, a proxy domain and a label space. One file each in benchmarks/."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RealData:
 
 @dataclass(frozen=True)
 class Domain:
-    """Where images come from. synthetic: its rendition in the built-in world, if it has one. real: its data set, if read."""
+    """Where images come from. synthetic: the rendition in the built-in world, if any; real: the data set, if any."""
 
     name: str
     synthetic: str | None = None

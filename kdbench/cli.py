@@ -57,11 +57,15 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def run(
     method: Annotated[str, typer.Option(help="Methods by name or file, comma-separated, or `all`.")],
     pair: Annotated[str, typer.Option(help="teacher:student, comma-separated, e.g. dinov2-l:resnet50.")],
-    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")] = "all",
+    benchmark: Annotated[
+        str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
+    ] = "all",
     protocol: Annotated[str, typer.Option(help="smoke or mini.")] = "mini",
     data_root: DataRoot = None,
     seed: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")
+    ] = None,
     as_: Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")] = "",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     results: Results = None,
@@ -116,7 +120,13 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
             console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)
     console.print()
     _print_boards(
-        "table", None, spec.results, lab.protocol.id, [c.benchmark.name for c in cells], list(spec.pairs), terminal=console
+        "table",
+        None,
+        spec.results,
+        lab.protocol.id,
+        [c.benchmark.name for c in cells],
+        list(spec.pairs),
+        terminal=console,
     )
     return failed
 
@@ -167,7 +177,8 @@ def _print_boards(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "benchmarks", "pairs", "models", "protocols", "datasets"], typer.Argument(help="What to list.")
+        Literal["methods", "benchmarks", "pairs", "models", "protocols", "datasets"],
+        typer.Argument(help="What to list."),
     ],
     format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
 ) -> None:
@@ -183,7 +194,7 @@ def check(
     reference: Annotated[Path | None, typer.Option(help="Pinned records. [results/reference]")] = None,
     store: StoreOption = None,
 ) -> None:
-    """Gates for CI: every record validates; pinned smoke cells, run again on the CPU, agree. Exit status 1 on a failure."""
+    """Gates for CI: every record validates; pinned smoke cells, run again, agree. Exit status 1 on a failure."""
     from kdbench.gates import gates
 
     passed = True
@@ -196,7 +207,9 @@ def check(
 
 @data_app.command()
 def preview(
-    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")] = "all",
+    benchmark: Annotated[
+        str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
+    ] = "all",
     protocol: Annotated[str, typer.Option(help="Sizes of images.")] = "mini",
     data_root: DataRoot = None,
     store: StoreOption = None,
@@ -204,7 +217,7 @@ def preview(
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-preview"),
 ) -> None:
     """A contact sheet of every domain of a benchmark: images with their labels, and the legend."""
-    from kdbench.data.preview import write_previews
+    from kdbench.engine.preview import write_previews
 
     names = split_list(benchmark, _servable(data_root))
     for path in write_previews(names, protocol, data_root, store or default_store(), count, output):

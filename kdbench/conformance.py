@@ -1,7 +1,7 @@
 """The contract that every method keeps, as functions that raise AssertionError. Importable by a plug-in's author:
 
-    from kdbench.conformance import CHECKS, check_method
-    check_method("path/to/mine.py")
+from kdbench.conformance import CHECKS, check_method
+check_method("path/to/mine.py")
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def losses_are_finite_scalars(bench: Bench) -> None:
     for stage in bench.stages():
         for ignored in (False, True):
             for name, value in bench.losses(stage, make_batch(stage, ignored)).items():
-                assert value.ndim == 0, f"stage {stage.name}: loss '{name}' has shape {tuple(value.shape)}, not a scalar"
+                assert value.ndim == 0, (
+                    f"stage {stage.name}: loss '{name}' has shape {tuple(value.shape)}, not a scalar"
+                )
                 assert torch.isfinite(value), f"stage {stage.name}: loss '{name}' is {value} (all ignored: {ignored})"
 
 
@@ -138,7 +140,9 @@ def adapters_get_gradients(bench: Bench) -> None:
 def losses_repeat(bench: Bench) -> None:
     """At one seed a stage's losses are the same twice: no generator of its own, no hidden state outside its modules."""
     for stage in bench.stages():
-        states = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in bench.networks.modules().items()}
+        states = {
+            name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in bench.networks.modules().items()
+        }
         first = bench.losses(stage, make_batch(stage))
         for name, module in bench.networks.modules().items():
             module.load_state_dict(states[name])

@@ -71,15 +71,16 @@ def _rerun_agrees(pinned: Record, store: Path) -> Gate:
         same = pinned.result.model_dump_json() == fresh.result.model_dump_json()
         return Gate(name, same, "identical result" if same else "the result differs in an equal environment")
     worst = max(
-        abs(domain_miou(a) - domain_miou(b))
-        for a, b in zip(pinned.result.domains, fresh.result.domains, strict=True)
+        abs(domain_miou(a) - domain_miou(b)) for a, b in zip(pinned.result.domains, fresh.result.domains, strict=True)
     )
-    return Gate(name, worst <= TOLERANCE, f"other environment: mIoU within {worst:.2f} of the pin (allowed {TOLERANCE})")
+    return Gate(
+        name, worst <= TOLERANCE, f"other environment: mIoU within {worst:.2f} of the pin (allowed {TOLERANCE})"
+    )
 
 
 def _rerun(pinned: Record, store: Path) -> Record:
-    from kdbench.engine.progress import Silent
     from kdbench.engine.grid import expand, make_lab, run_grid
+    from kdbench.engine.progress import Silent
     from kdbench.spec import RunSpec
 
     cell = pinned.spec.resolved
@@ -99,7 +100,9 @@ def _rerun(pinned: Record, store: Path) -> Record:
         )
         lab = make_lab(spec, Silent())
         if lab.protocol.id != cell.protocol_id:
-            raise KdbenchError(f"the pin was made under {cell.protocol_id}, today's protocol is {lab.protocol.id}; pin again")
+            raise KdbenchError(
+                f"the pin was made under {cell.protocol_id}, today's protocol is {lab.protocol.id}; pin again"
+            )
         (done,) = run_grid(spec, lab, expand(spec, lab))
     return done.record
 

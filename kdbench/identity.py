@@ -14,5 +14,5 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def seed_from(*purpose: Any) -> int:
-    """A 63-bit seed that depends on the purpose alone, e.g. (run seed, phase, "order", epoch): no generator is shared."""
+    """A 63-bit seed that is a function of its purpose, e.g. (run seed, phase, "order", epoch)."""
     return int(digest(purpose, 16), 16) >> 1

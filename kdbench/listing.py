@@ -66,7 +66,9 @@ def _benchmarks() -> Rows:
         for name, benchmark in loaded.items()
     ]
     for name, error in broken.items():
-        rows.append({"name": name, "title": f"BROKEN: {error}", "sources": "", "targets": "", "classes": "", "worlds": ""})
+        rows.append(
+            {"name": name, "title": f"BROKEN: {error}", "sources": "", "targets": "", "classes": "", "worlds": ""}
+        )
     return rows
 
 

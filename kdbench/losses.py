@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def resize(map_: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
     """A map (B, C, h, w) at another grid, bilinear, align_corners False; returned as it is where the size fits."""
-    if tuple(map_.shape[-2:]) == tuple(size):
+    if map_.shape[-2:] == size:
         return map_
-    return F.interpolate(map_, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(map_, size=size, mode="bilinear", align_corners=False)
 
 
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Phase(StrEnum):
 class Batch:
     """One step's samples. Not frozen, because Fabric moves the tensors of mutable dataclasses only.
 
-    image: (B, 3, H, W) float in [0, 1]. label: (B, H, W) int64 with 255 = ignore; None where the phase withholds labels.
+    image: (B, 3, H, W) float in [0, 1]. label: (B, H, W) int64, 255 = ignore; None where the phase withholds labels.
     domain, index: the samples' identity, B names and (B,) int64. progress: 0 to 1 through the stage, for warm-ups.
     """
 

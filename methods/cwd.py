@@ -55,5 +55,6 @@ class CWD(Method):
             terms["cwd_logits"] = self.config.logit_weight * channel_divergence(*logits, temperature)
         if self.config.target != "logits":
             projected = resize(self.projector(ours.features.final), theirs.final.shape[-2:])
-            terms["cwd_features"] = self.config.feature_weight * channel_divergence(projected, theirs.final, temperature)
+            divergence = channel_divergence(projected, theirs.final, temperature)
+            terms["cwd_features"] = self.config.feature_weight * divergence
         return terms

@@ -1,4 +1,4 @@
-"""Generalizable knowledge distillation: first the representation, without labels; then the task, on a frozen encoder."""
+"""Generalizable knowledge distillation: the representation first, without labels, then the task."""
 
 from __future__ import annotations
 

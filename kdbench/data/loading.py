@@ -1,5 +1,8 @@
-"""From sets of samples to batches. Which samples a step sees, and how they are drawn, is a function of the seed and the
-step alone: the number of workers, a restart in the middle and the method have no say."""
+"""From sets of samples to batches.
+
+Which samples a step sees, and how they are drawn, is a function of the seed and the step alone: the number of workers,
+a restart in the middle and the method have no say.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class TrainingViews(Dataset[tuple[Tensor, Tensor, str, int]]):
     def __len__(self) -> int:
         return sum(len(samples) for samples in self._sets)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, str, int]:  # type: ignore[override]
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, str, int]:
         samples, index = self._locate(draw.sample)
         image, label = self._view(*samples.read(index), seed_from(*self._purpose, draw.step, draw.sample))
         return image, label, samples.domain, index
@@ -69,13 +72,21 @@ class TrainingViews(Dataset[tuple[Tensor, Tensor, str, int]]):
 
 
 def training_batches(
-    sets: Sequence[DomainSet], recipe: Recipe, steps: int, size: tuple[int, int], seed: int, phase: Phase, start: int = 0
+    sets: Sequence[DomainSet],
+    recipe: Recipe,
+    steps: int,
+    size: tuple[int, int],
+    seed: int,
+    phase: Phase,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """The batches of steps start..steps-1; labels only where the phase has them."""
     views = TrainingViews(sets, recipe, size, seed, phase)
     order = Order(len(views), recipe.batch, seed, phase)
     loader: DataLoader[tuple[Tensor, Tensor, str, int]] = DataLoader(
-        views, batch_sampler=(order.step(step) for step in range(start, steps)), collate_fn=list  # type: ignore[arg-type]
+        views,
+        batch_sampler=(order.step(step) for step in range(start, steps)),
+        collate_fn=list,
     )
     for step, samples in enumerate(loader, start):
         yield _collate(samples, phase.labelled, step / steps)

@@ -40,7 +40,13 @@ class RenderedSet:
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """World version, rendition, split, count and size."""
-        return {"world": self.world, "rendition": self.rendition, "split": self.split, "count": self.count, "size": self.size}
+        return {
+            "world": self.world,
+            "rendition": self.rendition,
+            "split": self.split,
+            "count": self.count,
+            "size": self.size,
+        }
 
     def __len__(self) -> int:
         return self.count

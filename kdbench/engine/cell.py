@@ -1,5 +1,7 @@
-"""One cell as a plan: its networks, where every part's weights come from, and the key of every stage. Nothing is trained
-here, and no weights are read: a finished cell is recognised from its keys alone."""
+"""One cell as a plan: its networks, where every part's weights come from, and the key of every stage.
+
+Nothing is trained here and no weights are read: a finished cell is recognised by its keys alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from lightning.fabric import Fabric
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
 from kdbench.data.worlds import Worlds
-from kdbench.engine.keys import environment, harness_code, loss_code, weights_digest
+from kdbench.engine.keys import TRAINING, environment, harness_code, loss_code, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
 from kdbench.engine.pretrain import Pretraining
 from kdbench.engine.progress import Progress
@@ -178,7 +180,7 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
         "keep": keep,
         "data": [[samples.domain, samples.identity] for samples in sets],
         "classes": len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
-        "harness": harness_code(),
+        "harness": harness_code(TRAINING),
         "environment": environment(lab.fabric.device, lab.protocol.precision),
     })  # fmt: skip
     return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
@@ -191,4 +193,3 @@ def deployed_parts(plan: Plan) -> frozenset[str]:
     if type(plan.networks.method).deploy is Method.deploy:
         return frozenset({Part.STUDENT_ENCODER, Part.STUDENT_DECODER})
     return frozenset(plan.networks.modules())
-

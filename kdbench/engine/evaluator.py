@@ -33,10 +33,12 @@ def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Eval
     if len(corners) == 1:
         return _resized(model(image).logits, (height, width))
     windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in corners])
-    logits = torch.cat([_resized(model(part).logits, (height, width)) for part in windows.split(evaluation.batch)])
+    logits = torch.cat(
+        [_resized(model(part).logits, (height, width)) for part in torch.split(windows, evaluation.batch)]
+    )
     total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
     count = logits.new_zeros(image.shape[-2:])
-    for (y, x), scores in zip(corners, logits.split(len(image)), strict=True):
+    for (y, x), scores in zip(corners, torch.split(logits, len(image)), strict=True):
         total[..., y : y + height, x : x + width] += scores
         count[y : y + height, x : x + width] += 1
     return total / count
@@ -102,6 +104,6 @@ def _check_labels(label: Tensor, classes: int, domain: str) -> None:
     wrong = label[(label != IGNORE) & (label >= classes)]
     if len(wrong):
         raise KdbenchError(
-            f"domain '{domain}' has label {int(wrong.max())}, but the benchmark has {classes} classes (0 to {classes - 1} "
-            "and 255 for ignore). Check the data set's label conversion."
+            f"domain '{domain}' has label {int(wrong.max())}, but the benchmark has {classes} classes: 0 to "
+            f"{classes - 1}, and 255 for ignore. Check the data set's label conversion."
         )

@@ -109,7 +109,13 @@ def _references() -> list[Chosen]:
 
 
 def _group(
-    lab: Lab, benchmark: Benchmark, pair: Pair, seed: int, references: list[Chosen], methods: list[Chosen], teacher: bool
+    lab: Lab,
+    benchmark: Benchmark,
+    pair: Pair,
+    seed: int,
+    references: list[Chosen],
+    methods: list[Chosen],
+    teacher: bool,
 ) -> Iterator[Cell]:
     if teacher:
         yield Cell(lab.protocol, benchmark, pair.teacher, None, None, Knobs(), "", seed)

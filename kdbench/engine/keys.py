@@ -18,24 +18,36 @@ from torch import nn
 from kdbench.identity import digest
 from kdbench.method import Stage
 
-COMPUTING = ("kdbench.engine", "kdbench.models", "kdbench.data", "kdbench.losses", "kdbench.types")
-"""The harness modules whose code decides numbers."""
+NETWORKS = ("kdbench.models.backbones", "kdbench.models.decoders", "kdbench.models.segmentor", "kdbench.types")
+TRAINING = (
+    *NETWORKS,
+    "kdbench.data",
+    "kdbench.losses",
+    "kdbench.identity",
+    "kdbench.engine.trainer",
+    "kdbench.engine.parts",
+)
+PRETRAINING = (*TRAINING, "kdbench.engine.pretrain")
+TESTING = (*NETWORKS, "kdbench.data", "kdbench.engine.evaluator")
+"""The harness modules whose code decides the numbers of a stage, of a stand-in's pretraining, and of a test."""
 
 
 def code_digest(path: Path) -> str:
     """A Python file without comments, layout and docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
             node.body = node.body[1:]
     return digest(ast.dump(tree))
 
 
 @cache
-def harness_code() -> str:
-    """The code of every harness module that computes."""
+def harness_code(modules: tuple[str, ...]) -> str:
+    """The code of harness modules; a package stands for all that is in it."""
     files: list[Path] = []
-    for name in COMPUTING:
+    for name in modules:
         module = importlib.import_module(name)
         folders = getattr(module, "__path__", None)
         files += sorted(Path(next(iter(folders))).rglob("*.py")) if folders else [Path(str(module.__file__))]
@@ -57,7 +69,9 @@ def _code_of(thing: Any) -> str:
 def loss_code(stage: Stage) -> list[str]:
     """The code of the module that defines the stage's loss and, for a bound loss, of the method's own classes."""
     owner = getattr(stage.loss, "__self__", None)
-    classes = [] if owner is None else [c for c in type(owner).__mro__ if not c.__module__.startswith(("torch", "builtins"))]
+    classes = (
+        [] if owner is None else [c for c in type(owner).__mro__ if not c.__module__.startswith(("torch", "builtins"))]
+    )
     return [_code_of(thing) for thing in (stage.loss, *classes)]
 
 

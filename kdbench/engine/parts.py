@@ -1,4 +1,4 @@
-"""What trains and what does not: the parts of a cell by name, where their weights come from, and how a loss sees them."""
+"""What trains and what does not: a cell's parts by name, where their weights come from, how a loss sees them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) ->
 
 
 class View:
-    """A segmentor as one stage's loss sees it: only the parts in play, frozen encoders without a graph, passes counted."""
+    """A segmentor as a stage's loss sees it: only the parts in play, frozen encoders without graph, images counted."""
 
     def __init__(self, segmentor: Segmentor | None, stage: Stage, encoder: Part, decoder: Part) -> None:
         self._segmentor = segmentor

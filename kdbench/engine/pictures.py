@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdbench.benchmark import Domain
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.evaluator import predict
 from kdbench.engine.runner import CellRun
@@ -26,7 +25,11 @@ def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]
         if cell.student is not None:
             groups.setdefault((cell.benchmark.name, cell.teacher.name, cell.student.name, cell.seed), []).append(cell)
     for (benchmark, teacher, student, seed), members in groups.items():
-        alone = [c for c in cells if c.student is None and (c.benchmark.name, c.teacher.name, c.seed) == (benchmark, teacher, seed)]
+        alone = [
+            c
+            for c in cells
+            if c.student is None and (c.benchmark.name, c.teacher.name, c.seed) == (benchmark, teacher, seed)
+        ]
         folder = spec.results / lab.protocol.id / lab.worlds.world_of(members[0].benchmark) / benchmark
         path = folder / f"{teacher}--{student}" / f"pictures-s{seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +60,9 @@ def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec):  # type: ignore[no-untyp
     )
 
 
-def _predictions(lab: Lab, cell: Cell, spec: RunSpec, samples: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]) -> dict[str, list[np.ndarray]]:
+def _predictions(
+    lab: Lab, cell: Cell, spec: RunSpec, samples: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
+) -> dict[str, list[np.ndarray]]:
     run = CellRun(lab, cell, spec.passed())
     run.prepare()
     model, device = run.deployed(), lab.fabric.device

@@ -20,7 +20,7 @@ from kdbench.data.rendered import RenderedSet
 from kdbench.data.synthetic import COARSE, OBJECTS
 from kdbench.data.transforms import RandomView
 from kdbench.data.worlds import Worlds
-from kdbench.engine.keys import environment, harness_code
+from kdbench.engine.keys import PRETRAINING, environment, harness_code
 from kdbench.engine.parts import Origin
 from kdbench.engine.progress import Progress
 from kdbench.engine.store import Store
@@ -39,7 +39,7 @@ DETAIL = 4
 
 @dataclass
 class Lesson:
-    """A pretraining batch: image (B, 3, H, W); coarse (B, H, W), 255 = ignore; depth (B, H, W) in [0, 1]; object (B,)."""
+    """A batch: image (B, 3, H, W); coarse (B, H, W), 255 = ignore; depth (B, H, W) in [0, 1]; object (B,)."""
 
     image: Tensor
     coarse: Tensor
@@ -89,10 +89,10 @@ class Pretraining:
     progress: Progress
 
     def origin(self, role: Role) -> Origin:
-        """The stand-in's pretrained weights: their key now, their content (trained where missing) when it is needed."""
+        """The stand-in's pretrained weights: their key now; their content, trained where missing, on use."""
         key = digest([
-            role.family, role.kind, role.stand_in, self._recipe(role).model_dump(mode="json"), self._samples(role).identity,
-            harness_code(), environment(self.fabric.device, self.protocol.precision),
+            role.family, role.kind, role.stand_in, self._samples(role).identity,
+            self._recipe(role).model_dump(mode="json"), harness_code(PRETRAINING), environment(self.fabric.device, self.protocol.precision),
         ])  # fmt: skip
         return Origin(f"pretrained-{key}", lambda: self._weights(role, key))
 
@@ -151,4 +151,3 @@ class Pretraining:
                 depth=targets[:, 1].float().div_(255),
                 object=torch.from_numpy(arrays["object"][chosen].astype("int64")),
             )
-

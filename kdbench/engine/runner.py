@@ -20,7 +20,7 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.evaluator import evaluate
-from kdbench.engine.keys import environment, harness_code, loss_code
+from kdbench.engine.keys import TESTING, environment, harness_code, loss_code
 from kdbench.engine.parts import views
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
@@ -59,7 +59,7 @@ class CellRun:
             [step.key for step in self.plan.stages],
             [samples.identity for samples in map(self._lab.worlds.val, self._cell.benchmark.evaluated())],
             self._lab.protocol.id,
-            harness_code(),
+            harness_code(TESTING),
         ])  # fmt: skip
         return self._key
 
@@ -139,7 +139,8 @@ class CellRun:
             model: nn.Module = networks.teacher
         else:
             model = networks.method.deploy(networks.student, networks.teacher)
-        return self._lab.fabric.to_device(model).eval()
+        placed: nn.Module = self._lab.fabric.to_device(model)
+        return placed.eval()
 
     def _evaluate_all(self) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
         domains = list(self._cell.benchmark.evaluated())
@@ -177,7 +178,7 @@ class CellRun:
         origins = plan.at(point)
         key = digest([
             {name: origins[name].key for name in sorted(deployed_parts(plan))}, self._deploy_code(), domain.name,
-            samples.identity, lab.protocol.evaluation.model_dump(), classes, harness_code(),
+            samples.identity, lab.protocol.evaluation.model_dump(), classes, harness_code(TESTING),
             environment(lab.fabric.device, lab.protocol.precision),
         ])  # fmt: skip
         return lab.store.evaluation(
@@ -195,7 +196,12 @@ class CellRun:
         assert self.plan is not None
         networks = self.plan.networks
         model = self._deploy(len(self.plan.stages[-1].keep) - 1)
-        counts = {"deployed": model, "teacher": networks.teacher, "student": networks.student, "method": networks.method}
+        counts = {
+            "deployed": model,
+            "teacher": networks.teacher,
+            "student": networks.student,
+            "method": networks.method,
+        }
         return {name: sum(p.numel() for p in m.parameters()) for name, m in counts.items() if m is not None}
 
     def resolved(self) -> Resolved:
@@ -264,4 +270,5 @@ def _describe(error: Exception) -> str:
     if isinstance(error, KdbenchError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} (at {frame.filename.rpartition('/')[2]}, line {frame.lineno}, in {frame.name})"
+    file = frame.filename.rpartition("/")[2]
+    return f"{type(error).__name__}: {error} (at {file}, line {frame.lineno}, in {frame.name})"

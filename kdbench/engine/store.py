@@ -73,7 +73,11 @@ class StageFolder:
 
     def save_point(self, number: int, states: States) -> None:
         """Keeps the trained parts as they are at a point of the stage."""
-        flat = {f"{part}{SEPARATOR}{name}": t.contiguous().cpu() for part, state in states.items() for name, t in state.items()}
+        flat = {
+            f"{part}{SEPARATOR}{name}": t.contiguous().cpu()
+            for part, state in states.items()
+            for name, t in state.items()
+        }
         write_atomically(self._point(number), to_bytes(flat))
 
     def load_point(self, number: int, part: str) -> dict[str, Tensor]:

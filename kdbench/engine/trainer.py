@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -86,7 +87,7 @@ class LossLog:
 
 def _means(values: list[float]) -> list[float]:
     edges = [round(len(values) * i / CURVE_POINTS) for i in range(CURVE_POINTS + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def lr_scale(recipe: Recipe, step: int, steps: int) -> float:
@@ -156,9 +157,7 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
     }
 
 
-def _step(
-    fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog
-) -> None:
+def _step(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog) -> None:
     # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
     torch.manual_seed(seed_from(*job.randomness, "step", step))
     scale = lr_scale(job.recipe, step, job.steps)

@@ -90,7 +90,8 @@ class PyramidEncoder(Encoder):
     def __init__(
         self, body: nn.Module, stem: nn.Module, layout: Literal["NHWC", "NCHW"], stages: tuple[int, ...]
     ) -> None:
-        info = [body.feature_info[stage] for stage in stages]  # type: ignore[index]
+        described: Any = body.feature_info
+        info = [described[stage] for stage in stages]
         channels = tuple(int(entry["num_chs"]) for entry in info)
         super().__init__(body, stem, 64 if layout == "NCHW" else channels[0], layout)
         strides = tuple(int(entry["reduction"]) for entry in info)

@@ -17,7 +17,7 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class LightDecoder(nn.Module):
-    """Every level to one width, at stride 4 or the finest level's, then one 3x3 convolution: a light head as SegFormer's."""
+    """A light head as SegFormer's: every level to one width and grid (stride 4 or the finest), then a fusion."""
 
     WIDTH = 64
     STRIDE = 4

@@ -43,7 +43,9 @@ ROLES = {
         Role("dino-s", "local", "vit", _vit(96, 6)),
         Role("dino-b", "local", "vit", _vit(128, 8)),
         Role("resnet18", "local", "resnet", {"block": "basic", "layers": (1, 1, 1, 1), "channels": (24, 32, 64, 96)}),
-        Role("resnet50", "local", "resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}),
+        Role(
+            "resnet50", "local", "resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}
+        ),
         Role("mit-b0", "local", "pvt", {"embed_dims": (32, 64, 128), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
     )
 }
@@ -83,7 +85,7 @@ def parse_pair(text: str) -> Pair:
 
 
 PAPER_PAIRS = (
-    "dinov2-b:deit-s", "dinov2-l:deit-b", "dinov2-b:dino-s", "dinov2-l:dino-b", "dinov2-b:dinov2-s", "dinov2-l:dinov2-b",
-    "eva02-b:eva02-s", "eva02-l:eva02-b",
+    "dinov2-b:deit-s", "dinov2-l:deit-b", "dinov2-b:dino-s", "dinov2-l:dino-b", "dinov2-b:dinov2-s",
+    "dinov2-l:dinov2-b", "eva02-b:eva02-s", "eva02-l:eva02-b",
 )  # fmt: skip
 CNN_PAIRS = ("dinov2-b:resnet18", "dinov2-l:resnet50", "dinov2-b:mit-b0")

@@ -93,12 +93,13 @@ class Board:
         return tuple(model_name(name, self.zoo) for name in self.pair.split(":"))
 
     @property
-    def caption(self) -> str:
-        """What the numbers are and what they hold for."""
-        who = " -> ".join(self.models) + (f" ({self.family})" if self.family else " (teacher alone)")
+    def caption(self) -> tuple[str, str, str]:
+        """What was tested, under which conditions, and what the numbers are."""
+        who = " -> ".join(self.models) + (f" ({self.family})" if self.family else "")
         return (
-            f"{self.benchmark}: {self.title}. {who}; world {self.world}, protocol {self.protocol_id}, "
-            f"decoder {self.decoder}. mIoU in %; gap: source minus mean of targets."
+            f"{self.benchmark}: {self.title}",
+            f"{who}; world {self.world}, protocol {self.protocol_id}, decoder {self.decoder}",
+            "mIoU in %; gap: source minus mean of targets",
         )
 
 

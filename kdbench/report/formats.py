@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from html import escape as html_escape
 from typing import Any
 
 from tabulate import tabulate
@@ -71,7 +70,7 @@ def render(format: str, boards: list[Board], colour: bool = False) -> str:
     """The boards in one of FORMATS. colour: marks as terminal codes, in the plain table only."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    return _tables(boards, COLOURED) if colour and format == "table" else FORMATS[format](boards)
+    return _plain(boards, COLOURED) if colour and format == "table" else FORMATS[format](boards)
 
 
 def grid(board: Board) -> Grid:
@@ -91,11 +90,15 @@ def _columns(board: Board) -> Iterator[Column]:
     if any(len(row.seeds) > 1 for row in board.rows):
         yield Column("seeds", lambda row: len(row.seeds), better=0)
     for index, title in enumerate(board.columns):
-        yield Column(title, lambda row, index=index: row.targets[index])  # type: ignore[misc]
+        yield Column(title, _target(index))
     if len(board.columns) != 1:
         yield Column("mean", lambda row: row.mean)
     yield Column(f"source: {board.source}" if board.source else "source", lambda row: row.source)
     yield Column("gap", lambda row: row.gap, better=-1)
+
+
+def _target(index: int) -> Callable[[Row], float | None]:
+    return lambda row: row.targets[index]
 
 
 def _marked(column: Column, rows: Iterable[Row]) -> list[Cell]:
@@ -143,25 +146,24 @@ PLAIN = Style("simple", wrapped=True)
 COLOURED = Style("simple", best="\033[1m{}\033[0m", second="\033[4m{}\033[0m", wrapped=True)
 MARKDOWN = Style("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<>|"}), best="**{}**", second="<ins>{}</ins>")
 LATEX = Style("latex_raw", _escaper(LATEX_SPECIALS), best=r"\textbf{{{}}}", second=r"\underline{{{}}}")
-HTML = Style("unsafehtml", html_escape, best="<b>{}</b>", second="<u>{}</u>")
 
 
-def _tables(boards: list[Board], style: Style) -> str:
+def _plain(boards: list[Board], style: Style = PLAIN) -> str:
     parts = []
     for board in boards:
         shown = grid(board)
-        notes = "".join(f"\n{sign} {text}" for sign, text in shown.notes)
-        parts.append(f"{board.caption}\n\n{style.table(shown)}\n{notes}")
-    return "\n".join(f"{part.rstrip()}\n" for part in parts)
+        parts += ["\n".join(board.caption), "", style.table(shown), *(f"{sign} {text}" for sign, text in shown.notes), ""]
+    return "\n".join(parts)
 
 
 def _markdown(boards: list[Board]) -> str:
     parts = []
     for board in boards:
         shown = grid(board)
-        notes = "".join(f"\n{MARKDOWN.escape(f'{sign} {text}')}  " for sign, text in shown.notes)
-        parts.append(f"### {MARKDOWN.escape(board.caption)}\n\n{MARKDOWN.table(shown)}\n{notes}")
-    return "\n".join(f"{part.rstrip()}\n" for part in parts)
+        heading, *more = (MARKDOWN.escape(line) for line in board.caption)
+        notes = (MARKDOWN.escape(f"{sign} {text}") + "  " for sign, text in shown.notes)
+        parts += [f"### {heading}", "", ". ".join(more) + ".", "", MARKDOWN.table(shown), "", *notes, ""]
+    return "\n".join(parts)
 
 
 def _latex(boards: list[Board]) -> str:
@@ -173,21 +175,108 @@ def _latex_table(board: Board) -> str:
     table = LATEX.table(shown)
     for rule in ("toprule", "midrule", "bottomrule"):
         table = table.replace(r"\hline", f"\\{rule}", 1)
-    notes = "".join(f"\\par\\footnotesize {LATEX.escape(f'{sign} {text}')}\n" for sign, text in shown.notes)
-    caption = LATEX.escape(board.caption)
-    return f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{table}\n{notes}\\end{{table}}\n"
+    caption = LATEX.escape(". ".join(board.caption))
+    notes = (f"\\par\\footnotesize {LATEX.escape(f'{sign} {text}')}" for sign, text in shown.notes)
+    lines = (r"\begin{table}", r"\centering", f"\\caption{{{caption}.}}", table, *notes, r"\end{table}", "")
+    return "\n".join(lines)
 
 
-def _fields(board: Board) -> dict[str, Any]:
+def _html(boards: list[Board]) -> str:
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
+    return template.render(boards=[(board, grid(board)) for board in boards]) + "\n"
+
+
+def _csv(boards: list[Board]) -> str:
+    """A line a row; a column for every target of any board."""
+    from pandas import DataFrame
+
+    lines = [
+        _conditions(board) | _values(row) | {"source_domain": board.source} | dict(zip(board.columns, row.targets, strict=True))
+        for board in boards
+        for row in board.rows
+    ]
+    return str(DataFrame(lines, dtype=object).to_csv(index=False))
+
+
+def _json(boards: list[Board]) -> str:
+    content = [
+        _conditions(board)
+        | {"caption": ". ".join(board.caption), "worlds": board.worlds, "source_domain": board.source}
+        | {"rows": [_values(row) | {"targets": dict(zip(board.columns, row.targets, strict=True))} for row in board.rows]}
+        for board in boards
+    ]
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _conditions(board: Board) -> dict[str, Any]:
     """What a caption says, each part by itself."""
-    return {
-        "protocol_id": board.protocol_id,
-        "protocol": board.protocol,
-        "decoder": board.decoder,
-        "zoo": board.zoo,
-        "world": board.world,
-        "benchmark": board.benchmark,
-        "title": board.title,
-        "pair": " -> ".join(board.models),
-        "family": board.family,
-    }
+    named = ("protocol_id", "protocol", "decoder", "zoo", "world", "benchmark", "title")
+    conditions = {name: getattr(board, name) for name in named}
+    return conditions | {"pair": " -> ".join(board.models), "family": board.family}
+
+
+def _values(row: Row) -> dict[str, Any]:
+    """A row's numbers as they are, the targets' apart."""
+    values = asdict(row)
+    del values["targets"]
+    return values | {"seeds": " ".join(map(str, row.seeds))}
+
+
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>kdbench leaderboard</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+section { margin-bottom: 3rem; overflow-x: auto; }
+h2 { font-size: 1.15rem; margin-bottom: .2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: #666; padding-bottom: .6rem; }
+th, td { padding: .3rem .8rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+thead th { border-bottom: 2px solid #222; max-width: 9rem; vertical-align: bottom; }
+tbody td { border-bottom: 1px solid #ddd; }
+.teacher td { color: #666; }
+.note { color: #666; margin: .3rem 0 0; }
+</style>
+</head>
+<body>
+<h1>kdbench leaderboard</h1>
+{% for board, grid in boards %}
+<section>
+<h2>{{ board.caption[0] }}</h2>
+<table>
+<caption>{{ board.caption[1] }}<br>{{ board.caption[2] }}</caption>
+<thead><tr>{% for title in grid.header %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for line in grid.lines %}
+<tr class="{{ board.rows[loop.index0].role }}">
+{%- for cell in line -%}
+<td>{% if cell.place == 1 %}<b>{{ cell.text }}</b>{% elif cell.place == 2 %}<u>{{ cell.text }}</u>{% else %}{{ cell.text }}
+{%- endif %}</td>
+{%- endfor -%}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+{% for sign, text in grid.notes %}
+<p class="note">{{ sign }} {{ text }}</p>
+{% endfor %}
+</section>
+{% endfor %}
+</body>
+</html>
+"""
+FORMATS: dict[str, Callable[[list[Board]], str]] = {
+    "table": _plain,
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+    "html": _html,
+    "json": _json,
+}

@@ -70,8 +70,11 @@ class Spec(_Model):
 
 
 class DomainResult(_Model):
-    """One domain's counts. confusion (K, K): the last point. points (P, 3, K): true positives, false positives and false
-    negatives of every kept point, enough for any IoU."""
+    """One domain's counts.
+
+    confusion (K, K): the last point. points (P, 3, K): true positives, false positives and false negatives of every
+    kept point, which is enough for any IoU and fits into a small record.
+    """
 
     domain: str
     role: Literal["target", "source"]
@@ -117,7 +120,7 @@ class RunInfo(_Model):
 class Record(_Model):
     """One cell's record."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1] = 1
     status: Literal["done", "failed"]
     error: str | None = None
     spec: Spec

@@ -1,4 +1,4 @@
-"""What every real data set shares: finding its folder and its pairs, decoding images and labels, errors with repairs."""
+"""What every real data set shares: finding folder and pairs, decoding images and labels, errors with repairs."""
 
 from __future__ import annotations
 

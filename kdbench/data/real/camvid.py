@@ -1,4 +1,4 @@
-"""CamVid in the layout of the SegNet tutorial: {split}/NAME.png with {split}annot/NAME.png, values 0..11, 11 = ignore."""
+"""CamVid as the SegNet tutorial ships it: {split}/NAME.png, {split}annot/NAME.png, values 0..11, 11 = ignore."""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ def _road(plan: _Plan, middle: float, half: float, along_x: bool) -> None:
     band(middle - half, middle + half, -reach, reach, asphalt)
     z = -reach
     while z < reach:
-        band(middle - 0.14, middle + 0.14, z, z + 2.4, marking)
+        ends = ((z, middle), (z + 2.4, middle)) if along_x else ((middle, z), (middle, z + 2.4))
+        # A line, not a polygon: a filled one swells to two pixels.
+        plan.canvas.line([plan.at(*end) for end in ends], marking, 0.3 * plan.scale)
         z += 6
     for side in (-1, 1):
         z = -reach + dice.u(0, 8)
@@ -105,18 +107,13 @@ def _car(plan: _Plan, x: float, y: float, along_x: bool) -> None:
         return
     a, b = (3.2, 1.25) if lorry else (2.25, 0.98)
 
-    def part(back: float, front: float, half: float, fill: Ink) -> None:
-        if along_x:
-            plan.quad(x + back, y - half, x + front, y + half, fill)
-        else:
-            plan.quad(x - half, y + back, x + half, y + front, fill)
-
     dx, dy = (a, b) if along_x else (b, a)
     plan.cast(x - dx, y - dy, x + dx, y + dy, 1.5)
-    part(-a, a, b, ink(AUTO, "paint", 40, paint, 10))
-    part(0.35 * a, 0.6 * a, b * 0.8, ink(AUTO, "glass", 44, 4))
-    part(-0.75 * a, -0.5 * a, b * 0.8, ink(AUTO, "glass", 44, 4))
-    part(-0.5 * a, 0.35 * a, b * 0.75, ink(AUTO, "paint", 48, paint, 12))
+    plan.quad(x - dx, y - dy, x + dx, y + dy, ink(AUTO, "paint", 40, paint, 11))
+    for offset in (0.4 * a, -0.65 * a):
+        pane = ((offset, -b * 0.6), (offset, b * 0.6)) if along_x else ((-b * 0.6, offset), (b * 0.6, offset))
+        line = [plan.at(x + u, y + v) for u, v in pane]
+        plan.canvas.line(line, ink(AUTO, "glass", 44, 4), 0.45 * plan.scale)
 
 
 def _building(plan: _Plan, x0: float, y0: float, x1: float, y1: float) -> None:
@@ -199,15 +196,15 @@ def _lot(plan: _Plan, x0: float, y0: float, x1: float, y1: float, feature: str) 
     paved = dice.p(town.yards)
     if paved:
         look = "asphalt" if dice.p(0.4) else "paving"
-        plan.quad(x0 + 0.6, y0 + 0.6, x1 - 0.6, y1 - 0.6, ink(SEALED, look, 7, dice.i(16)))
+        plan.quad(x0, y0, x1, y1, ink(SEALED, look, 7, dice.i(16)))
     elif dice.p(0.6):
         inset = dice.u(0.2, 0.5)
         plan.quad(x0 + w * inset, y0, x0 + w * inset + dice.u(2, 4), y1, ink(SEALED, "paving", 7, dice.i(16)))
     elif dice.p(0.25):
         plan.quad(x0, y0, x1, y1, ink(LAWN, "soil", 7, dice.i(16)))
-    lot_of_cars = use > 0.9 or feature == "cars"
+    lot_of_cars = use > 0.95 or feature == "cars"
     if lot_of_cars:
-        plan.quad(x0 + 0.4, y0 + 0.4, x1 - 0.4, y1 - 0.4, ink(SEALED, "asphalt", 7, dice.i(16)))
+        plan.quad(x0, y0, x1, y1, ink(SEALED, "asphalt", 7, dice.i(16)))
         for row in range(max(1, int(d // 7))):
             for k in range(int((w - 2) // 2.9)):
                 if dice.p(0.6):

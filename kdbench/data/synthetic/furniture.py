@@ -13,7 +13,9 @@ def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, 
     height = floor * floors + 0.6
     variant, tint, shops = dice.i(16), dice.i(16), dice.p(0.5) and not house
     lamps, panes = dice.i(16), 2 + dice.i(3)
-    light = 10 if side > 0 else 8
+    light = 10 if side * view.sun >= 0 else 7
+    if side * view.sun < 0:
+        view.cast(x, z0, z1, height)
     middle = (z0 + z1) / 2
     for za, zb in ((middle, z1), (z0, middle)) if z0 < 22 else ((z0, z1),):
         depth = depth_of((za + zb) / 2)
@@ -65,6 +67,9 @@ def tree(view: View, dice: Dice, x: float, z: float, tall: float = 1.0) -> None:
     depth, kind, size = depth_of(z), dice.i(4), tall * dice.u(0.75, 1.25)
     bark, variant = ink(VEGETATION, "trunk", depth, dice.i(16)), dice.i(16)
     view.shadow(x - 1.6 * size, x + 1.6 * size, z - 0.4, z + 1.2)
+    if z < 30 and view.sun:
+        u, v = view.at(x + view.sun * 2.5 * size, 0, z + size)
+        view.canvas.shade_disc(u, v, 2.2 * size * view.scale(z), max(1.0, 0.5 * size * view.scale(z)))
     look = "needle" if kind == 3 else "leaf"
     dark, mid, pale = (ink(VEGETATION, look, depth, variant, shade) for shade in (6, 9, 12))
     if kind == 3:
@@ -102,7 +107,7 @@ def wall(view: View, dice: Dice, x: float, z0: float, z1: float, side: int) -> N
     """A free-standing wall along the road, with courses and a coping."""
     height, variant = dice.u(1.6, 2.8), dice.i(16)
     depth = depth_of((z0 + z1) / 2)
-    body = ink(WALL, "wall", depth, variant, 10 if side > 0 else 8)
+    body = ink(WALL, "wall", depth, variant, 10 if side * view.sun >= 0 else 8)
     view.flank(x, 0, height, z0, z1, body)
     for y in (0.3, 0.62):
         view.flank(x, height * y, height * y + 0.07, z0, z1, toned(body, 6))

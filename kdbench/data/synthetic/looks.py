@@ -30,7 +30,7 @@ _ACDC: Final = box(
 
 _GTAV: Final = box(
     _CLEAN, _SUNNY, palette=_at(1), palette_gap=_at(0.1), palette_jitter=(0.02, 0.05), saturation=(1.2, 1.4),
-    warmth=(0.2, 0.5), texture=(0.5, 0.8), blotch=(0.5, 0.8), contrast=(1.1, 1.2), sky=(0.95, 1.1),
+    warmth=(0.1, 0.3), texture=(0.5, 0.8), blotch=(0.5, 0.8), contrast=(1.1, 1.2), sky=(0.95, 1.1),
 )  # fmt: skip
 _CITYSCAPES: Final = box(
     _OVERCAST, palette=_at(2), palette_gap=_at(0.14), palette_jitter=(0.03, 0.06), saturation=(0.5, 0.65),
@@ -39,10 +39,10 @@ _CITYSCAPES: Final = box(
 )  # fmt: skip
 _BDD: Final = box(
     palette=_at(3), palette_gap=_at(0.18), palette_jitter=(0.05, 0.1), saturation=(0.75, 1.05), blur=(0.5, 0.8),
-    noise=(0.012, 0.03), jpeg=(0.4, 0.9), vignette=(0.15, 0.4), contrast=(1.1, 1.35), softness=(0.2, 0.6),
+    noise=(0.012, 0.03), jpeg=(0.4, 0.9), vignette=(0.15, 0.4), contrast=(1.05, 1.2), softness=(0.2, 0.6),
 )  # fmt: skip
 _BDD_DAY: Final = box(_BDD, sun=(0.5, 0.95), sky=(1.2, 1.5), exposure=(0.95, 1.25), warmth=(-0.35, 0.15), clouds=(0.2, 0.7))
-_BDD_DUSK: Final = box(_BDD, sun=(0.2, 0.5), dusk=(0.25, 0.5), exposure=(0.5, 0.7), warmth=(0.3, 0.7), night=(0.15, 0.35))
+_BDD_DUSK: Final = box(_BDD, sun=(0.2, 0.5), dusk=(0.25, 0.5), exposure=(0.7, 0.85), warmth=(0.3, 0.7), night=(0.15, 0.3))
 _MAPILLARY: Final = box(
     palette=(6, 11.99), palette_gap=_at(0.18), palette_jitter=(0.06, 0.12), saturation=(0.6, 1.3), sun=(0.3, 0.9),
     softness=(0.1, 0.9), warmth=(-0.3, 0.45), exposure=(0.75, 1.2), white_red=(0.86, 1.16), white_blue=(0.84, 1.16),
@@ -56,8 +56,8 @@ _POTSDAM_RGB: Final = box(
 )  # fmt: skip
 _POTSDAM_IR: Final = box(_POTSDAM_RGB, infrared=_at(1), saturation=(0.9, 1.05), exposure=(0.85, 1.0))
 _VAIHINGEN_IR: Final = box(
-    _AIR, infrared=_at(1), palette=_at(13), palette_gap=_at(0.2), palette_jitter=(0.03, 0.07), saturation=(1.0, 1.25),
-    exposure=(0.9, 1.15), contrast=(1.1, 1.25), softness=(0.0, 0.15), sun=(0.85, 1.0), texture=(1.2, 1.7), white_blue=(1.0, 1.12),
+    _AIR, infrared=_at(1), palette=_at(13), palette_gap=_at(0.2), palette_jitter=(0.03, 0.07), saturation=(0.85, 1.05),
+    exposure=(0.95, 1.15), contrast=(1.05, 1.2), softness=(0.0, 0.15), sun=(0.85, 1.0), texture=(1.2, 1.7), white_blue=(1.0, 1.12),
 )  # fmt: skip
 
 _VARIED: Final = box(
@@ -74,9 +74,9 @@ _WIDEST: Final = box(
 )  # fmt: skip
 
 BOXES: Final[Mapping[str, tuple[tuple[float, Ranges], ...]]] = {
-    "gtav": ((0.8, _GTAV), (0.2, box(_GTAV, sun=(0.5, 0.8), dusk=(0.1, 0.25), warmth=(0.5, 0.8), exposure=(0.9, 1.05)))),
+    "gtav": ((0.8, _GTAV), (0.2, box(_GTAV, sun=(0.5, 0.8), dusk=(0.1, 0.2), warmth=(0.35, 0.6), exposure=(0.95, 1.1)))),
     "cityscapes": ((1.0, _CITYSCAPES),),
-    "bdd100k": ((0.72, _BDD_DAY), (0.2, _BDD_DUSK), (0.08, box(_BDD_DUSK, night=(0.5, 0.7), exposure=(0.8, 1.0), dusk=_at(0)))),
+    "bdd100k": ((0.72, _BDD_DAY), (0.2, _BDD_DUSK), (0.08, box(_BDD_DUSK, night=(0.5, 0.65), exposure=(1.0, 1.2), dusk=_at(0)))),
     "mapillary": ((1.0, _MAPILLARY),),
     "acdc-night": (
         (1.0, box(_ACDC, night=(0.72, 0.85), noise=(0.025, 0.05), gamma=(0.8, 0.95), sky=(0.45, 0.7), warmth=(0.1, 0.4))),
@@ -86,7 +86,7 @@ BOXES: Final[Mapping[str, tuple[tuple[float, Ranges], ...]]] = {
     ),
     "acdc-fog": ((1.0, box(_ACDC, fog=(0.012, 0.028), sky=(1.0, 1.2), contrast=(0.9, 1.05))),),
     "acdc-rain": (
-        (1.0, box(_ACDC, rain=(0.35, 0.75), wet=(0.55, 0.95), fog=(0.003, 0.008), exposure=(0.6, 0.8), warmth=(-0.4, -0.15),
+        (1.0, box(_ACDC, rain=(0.5, 0.95), wet=(0.55, 0.95), fog=(0.003, 0.008), exposure=(0.6, 0.8), warmth=(-0.4, -0.15),
                   blur=(0.35, 0.65))),
     ),
     "potsdam-rgb": ((1.0, _POTSDAM_RGB),),

@@ -180,7 +180,7 @@ def _background(view: View, dice: Dice) -> None:
     h, w, plain = canvas.h, canvas.w, dice.p(0.35)
     look = "plain" if plain else "sky"
     canvas.rect(0, 0, w, v0, ink(PART + BACKDROP, look, 0, dice.i(16), 10))
-    ground = dice.pick(("grass", "soil", "asphalt", "paving", "plain", "rubble", "facade"))
+    ground = dice.pick(("grass", "soil", "asphalt", "paving", "plain", "facade"))
     canvas.rect(0, v0, w, h, ink(PART + GROUND, ground, 0, dice.i(16)))
     for _ in range(dice.i(6)):
         x, s, tone = dice.u(0, w), h * dice.u(0.05, 0.3), dice.i(16)

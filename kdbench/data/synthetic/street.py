@@ -53,6 +53,7 @@ class _Street:
             dice.u(-0.003, 0.003) if dice.p(0.5) else 0.0, dice.u(-mood.roll, mood.roll),
         )  # fmt: skip
         self.view = View(height, width, camera)
+        self.view.sun = dice.pick((-1, 1)) * dice.u(0.25, 0.9)
         self.tasks: list[Task] = []
         self.feature = _FEATURES[index % len(_FEATURES)]
         start = dice.u(9, 28)

@@ -73,11 +73,19 @@ def sample(ranges: Ranges, dice: Dice) -> Style:
     return Style(**{f.name: dice.u(*ranges.get(f.name, (f.default, f.default))) for f in fields(Style)})
 
 
+# Grey materials vary in brightness and hardly in hue: nobody has seen a green road.
+_CHROMA = np.ptp(BASE, axis=2).mean(axis=1) / BASE.mean(axis=(1, 2))
+_HUE: Final[Array] = np.clip(0.12 + 1.1 * _CHROMA, 0, 0.75).astype(np.float32)[:, None, None]
+
+
 @lru_cache(maxsize=64)
 def _gap(palette: int) -> Array:
-    """Offsets of one palette: (LOOKS, 1, 3), about unit size; brightness moves more than hue."""
-    dice = Dice("palette", palette)
-    return dice.normal(LOOKS, 1, 1) * np.float32(0.75) + dice.normal(LOOKS, 1, 3) * np.float32(0.55)
+    """Offsets of one palette: (LOOKS, 1, 3), about unit size."""
+    return _offsets(Dice("palette", palette))
+
+
+def _offsets(dice: Dice) -> Array:
+    return dice.normal(LOOKS, 1, 1) * np.float32(0.8) + dice.normal(LOOKS, 1, 3) * _HUE
 
 
 _OWN_LIGHT: Final[Array] = (GLOW[..., None] * (0.35 + 0.65 * BASE / BASE.max(axis=2, keepdims=True))).astype(np.float32)
@@ -90,12 +98,13 @@ def _mean(table: Array) -> Array:
 
 def colours(style: Style, dice: Dice) -> tuple[Array, Array]:
     """Reflectance and own light of every look and variant, (3, LOOKS * 16) each."""
-    jitter = style.palette_jitter * dice.normal(LOOKS, 1, 3) + style.palette_gap * _gap(int(style.palette))
+    jitter = style.palette_jitter * _offsets(dice) + style.palette_gap * _gap(int(style.palette))
     table = BASE * np.exp(jitter)
     grey = _mean(table)
     if style.infrared >= 0.5:
-        # A response of its own for each material; variants of a look share it but for their brightness.
-        infrared = NIR[:, None, None] * np.exp(jitter[..., :1]) * (0.75 + 0.25 * grey / grey.mean(1, keepdims=True))
+        # A response of its own for each material; a variant that is redder than its look answers more.
+        red = table[..., :1]
+        infrared = NIR[:, None, None] * np.exp(jitter[..., :1]) * (0.4 + 0.6 * red / red.mean(1, keepdims=True))
         table = np.concatenate((infrared, table[..., :2]), axis=2)
         grey = _mean(table)
     table = grey + style.saturation * (table - grey)

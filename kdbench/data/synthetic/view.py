@@ -49,6 +49,7 @@ class View:
         self.f = camera.focal * height
         self.u0 = width * (0.5 + camera.yaw)
         self.v0 = height * camera.horizon
+        self.sun = 0.0  # metres of shadow to the right for each metre of height
         self.canvas = Canvas(height, width, ink(SKY, "sky", 0))
 
     def at(self, x: float, y: float, z: float) -> Point:
@@ -131,6 +132,12 @@ class View:
         (ua, va), (ub, vb) = self.at(x0, 0, z0), self.at(x1, 0, z1)
         height = max(1.0, abs(va - vb) / 2, 0.12 * abs(ub - ua))
         self.canvas.shade_disc((ua + ub) / 2, (va + vb) / 2, abs(ub - ua) / 2 + 1, height)
+
+    def cast(self, x: float, z0: float, z1: float, height: float) -> None:
+        """The long shadow of something tall along the road, thrown sideways by the sun."""
+        tip, skew = x + self.sun * height, 0.25 * height
+        corners = ((x, z0), (x, z1), (tip, z1 + skew), (tip, z0 + skew))
+        self.canvas.shade_poly([self.at(a, 0, max(b, 0.8)) for a, b in corners])
 
     def light(self, x: float, y: float, z: float, radius: float, kind: str) -> None:
         """A light that a night makes visible."""

@@ -1,0 +1,119 @@
+"""Records made by hand, and the counts that give a domain a wanted mIoU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
+from kdbench.report.scores import hits
+
+WORLD = "synthetic-1"
+TITLES = {"g2c": "GTAV to Cityscapes", "c2a": "Cityscapes to ACDC"}
+CLASSES = ["road", "building", "sky"]
+
+
+def counts(miou: float, classes: int = 3, pixels: int = 1000) -> np.ndarray:
+    """A confusion matrix (K, K) whose classes all have this IoU in percent: a class's misses go to its neighbour."""
+    right = round(pixels * miou / 100)
+    wrong = (pixels - right) // 2
+    return np.eye(classes, dtype=np.int64) * right + np.roll(np.eye(classes, dtype=np.int64), 1, axis=1) * wrong
+
+
+def make_domain(name: str, role: str, confusion: np.ndarray, world: str = WORLD) -> DomainResult:
+    """A domain's counts with four points, the last of which is what the others are rougher versions of."""
+    points = np.stack([hits(confusion + np.roll(confusion, 1, axis=1) * (3 - point)) for point in range(4)])
+    return DomainResult(domain=name, role=role, world=world, images=48, confusion=confusion, points=points)
+
+
+def make_record(
+    targets: dict[str, float] | None = None,
+    sources: dict[str, float] | None = None,
+    *,
+    domains: list[DomainResult] | None = None,
+    stages: list[StageResult] | None = None,
+    error: str | None = None,
+    deployed: int = 183_456,
+    worlds: dict[str, str] | None = None,
+    **resolved: Any,
+) -> Record:
+    """A record of mIoU in percent by domain; error makes it a failed one; everything else replaces a resolved field."""
+    worlds = worlds or {}
+    cell = cell_of(**resolved)
+    if domains is None:
+        roles = (("target", targets or {"cityscapes": 40.0}), ("source", {"gtav": 60.0} if sources is None else sources))
+        domains = [
+            make_domain(name, role, counts(miou), worlds.get(name, cell.world))
+            for role, scores in roles
+            for name, miou in scores.items()
+        ]
+    result = Result(domains=domains, stages=stages or [], parameters={"deployed": deployed, "teacher": 3_612_345})
+    return Record(
+        status="failed" if error else "done",
+        error=error,
+        spec=Spec(passed={"method": cell.method, "benchmark": cell.benchmark, "protocol": cell.protocol}, resolved=cell),
+        result=None if error else result,
+        run=RunInfo(
+            started="2025-06-01T12:00:00+00:00",
+            seconds=61.42,
+            stage_seconds={stage.name: 20.21 for stage in stages or []},
+            cached=[],
+            peak_memory_mb=1843.2,
+            host={"machine": "x86_64", "processor": "AVX512", "system": "Linux"},
+            versions={"torch": "2.11.0+cpu", "timm": "1.0.20", "numpy": "2.3.1", "python": "3.11.7", "threads": "2"},
+            revision="5e1f0c2a9b7d4e3f5e1f0c2a9b7d4e3f5e1f0c2a",
+        ),
+    )
+
+
+def cell_of(**resolved: Any) -> Resolved:
+    """A resolved request with plausible defaults: a distilled row of g2c."""
+    fields: dict[str, Any] = {
+        "protocol": "mini",
+        "protocol_id": "mini-1a2b3c4d",
+        "decoder": "light",
+        "world": WORLD,
+        "benchmark": "g2c",
+        "classes": CLASSES,
+        "teacher": "dinov2-l",
+        "student": "resnet50",
+        "zoo": "mini",
+        "family": "F2L",
+        "method": "gkd",
+        "role": "distilled",
+        "knobs": {},
+        "variant": "",
+        "seed": 0,
+        "remark": "",
+        "key": "0123456789abcdef",
+    } | resolved
+    if fields["role"] == "teacher":
+        fields |= {"student": None, "family": None, "method": "teacher"}
+    return Resolved(title=TITLES.get(fields["benchmark"], "A to B"), **fields)
+
+
+@pytest.fixture(name="make_record")
+def _make_record() -> Callable[..., Record]:
+    return make_record
+
+
+@pytest.fixture(name="make_domain")
+def _make_domain() -> Callable[..., DomainResult]:
+    return make_domain
+
+
+@pytest.fixture
+def write() -> Callable[[Path, Record], Path]:
+    """Writes a record to its place below a folder."""
+
+    def to(folder: Path, record: Record) -> Path:
+        path = folder / record.path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(record.to_json(), encoding="utf-8")
+        return path
+
+    return to
