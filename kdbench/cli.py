@@ -98,15 +98,15 @@ def run(
 
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     from kdbench.display import progress_for
-    from kdbench.engine.grid import expand, make_lab, run_grid
-    from kdbench.report.lines import plan_line, result_line
+    from kdbench.engine.grid import describe, expand, make_lab, run_grid
+    from kdbench.report.lines import result_line
 
     console = Console()
     lab = make_lab(spec, progress_for(console))
     cells = expand(spec, lab)
     if dry_run:
-        for cell in cells:
-            _out(plan_line(cell.benchmark.name, cell.name, lab.protocol.id, cell.seed))
+        for line in (_heading(lab.protocol, len(cells), spec), *describe(lab, cells)):
+            _out(line)
         return 0
     console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False)
     failed = 0

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.progress import Progress
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store, write_atomically
@@ -86,6 +86,20 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
         outcome = run.run()
         _write(path, outcome)
         yield Done(cell, outcome.record, cached=False)
+
+
+def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
+    """What would run: every cell's stages, and which of them are stored already or shared with an earlier cell."""
+    seen: set[str] = set()
+    for cell in cells:
+        pair = f"{cell.teacher.name}:{cell.student.name}" if cell.student else cell.teacher.name
+        yield f"{cell.name}  {pair}  seed {cell.seed}"
+        for step in make_plan(lab, cell).stages:
+            state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
+            seen.add(step.key)
+            data = ", ".join(f"{samples.domain} ({len(samples)} images)" for samples in step.sets)
+            size = f"{step.steps} steps of {step.recipe.batch}"
+            yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {', '.join(sorted(step.stage.trains))}; on {data}"
 
 
 def _chosen(spec: RunSpec) -> list[Chosen]:

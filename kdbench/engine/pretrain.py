@@ -91,8 +91,9 @@ class Pretraining:
     def origin(self, role: Role) -> Origin:
         """The stand-in's pretrained weights: their key now; their content, trained where missing, on use."""
         key = digest([
-            role.family, role.kind, role.stand_in, self._samples(role).identity,
-            self._recipe(role).model_dump(mode="json"), harness_code(PRETRAINING), environment(self.fabric.device, self.protocol.precision),
+            role.name, role.family, role.kind, role.stand_in, self._samples(role).identity,
+            self._recipe(role).model_dump(mode="json"), harness_code(PRETRAINING),
+            environment(self.fabric.device, self.protocol.precision),
         ])  # fmt: skip
         return Origin(f"pretrained-{key}", lambda: self._weights(role, key))
 

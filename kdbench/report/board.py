@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """Rows that may be ranked together. columns, source and title are named as displayed; worlds: of each domain."""
+    """Rows that may be ranked together. Domains and title are named as displayed; worlds: of each domain."""
 
     protocol_id: str
     protocol: str
@@ -198,21 +198,22 @@ def _boards(place: Place, pairs: dict[str, list[Entry]]) -> Iterator[Board]:
 def _board(pair: str, entries: list[Entry]) -> Board:
     cell = entries[-1].cell
     targets, sources = _names(entries, "target"), _names(entries, "source")
-    worlds = {domain.domain: domain.world for entry in entries for domain in _domains(entry)}
+    served = {domain.domain: domain.world for entry in entries for domain in _domains(entry)}
+    shown = {name: domain_name(name, world) for name, world in served.items()}
     rows = [_row(group, targets, sources) for group in _methods(entries)]
     return Board(
         protocol_id=cell.protocol_id,
         protocol=cell.protocol,
         world=cell.world,
-        worlds=worlds,
+        worlds={shown[name]: world for name, world in served.items()},
         benchmark=cell.benchmark,
         title=cell.title if cell.world == REAL else f"synthetic likeness of {cell.title}",
         pair=pair,
         family=cell.family,
         decoder=cell.decoder,
         zoo=cell.zoo,
-        columns=tuple(domain_name(name, worlds[name]) for name in targets),
-        source=", ".join(domain_name(name, worlds[name]) for name in sources),
+        columns=tuple(shown[name] for name in targets),
+        source=", ".join(shown[name] for name in sources),
         rows=tuple(sorted(rows, key=_rank)),
     )
 

@@ -1,4 +1,4 @@
-"""Boards as text: one grid of marked cells for every format that people read, raw numbers for those that programs read."""
+"""Boards as text: a grid of marked cells for the formats that people read, raw numbers for those that programs read."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Style:
     wrapped: bool = False
 
     def header(self, grid: Grid) -> list[str]:
-        """The header's cells, one word a line where the format can break them."""
-        return [self.escape(title.replace(" ", "\n") if self.wrapped else title) for title in grid.header]
+        """The header's cells, over several lines where the format can break them."""
+        return [self.escape(_wrap(title) if self.wrapped else title) for title in grid.header]
 
     def cell(self, cell: Cell) -> str:
         """A body's cell."""
@@ -83,7 +83,7 @@ def grid(board: Board) -> Grid:
         (Cell(_name(row, signs)), *numbers, Cell(_millions(row.parameters)))
         for row, numbers in zip(board.rows, zip(*marked, strict=True), strict=True)
     ]
-    return Grid(("method", *(column.title for column in columns), "parameters"), tuple(lines), notes)
+    return Grid(("method", *(column.title for column in columns), "params"), tuple(lines), notes)
 
 
 def _columns(board: Board) -> Iterator[Column]:
@@ -132,6 +132,10 @@ def _signs(rows: Iterable[Row]) -> dict[str, str]:
     return {remark: SIGNS[i % len(SIGNS)] * (1 + i // len(SIGNS)) for i, remark in enumerate(remarks)}
 
 
+def _wrap(title: str) -> str:
+    return title.replace(" ", "\n").replace("-like", "-\nlike")
+
+
 def _escaper(special: dict[str, str]) -> Callable[[str], str]:
     table = str.maketrans(special)
     return lambda text: text.translate(table)
@@ -140,11 +144,10 @@ def _escaper(special: dict[str, str]) -> Callable[[str], str]:
 LATEX_SPECIALS = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "*": r"\textsuperscript{*}", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}",
-    "→": r"$\rightarrow$", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 PLAIN = Style("simple", wrapped=True)
 COLOURED = Style("simple", best="\033[1m{}\033[0m", second="\033[4m{}\033[0m", wrapped=True)
-MARKDOWN = Style("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<>|"}), best="**{}**", second="<ins>{}</ins>")
+MARKDOWN = Style("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<|"}), best="**{}**", second="<ins>{}</ins>")
 LATEX = Style("latex_raw", _escaper(LATEX_SPECIALS), best=r"\textbf{{{}}}", second=r"\underline{{{}}}")
 
 
@@ -152,7 +155,8 @@ def _plain(boards: list[Board], style: Style = PLAIN) -> str:
     parts = []
     for board in boards:
         shown = grid(board)
-        parts += ["\n".join(board.caption), "", style.table(shown), *(f"{sign} {text}" for sign, text in shown.notes), ""]
+        notes = ["", *(f"{sign} {text}" for sign, text in shown.notes)] if shown.notes else []
+        parts += [*board.caption, "", style.table(shown), *notes, ""]
     return "\n".join(parts)
 
 
@@ -193,7 +197,10 @@ def _csv(boards: list[Board]) -> str:
     from pandas import DataFrame
 
     lines = [
-        _conditions(board) | _values(row) | {"source_domain": board.source} | dict(zip(board.columns, row.targets, strict=True))
+        _conditions(board)
+        | _values(row)
+        | {"seeds": " ".join(map(str, row.seeds)), "source_domain": board.source}
+        | _targets(board, row)
         for board in boards
         for row in board.rows
     ]
@@ -204,7 +211,7 @@ def _json(boards: list[Board]) -> str:
     content = [
         _conditions(board)
         | {"caption": ". ".join(board.caption), "worlds": board.worlds, "source_domain": board.source}
-        | {"rows": [_values(row) | {"targets": dict(zip(board.columns, row.targets, strict=True))} for row in board.rows]}
+        | {"rows": [_values(row) | {"targets": _targets(board, row)} for row in board.rows]}
         for board in boards
     ]
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -218,10 +225,12 @@ def _conditions(board: Board) -> dict[str, Any]:
 
 
 def _values(row: Row) -> dict[str, Any]:
-    """A row's numbers as they are, the targets' apart."""
-    values = asdict(row)
-    del values["targets"]
-    return values | {"seeds": " ".join(map(str, row.seeds))}
+    """A row as it is, without its targets."""
+    return {name: value for name, value in asdict(row).items() if name != "targets"}
+
+
+def _targets(board: Board, row: Row) -> dict[str, float | None]:
+    return dict(zip(board.columns, row.targets, strict=True))
 
 
 PAGE = """\
@@ -257,7 +266,10 @@ tbody td { border-bottom: 1px solid #ddd; }
 {% for line in grid.lines %}
 <tr class="{{ board.rows[loop.index0].role }}">
 {%- for cell in line -%}
-<td>{% if cell.place == 1 %}<b>{{ cell.text }}</b>{% elif cell.place == 2 %}<u>{{ cell.text }}</u>{% else %}{{ cell.text }}
+<td>
+{%- if cell.place == 1 %}<b>{{ cell.text }}</b>
+{%- elif cell.place == 2 %}<u>{{ cell.text }}</u>
+{%- else %}{{ cell.text }}
 {%- endif %}</td>
 {%- endfor -%}
 </tr>

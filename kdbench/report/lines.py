@@ -21,7 +21,3 @@ def result_line(record: Record, cached: bool) -> str:
         f"{head}  mIoU {sum(targets) / len(targets):5.1f} ({each})  source {sum(sources) / len(sources):5.1f}  {time}"
     )
 
-
-def plan_line(benchmark: str, cell: str, protocol: str, seed: int) -> str:
-    """What a dry run prints of a cell."""
-    return f"{benchmark:<8} {cell:<40} protocol {protocol}  seed {seed}"

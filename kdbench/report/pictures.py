@@ -75,9 +75,9 @@ def contact_sheet(
     title: str = "",
     tile: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """A labelled grid: rows of pictures (H, W, 3) or (H, W) with a title each, under column titles; tile is (H, W) in pixels.
+    """A labelled grid: rows of pictures (H, W, 3) or (H, W) with a title each, under column titles.
 
-    A row may hold fewer pictures than there are columns; its last cells stay white.
+    tile is (H, W) in pixels. A row may hold fewer pictures than there are columns; its last cells stay white.
     """
     tile = tile or _default_tile(rows)
     count = max([len(columns), *(len(pictures) for _, pictures in rows)], default=0)

@@ -19,7 +19,7 @@ class Town:
     roof: str = "roof"
     flat: float = 0.5
     trees: float = 2.2  # a lot
-    yards: float = 0.35  # lots that are paved
+    yards: float = 0.27  # lots that are paved
 
 
 _FEATURES = ("clutter", "cars", "clutter", "trees")
@@ -94,7 +94,7 @@ def _road(plan: _Plan, middle: float, half: float, along_x: bool) -> None:
     for side in (-1, 1):
         z = -reach + dice.u(0, 8)
         while z < reach:
-            if dice.p(0.4):
+            if dice.p(0.3):
                 offset = middle + side * (half - 1.2 if dice.p(0.6) else half * 0.42)
                 _car(plan, *((z, offset) if along_x else (offset, z)), along_x)
             z += dice.u(5.6, 10)
@@ -177,7 +177,8 @@ def _clutter(plan: _Plan, x: float, y: float) -> None:
         plan.disc(x, y, dice.u(2.5, 4.0), ink(CLUTTER, "water", 4, dice.i(16)))
     elif kind == 1:
         for _ in range(4):
-            plan.disc(x + dice.u(-1.8, 1.8), y + dice.u(-1.8, 1.8), dice.u(0.9, 2.0), ink(CLUTTER, "rubble", 20, dice.i(16), dice.pick((8, 11))))
+            heap = ink(CLUTTER, "rubble", 20, dice.i(16), dice.pick((8, 11)))
+            plan.disc(x + dice.u(-1.8, 1.8), y + dice.u(-1.8, 1.8), dice.u(0.9, 2.0), heap)
     elif kind == 2:
         a, b = dice.u(2.2, 4.5), dice.u(1.6, 2.6)
         plan.cast(x - a, y - b, x + a, y + b, 0.4)
@@ -190,35 +191,46 @@ def _clutter(plan: _Plan, x: float, y: float) -> None:
             plan.quad(xk - 0.75, y - 0.8, xk + 0.75, y + 0.8, ink(CLUTTER, "plain", 34, dice.i(16)))
 
 
+def _surface(plan: _Plan, x0: float, y0: float, x1: float, y1: float) -> bool:
+    """What covers a lot; whether it is paved."""
+    dice = plan.dice
+    if dice.p(plan.town.yards):
+        look = "asphalt" if dice.p(0.4) else "paving"
+        plan.quad(x0, y0, x1, y1, ink(SEALED, look, 7, dice.i(16)))
+        return True
+    if dice.p(0.6):
+        x = x0 + (x1 - x0) * dice.u(0.2, 0.5)
+        plan.quad(x, y0, x + dice.u(2, 4), y1, ink(SEALED, "paving", 7, dice.i(16)))
+    elif dice.p(0.25):
+        plan.quad(x0, y0, x1, y1, ink(LAWN, "soil", 7, dice.i(16)))
+    return False
+
+
+def _car_park(plan: _Plan, x0: float, y0: float, x1: float, y1: float) -> None:
+    dice = plan.dice
+    plan.quad(x0, y0, x1, y1, ink(SEALED, "asphalt", 7, dice.i(16)))
+    for row in range(max(1, int((y1 - y0) // 7))):
+        for k in range(int((x1 - x0 - 2) // 2.9)):
+            if dice.p(0.55):
+                _car(plan, x0 + 2.2 + 2.9 * k, y0 + 3.4 + 6.6 * row, False)
+
+
 def _lot(plan: _Plan, x0: float, y0: float, x1: float, y1: float, feature: str) -> None:
     dice, town = plan.dice, plan.town
     w, d, use = x1 - x0, y1 - y0, dice.u()
-    paved = dice.p(town.yards)
-    if paved:
-        look = "asphalt" if dice.p(0.4) else "paving"
-        plan.quad(x0, y0, x1, y1, ink(SEALED, look, 7, dice.i(16)))
-    elif dice.p(0.6):
-        inset = dice.u(0.2, 0.5)
-        plan.quad(x0 + w * inset, y0, x0 + w * inset + dice.u(2, 4), y1, ink(SEALED, "paving", 7, dice.i(16)))
-    elif dice.p(0.25):
-        plan.quad(x0, y0, x1, y1, ink(LAWN, "soil", 7, dice.i(16)))
-    lot_of_cars = use > 0.95 or feature == "cars"
-    if lot_of_cars:
-        plan.quad(x0, y0, x1, y1, ink(SEALED, "asphalt", 7, dice.i(16)))
-        for row in range(max(1, int(d // 7))):
-            for k in range(int((w - 2) // 2.9)):
-                if dice.p(0.6):
-                    _car(plan, x0 + 2.2 + 2.9 * k, y0 + 3.4 + 6.6 * row, False)
+    paved = _surface(plan, x0, y0, x1, y1)
+    if use > 0.95 or feature == "cars":
+        _car_park(plan, x0, y0, x1, y1)
         return
+    if feature == "clutter" or dice.p(0.2):
+        x = x0 + (0.12 if dice.p(0.5) else 0.85) * w
+        _clutter(plan, x, dice.u(y0 + 0.25 * d, y1 - 0.25 * d))
     if use < 0.82:
         a, b = w * dice.u(*town.footprint), d * dice.u(*town.footprint)
         xb, yb = x0 + dice.u(0.1, 0.9) * (w - a), y0 + dice.u(0.1, 0.9) * (d - b)
         _building(plan, xb, yb, xb + a, yb + b)
         if dice.p(0.3):
             _building(plan, xb + a * 0.6, yb + b * 0.7, min(x1, xb + a * 0.95), min(y1, yb + b * 1.25))
-    if feature == "clutter" or dice.p(0.14):
-        x = x0 + (0.12 if dice.p(0.5) else 0.85) * w
-        _clutter(plan, x, dice.u(y0 + 0.25 * d, y1 - 0.25 * d))
     if paved and dice.p(0.7):
         _car(plan, x0 + 2.2, dice.u(y0 + 3, y1 - 3), False)
     rich = 4 if feature == "trees" else 0
@@ -240,7 +252,8 @@ def aerial(dice: Dice, town: Town, index: int, height: int, width: int) -> Layou
                 x = (half + 2.6) if cross else (0.0 if flank > 0 else dice.u(0, 6))
                 while x < plan.reach + abs(column):
                     w = dice.u(*town.lot)
-                    xs, ys = sorted((column + flank * x, column + flank * (x + w))), sorted((row + side * y, row + side * (y + d)))
+                    xs = sorted((column + flank * x, column + flank * (x + w)))
+                    ys = sorted((row + side * y, row + side * (y + d)))
                     lots.append((xs[0], ys[0], xs[1], ys[1]))
                     x += w
                 y += d

@@ -49,6 +49,7 @@ class DomainSpec:
     family: str  # domains of one family show the same ground in each split
     styles: tuple[tuple[float, Ranges], ...]
     geometry: Mood | Town | None = None
+    scenes: float = 0.0  # share of street and aerial scenes in a collection
 
     @property
     def classes(self) -> int:
@@ -81,12 +82,16 @@ _ANYWHERE: Final = Town(extent=(34, 70), roof="roof", flat=0.4, trees=2.6)
 
 
 def _table() -> Mapping[str, DomainSpec]:
-    rows = [DomainSpec(name, "street", name, BOXES[name], _MOODS[name]) for name in ("gtav", "cityscapes", "bdd100k", "mapillary")]
-    for weather in ("night", "snow", "fog", "rain"):
-        rows.append(DomainSpec(f"acdc-{weather}", "street", f"acdc-{weather}", BOXES[f"acdc-{weather}"], _MOODS["acdc"]))
+    clear, adverse = (
+        ("gtav", "cityscapes", "bdd100k", "mapillary"),
+        ("acdc-night", "acdc-snow", "acdc-fog", "acdc-rain"),
+    )
+    rows = [DomainSpec(name, "street", name, BOXES[name], _MOODS[name]) for name in clear]
+    rows += [DomainSpec(name, "street", name, BOXES[name], _MOODS["acdc"]) for name in adverse]
     for name, town in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
         rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], town))
-    rows += [DomainSpec(name, "collection", name, BOXES[name]) for name in ("proxy", "web")]
+    rows.append(DomainSpec("proxy", "collection", "proxy", BOXES["proxy"], scenes=0.12))
+    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.3))
     return MappingProxyType({row.name: row for row in rows})
 
 
@@ -99,10 +104,9 @@ def _lay_out(spec: DomainSpec, split: str, index: int, height: int, width: int) 
         return street(dice, spec.geometry, index, height, width)
     if isinstance(spec.geometry, Town):
         return aerial(dice, spec.geometry, index, height, width)
-    category = dice.i(OBJECTS)
-    if category < len(SUBJECTS):
-        return subject(dice, category, height, width)
-    if category == len(SUBJECTS):
+    if not dice.p(spec.scenes):
+        return subject(dice, dice.i(len(SUBJECTS)), height, width)
+    if dice.p(0.5):
         return street(dice, _MOODS["collection"], dice.i(16), height, width)
     return aerial(dice, dice.pick((_ANYWHERE, _POTSDAM, _VAIHINGEN)), dice.i(4), height, width)
 
@@ -125,7 +129,8 @@ def _check(domain: str, split: str, index: int, size: tuple[int, int]) -> Domain
         raise KdbenchError(f"a scene's index is 0 or more, not {index}")
     if not (SMALLEST <= size[0] <= TILE_H and SMALLEST <= size[1] <= TILE_W):
         raise KdbenchError(
-            f"the built-in world draws from {SMALLEST} x {SMALLEST} to {TILE_H} x {TILE_W} (height x width), not {size[0]} x {size[1]}"
+            f"the built-in world draws from {SMALLEST} x {SMALLEST} to {TILE_H} x {TILE_W} (height x width), "
+            f"not {size[0]} x {size[1]}"
         )
     return DOMAINS[domain]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kdbench.data.synthetic.canvas import Dice, ink, toned
+from kdbench.data.synthetic.canvas import Dice, Ink, ink, toned
 from kdbench.data.synthetic.things import BUILDING, FENCE, LIGHT, POLE, SIGN, VEGETATION, VOID, WALL
 from kdbench.data.synthetic.view import View, depth_of
 
 
 def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, house: bool, end: bool) -> None:
-    """A building along the road with floors of windows; x is its street side, end tells that its near face is in the open."""
+    """A building along the road; x is its street side, end tells that its near face stands in the open."""
     floor, floors = 3.1, 2 if house else 2 + dice.i(5)
     height = floor * floors + 0.6
     variant, tint, shops = dice.i(16), dice.i(16), dice.p(0.5) and not house
@@ -22,7 +22,8 @@ def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, 
         wall = ink(BUILDING, "facade", depth, variant, light)
         view.flank(x, 0, height, za, zb, wall)
         if z0 < 60:
-            _windows(view, x, za, zb, floors, floor, panes, (wall, ink(BUILDING, "window", depth, lamps + floors)), shops, tint)
+            glass = ink(BUILDING, "window", depth, lamps + floors)
+            _windows(view, x, za, zb, floors, floor, panes, (wall, glass), shops, tint)
     outer = x + side * 9
     depth = depth_of(z0)
     wall = ink(BUILDING, "facade", depth, variant, 11 if light < 10 else 9)
@@ -45,7 +46,7 @@ def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, 
 
 def _windows(
     view: View, x: float, z0: float, z1: float, floors: int, floor: float, panes: int,
-    inks: tuple[tuple[int, int, int, int], tuple[int, int, int, int]], shops: bool, tint: int,
+    inks: tuple[Ink, Ink], shops: bool, tint: int,
 ) -> None:  # fmt: skip
     wall, glass = inks
     shade = (wall[3] & 15) - 1
@@ -75,7 +76,8 @@ def tree(view: View, dice: Dice, x: float, z: float, tall: float = 1.0) -> None:
     if kind == 3:
         view.face(x - 0.14, x + 0.14, 0, 1.5, z, bark)
         for y, w in ((0.9, 1.9), (2.5, 1.45), (4.1, 0.95)):
-            view.shape([(-w * size, y * size), (w * size, y * size), (0, (y + 2.8) * size)], x, z, dark if y < 1 else mid)
+            tier = [(-w * size, y * size), (w * size, y * size), (0, (y + 2.8) * size)]
+            view.shape(tier, x, z, dark if y < 1 else mid)
         return
     trunk = 2.4 * size
     view.face(x - 0.17 * size, x + 0.17 * size, 0, trunk + 1, z, bark)

@@ -35,7 +35,8 @@ def _tower(view: View, dice: Dice, z: float) -> None:
     view.box(-w, w, 0, h, z, z + 2, wall)
     for row in range(6):
         for x in (-0.5, 0.0, 0.5):
-            view.face((x - 0.14) * w, (x + 0.14) * w, h * (row + 0.6) / 7, h * (row + 1.1) / 7, z, _part(STRUCTURE, "window", z, row * 2))
+            glass = _part(STRUCTURE, "window", z, row * 2)
+            view.face((x - 0.14) * w, (x + 0.14) * w, h * (row + 0.6) / 7, h * (row + 1.1) / 7, z, glass)
     tip = 0.5 if dice.p(0.5) else 1.6
     view.shape([(-w * 1.1, h), (w * 1.1, h), (0, h + tip)], 0, z, _part(STRUCTURE, "roof", z, dice.i(16)))
 
@@ -84,10 +85,12 @@ def _plane(view: View, dice: Dice, z: float) -> None:
     tint, s, y = dice.i(16), dice.pick((-1, 1)), dice.u(2.2, 3.2)
     view.canvas.rect(0, 0, view.canvas.w, view.canvas.h, ink(PART + BACKDROP, "sky", 0, dice.i(16)))
     body, paint = _part(VEHICLE, "cargo", z, 0), _part(VEHICLE, "plain", z, tint)
-    view.shape([(s * 0.9, y + 0.1), (-s * 0.3, y + 0.1), (-s * 1.3, y + 1.5), (-s * 0.8, y + 1.5)], 0, z, toned(paint, 7))
+    far_wing = [(s * 0.9, y + 0.1), (-s * 0.3, y + 0.1), (-s * 1.3, y + 1.5), (-s * 0.8, y + 1.5)]
+    view.shape(far_wing, 0, z, toned(paint, 7))
     view.ball(0, y, z, 2.7, 0.42, body)
     view.shape([(-s * 2.5, y + 0.1), (-s * 1.8, y + 0.2), (-s * 2.3, y + 1.2), (-s * 2.8, y + 1.2)], 0, z, paint)
-    view.shape([(s * 0.8, y - 0.1), (-s * 0.5, y - 0.1), (-s * 1.5, y - 1.3), (-s * 0.9, y - 1.3)], 0, z, toned(paint, 12))
+    near_wing = [(s * 0.8, y - 0.1), (-s * 0.5, y - 0.1), (-s * 1.5, y - 1.3), (-s * 0.9, y - 1.3)]
+    view.shape(near_wing, 0, z, toned(paint, 12))
     view.face(-1.7, 1.7, y + 0.08, y + 0.18, z, _part(VEHICLE, "glass", z))
 
 
@@ -128,7 +131,11 @@ def _fruit(view: View, dice: Dice, z: float) -> None:
     colour = _part(OTHER, ("sign-red", "sign-yellow", "leaf")[kind], z, tone)
     view.shadow(-1.1, 1.1, z, z + 1)
     if kind == 1:
-        view.shape([(-1.7, 1.5), (-1.3, 0.7), (-0.3, 0.25), (0.8, 0.4), (1.6, 1.2), (0.8, 1.0), (-0.3, 0.95), (-1.2, 1.2)], 0, z, colour)
+        outer, inner = (
+            [(-1.7, 1.5), (-1.3, 0.7), (-0.3, 0.25), (0.8, 0.4), (1.6, 1.2)],
+            [(0.8, 1), (-0.3, 0.95), (-1.2, 1.2)],
+        )
+        view.shape(outer + inner, 0, z, colour)
         return
     for x in (-0.35, 0.35):
         view.ball(x, 1.15, z, 0.95, 1.1, colour)

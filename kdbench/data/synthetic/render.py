@@ -114,7 +114,8 @@ def _night(picture: Array, glow: Array, layout: Layout, style: Style) -> Array:
     ambient = (1 - 0.78 * k) * np.array((1.0, 1.0, 1.12), np.float32)[:, None, None]
     sky = np.where(layout.thing == SKY, 1 - 0.55 * k, 1).astype(np.float32)
     warm = np.array((1.0, 0.86, 0.6), np.float32)[:, None, None]
-    return picture * (sky * ambient + k * warm * (0.75 * lit) + k * 0.9 * spill) + k * (0.5 * spill + glow * 0.75)
+    lit_scene = picture * (sky * ambient + k * warm * (0.75 * lit) + k * 0.9 * spill) + k * (0.5 * spill + glow * 0.75)
+    return lit_scene.astype(np.float32, copy=False)
 
 
 def _weather(picture: Array, layout: Layout, style: Style, dice: Dice) -> Array:
@@ -156,7 +157,7 @@ def _sensor(picture: Array, style: Style, dice: Dice) -> NDArray[np.uint8]:
     curve = np.linspace(0, 1, 256, dtype=np.float32) ** np.float32(style.gamma)
     curve = style.black + (1 - style.black) * np.clip(0.5 + np.float32(style.contrast) * (curve - 0.5), 0, 1)
     levels = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    return (curve * 255 + 0.5).astype(np.uint8).take(levels)
+    return np.asarray((curve * 255 + 0.5).astype(np.uint8)[levels])
 
 
 def _compressed(picture: Array, amount: float) -> Array:
@@ -189,5 +190,7 @@ def render(layout: Layout, style: Style, dice: Dice) -> NDArray[np.uint8]:
         picture = _night(picture, glow, layout, style)
     picture = _weather(picture, layout, style, dice)
     # Blur before noise, as a lens does; in 8 bits, because the image library's filter is the fast one.
-    soft = _blurred((np.clip(picture, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0), _pixel(style.blur, picture.shape[1]))
-    return _sensor(np.ascontiguousarray(soft.transpose(2, 0, 1)) / np.float32(255), style, dice)
+    sharp = (np.clip(picture, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    soft = _blurred(sharp, _pixel(style.blur, picture.shape[1])).transpose(2, 0, 1).astype(np.float32)
+    soft /= np.float32(255)
+    return _sensor(soft, style, dice)

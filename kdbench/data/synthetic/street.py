@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from kdbench.data.synthetic import furniture, vehicles
 from kdbench.data.synthetic.canvas import Dice, Layout, ink
@@ -36,8 +37,10 @@ class Mood:
 
 
 # Rare classes take turns, so that every split of a few dozen images holds each of them.
-_FEATURES = ("train", "bus", "truck", "motorcycle", "rider", "wall", "bus", "truck", "fence", "motorcycle", "train", "rider",
-             "", "bicycle", "", "")  # fmt: skip
+_FEATURES = (
+    "train", "bus", "truck", "motorcycle", "rider", "wall", "bus", "truck", "fence", "motorcycle", "train", "rider",
+    "", "bicycle", "", "",
+)  # fmt: skip
 
 
 class _Street:
@@ -153,7 +156,8 @@ class _Street:
         if kind in ("trees", "open", "wall", "fence"):
             for _ in range(1 if kind == "open" else 3):
                 zt, xt, tall = dice.u(z0, z1), x + side * dice.u(1.5, 9), dice.u(0.9, 1.7)
-                self.add(z1 + 0.1 if kind in ("wall", "fence") else zt, lambda a=xt, b=zt, c=tall: furniture.tree(view, dice, a, b, c))
+                behind = kind in ("wall", "fence")
+                self.add(z1 + 0.1 if behind else zt, partial(furniture.tree, view, dice, xt, zt, tall))
         if kind == "open":
             xb = x + side * 14
             self.add(z1 + 1, lambda: furniture.building(view, dice, xb, z0 + 1, z1, side, True, True))
@@ -175,7 +179,7 @@ class _Street:
             if dice.p(mood.people * 0.75):
                 for _ in range(1 + dice.i(3)):
                     x, zp = side * (self.half + dice.u(0.6, self.pavement)), z + dice.u(0, 5)
-                    self.add(zp, lambda a=x, b=zp: vehicles.person(view, dice, a, b))
+                    self.add(zp, partial(vehicles.person, view, dice, x, zp))
             z += dice.u(5, 9) * (1 + z / 60)
 
     def stand(self, side: int, kerb: float, z: float) -> None:
@@ -207,7 +211,7 @@ class _Street:
             z = dice.u(7, 20)
             while z < 80:
                 if dice.p(mood.parked) and half > 3.6 and self.open(z - 1, z + 5):
-                    self.add(z, lambda a=side * (half - 1.1), b=z, c=side < 0: vehicles.car(view, dice, a, b, c))
+                    self.add(z, partial(vehicles.car, view, dice, side * (half - 1.1), z, side < 0))
                 z += dice.u(5.5, 9)
             z = dice.u(9, 30)
             while z < 90:

@@ -1,4 +1,7 @@
-"""Appearance by named cause: palette, texture, illumination, weather, sensor. A style is one point, a domain is a box of ranges."""
+"""Appearance by named cause: palette, texture, illumination, weather, sensor.
+
+A style is one point; a domain is a box of ranges.
+"""
 
 from __future__ import annotations
 

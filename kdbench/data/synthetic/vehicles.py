@@ -12,7 +12,7 @@ def _wheels(view: View, thing: int, x0: float, x1: float, z0: float, z1: float, 
     side = view.side(x0, x1, z0, z1)
     if side is not None:
         for z in (z0 + (z1 - z0) * 0.82, z0 + (z1 - z0) * 0.2):
-            (ua, _), (ub, vb) = view.at(side, 0, z - r), view.at(side, r, z + r)
+            ua, ub = view.at(side, 0, z - r)[0], view.at(side, 0, z + r)[0]
             v = view.at(side, r, z)[1]
             view.canvas.disc((ua + ub) / 2, v, max(0.8, abs(ub - ua) / 2), r * view.scale(z), tyre)
     for x in (x0, x1 - 0.25):
@@ -69,7 +69,11 @@ def car_side(view: View, dice: Dice, x: float, z: float) -> None:
             (2.15, 0.3)]  # fmt: skip
     view.shadow(x - 2.3, x + 2.3, z, z + 1.6)
     view.shape([(sign * dx, y) for dx, y in hull], x, z, body)
-    for pane in ([(-1.1, 1.0), (-0.65, 1.4), (0.05, 1.4), (0.05, 1.0)], [(0.2, 1.0), (0.2, 1.4), (0.8, 1.4), (1.4, 1.0)]):
+    front, back = (
+        [(-1.1, 1.0), (-0.65, 1.4), (0.05, 1.4), (0.05, 1.0)],
+        [(0.2, 1.0), (0.2, 1.4), (0.8, 1.4), (1.4, 1.0)],
+    )
+    for pane in (front, back):
         view.shape([(sign * dx, y) for dx, y in pane], x, z, glass)
     for dx in (-1.35, 1.35):
         view.ball(x + dx, 0.34, z, 0.36, 0.36, tyre)
@@ -201,7 +205,8 @@ def bicycle(view: View, dice: Dice, x: float, z: float, ridden: bool = False) ->
             view.hoop(x + dx, 0.35, z, 0.36, tyre, 0.09)
         bars = [(-0.52, 0.35), (-0.2, 0.85), (0.36, 0.85), (0.0, 0.35), (-0.52, 0.35)]
         view.stroke([(sign * dx, y) for dx, y in bars], x, z, frame, 0.08)
-        view.stroke([(sign * dx, y) for dx, y in ((0.52, 0.35), (0.36, 0.85), (0.34, 1.02), (0.5, 1.02))], x, z, frame, 0.08)
+        fork = [(0.52, 0.35), (0.36, 0.85), (0.34, 1.02), (0.5, 1.02)]
+        view.stroke([(sign * dx, y) for dx, y in fork], x, z, frame, 0.08)
         view.stroke([(-sign * 0.32, 0.92), (-sign * 0.08, 0.92)], x, z, tyre, 0.08)
     if ridden:
         _rider(view, dice, x, z, 0.9, front, sign)
@@ -223,7 +228,7 @@ def motorcycle(view: View, dice: Dice, x: float, z: float, ridden: bool = False)
         for dx in (-0.68, 0.68):
             view.ball(x + dx, 0.32, z, 0.34, 0.34, tyre)
             view.ball(x + dx, 0.32, z, 0.14, 0.14, metal)
-        hull = [(-0.95, 0.75), (-0.5, 0.45), (0.3, 0.35), (0.6, 0.7), (0.5, 1.05), (0.25, 1.0), (0.0, 0.8), (-0.6, 0.85)]
+        hull = [(-0.95, 0.75), (-0.5, 0.45), (0.3, 0.35), (0.6, 0.7), (0.5, 1.05), (0.25, 1.0), (0, 0.8), (-0.6, 0.85)]
         view.shape([(sign * dx, y) for dx, y in hull], x, z, body)
         view.stroke([(sign * 0.68, 0.32), (sign * 0.48, 1.1), (sign * 0.25, 1.15)], x, z, metal, 0.1)
         view.stroke([(-sign * 0.65, 0.88), (-sign * 0.05, 0.86)], x, z, tyre, 0.14)

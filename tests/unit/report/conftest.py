@@ -45,17 +45,17 @@ def make_record(
     worlds = worlds or {}
     cell = cell_of(**resolved)
     if domains is None:
-        roles = (("target", targets or {"cityscapes": 40.0}), ("source", {"gtav": 60.0} if sources is None else sources))
+        roles = {"target": targets or {"cityscapes": 40.0}, "source": {"gtav": 60.0} if sources is None else sources}
         domains = [
             make_domain(name, role, counts(miou), worlds.get(name, cell.world))
-            for role, scores in roles
+            for role, scores in roles.items()
             for name, miou in scores.items()
         ]
     result = Result(domains=domains, stages=stages or [], parameters={"deployed": deployed, "teacher": 3_612_345})
     return Record(
         status="failed" if error else "done",
         error=error,
-        spec=Spec(passed={"method": cell.method, "benchmark": cell.benchmark, "protocol": cell.protocol}, resolved=cell),
+        spec=Spec(passed={"methods": [cell.method], "benchmarks": [cell.benchmark]}, resolved=cell),
         result=None if error else result,
         run=RunInfo(
             started="2025-06-01T12:00:00+00:00",

@@ -1,0 +1,77 @@
+"""What tests share: a store with the smoke protocol's stand-ins, small requests, and the rule on skipped tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.grid import Done, expand, make_lab, run_grid
+from kdbench.engine.progress import Silent
+from kdbench.spec import RunSpec
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """With KDBENCH_NO_SKIPS a skip is a failure, unless its reason names the optional part that is missing."""
+    outcome = yield
+    report = outcome.get_result()
+    if os.environ.get("KDBENCH_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "optional:" not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped without naming an optional part: {reason}"
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for tests that do not care what is in it: stand-ins are pretrained once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path, shared_store: Path) -> Callable[..., RunSpec]:
+    """A smoke request on the CPU; every field can be replaced."""
+
+    def make(**fields: Any) -> RunSpec:
+        defaults: dict[str, Any] = {
+            "methods": ("gkd",),
+            "pairs": ("dinov2-s:deit-s",),
+            "benchmarks": ("g2c",),
+            "protocol": "smoke",
+            "device": "cpu",
+            "results": tmp_path / "results",
+            "store": shared_store,
+            "references": False,
+        }
+        return RunSpec(**(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def plan_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., tuple[Lab, list[Cell]]]:
+    """The lab and the cells of a request."""
+
+    def plan(**fields: Any) -> tuple[Lab, list[Cell]]:
+        spec = make_spec(**fields)
+        lab = make_lab(spec, Silent())
+        return lab, expand(spec, lab)
+
+    return plan
+
+
+@pytest.fixture
+def run_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., list[Done]]:
+    """Runs a request."""
+
+    def run(**fields: Any) -> list[Done]:
+        spec = make_spec(**fields)
+        lab = make_lab(spec, Silent())
+        return list(run_grid(spec, lab, expand(spec, lab)))
+
+    return run

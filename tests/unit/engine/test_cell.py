@@ -1,0 +1,74 @@
+"""What a stage's key depends on, and what it does not: the sharing of work follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdbench.engine.cell import make_plan
+from kdbench.protocol import PROTOCOLS, Augmentation
+
+Plan = Callable[..., tuple]
+
+
+def keys(plan_cells: Plan, **fields: object) -> dict[str, str]:
+    lab, cells = plan_cells(**fields)
+    return {step.stage.name: step.key for step in make_plan(lab, cells[-1]).stages}
+
+
+def test_benchmarks_of_one_source_share_every_stage(plan_cells: Plan) -> None:
+    assert keys(plan_cells, benchmarks=("g2c",)) == keys(plan_cells, benchmarks=("g2m",))
+
+
+def test_the_proxy_stage_serves_every_benchmark_whatever_its_classes(plan_cells: Plan) -> None:
+    street, aerial = keys(plan_cells, benchmarks=("g2c",)), keys(plan_cells, benchmarks=("p2r",))
+    assert street["proxy"] == aerial["proxy"]
+    assert street["source"] != aerial["source"]
+    assert street["task"] != aerial["task"]
+
+
+def test_the_teachers_decoder_is_fitted_once_for_all_methods(plan_cells: Plan) -> None:
+    fitted = keys(plan_cells, methods=("logit_kd",))["fit_teacher"]
+    assert fitted == keys(plan_cells, methods=("cwd",), settings=("temperature=2",))["fit_teacher"]
+    lab, cells = plan_cells(references=True)
+    assert fitted == make_plan(lab, cells[0]).stages[0].key
+    assert fitted == keys(plan_cells, methods=("logit_kd",), pairs=("dinov2-s:resnet18",))["fit_teacher"]
+
+
+def test_the_undistilled_student_does_not_depend_on_its_teacher(plan_cells: Plan) -> None:
+    one = keys(plan_cells, methods=("baseline",), pairs=("dinov2-s:deit-s",))
+    assert one == keys(plan_cells, methods=("baseline",), pairs=("dinov2-b:deit-s",))
+
+
+@pytest.mark.parametrize("change", [{"seeds": (1,)}, {"settings": ("mask_ratio=0.25",)}, {"pairs": ("dinov2-s:dino-s",)}])
+def test_seed_knobs_and_networks_change_the_first_stage_and_all_after_it(plan_cells: Plan, change: dict) -> None:
+    before, after = keys(plan_cells), keys(plan_cells, **change)
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_a_recipe_changes_its_own_phase_and_what_builds_on_it(plan_cells: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(plan_cells)
+    smoke = PROTOCOLS["smoke"]
+    recipes = dict(smoke.recipes)
+    recipes["source"] = recipes["source"].model_copy(update={"augmentation": Augmentation(flip=0.0)})
+    monkeypatch.setitem(PROTOCOLS, "smoke", smoke.model_copy(update={"recipes": recipes}))
+    after = keys(plan_cells)
+    assert before["proxy"] == after["proxy"]
+    assert before["source"] != after["source"]
+    assert before["task"] != after["task"]
+
+
+def test_the_code_of_a_loss_counts_but_its_comments_do_not(plan_cells: Plan, tmp_path: Path) -> None:
+    source = (Path(__file__).parents[3] / "methods" / "feature_kd.py").read_text(encoding="utf-8")
+
+    def key(folder: str, text: str) -> str:
+        path = tmp_path / folder / "mine.py"
+        path.parent.mkdir()
+        path.write_text(text, encoding="utf-8")
+        return keys(plan_cells, methods=(str(path),))["joint"]
+
+    plain = key("a", source)
+    assert plain == key("b", f"# a comment\n{source}")
+    assert plain != key("c", source.replace("self.config.weight * hint", "2 * self.config.weight * hint"))

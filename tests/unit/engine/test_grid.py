@@ -1,0 +1,143 @@
+"""Whole cells: equal results from cold, warm and half-warm stores, failures that stay in their cell, identities."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdbench.engine.grid import Done
+from kdbench.errors import KdbenchError
+from kdbench.report.records import SIDE_FILE, read_record
+from kdbench.report.scores import hits
+
+Run = Callable[..., list[Done]]
+
+
+def result(done: Done) -> str:
+    assert done.record.result is not None, done.record.error
+    return done.record.result.model_dump_json()
+
+
+def test_cold_warm_and_half_warm_stores_give_the_same_result(run_cells: Run, tmp_path: Path) -> None:
+    """Law 4."""
+    store = tmp_path / "own-store"
+    (cold,) = run_cells(store=store)
+    (skipped,) = run_cells(store=store)
+    assert skipped.cached
+    (warm,) = run_cells(store=store, results=tmp_path / "other")
+    assert not warm.cached
+    assert warm.record.run.cached == ["proxy", "source", "task"]
+    shutil.rmtree(store / "evaluations")
+    for stage in cold.record.result.stages[1:]:
+        shutil.rmtree(store / "stages" / stage.key)
+    (half,) = run_cells(store=store, results=tmp_path / "third")
+    assert half.record.run.cached == ["proxy"]
+    (fresh,) = run_cells(store=store, fresh=True)
+    assert fresh.record.run.cached == []
+    assert len({result(done) for done in (cold, skipped, warm, half, fresh)}) == 1
+
+
+def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run, tmp_path: Path) -> None:
+    (done,) = run_cells(methods=("cwd",), settings=("temperature=2",))
+    cell = done.record.spec.resolved
+    folder = tmp_path / "results" / cell.protocol_id / cell.world / "g2c" / "dinov2-s--deit-s"
+    assert read_record(folder / "cwd@temperature=2.0-s0.json").spec.resolved.knobs["temperature"] == 2
+    with np.load(folder / f"cwd@temperature=2.0-s0{SIDE_FILE}") as counts:
+        for domain in done.record.result.domains:
+            assert counts[domain.domain].shape == (domain.images, 3, 19)
+            assert np.array_equal(counts[domain.domain].sum(0), hits(domain.confusion))
+            assert np.array_equal(domain.points[-1], hits(domain.confusion))
+
+
+def test_every_method_sees_the_same_images_from_the_same_weights(run_cells: Run, tmp_path: Path) -> None:
+    """Comparisons are paired: with its weight at zero, a method is the undistilled student bit for bit."""
+    alone, zero = run_cells(methods=("baseline", "logit_kd"), settings=("logit_kd.weight=0",))
+    assert [d.confusion.tolist() for d in alone.record.result.domains] == [
+        d.confusion.tolist() for d in zero.record.result.domains
+    ]
+
+
+def test_a_failing_cell_leaves_its_record_and_the_others_go_on(run_cells: Run, tmp_path: Path) -> None:
+    bad = tmp_path / "explodes.py"
+    bad.write_text(
+        "from kdbench.method import Method\n\n\n"
+        "class Explodes(Method):\n"
+        "    def loss(self, batch, student, teacher):\n"
+        "        return {'boom': student(batch.image).logits.sum() * float('nan')}\n",
+        encoding="utf-8",
+    )
+    failed, fine = run_cells(methods=(str(bad), "baseline"))
+    assert failed.record.status == "failed"
+    assert "not finite at step 0 (boom = nan)" in failed.record.error
+    assert fine.record.status == "done"
+    stored = list((tmp_path / "results").rglob("explodes-s0.json"))
+    assert json.loads(stored[0].read_text(encoding="utf-8"))["status"] == "failed"
+    again, _ = run_cells(methods=(str(bad), "baseline"))
+    assert not again.cached
+
+
+def test_a_bug_in_a_plug_in_names_its_file_and_line(run_cells: Run, tmp_path: Path) -> None:
+    bad = tmp_path / "buggy.py"
+    bad.write_text(
+        "from kdbench.method import Method\n\n\n"
+        "class Buggy(Method):\n"
+        "    def loss(self, batch, student, teacher):\n"
+        "        return {'x': batch.nothing}\n",
+        encoding="utf-8",
+    )
+    (done,) = run_cells(methods=(str(bad),))
+    assert "buggy.py, line 6, in loss" in done.record.error
+
+
+def test_reference_cells_come_with_a_method_and_only_once(plan_cells: Callable[..., tuple]) -> None:
+    _, cells = plan_cells(methods=("baseline", "gkd"), references=True, seeds=(0, 1))
+    names = [(cell.method.name if cell.method else "teacher", cell.seed) for cell in cells]
+    assert names == [("teacher", 0), ("baseline", 0), ("gkd", 0), ("teacher", 1), ("baseline", 1), ("gkd", 1)]
+
+
+def test_ledger_counts_both_student_passes(run_cells: Run) -> None:
+    (done,) = run_cells()
+    passes = {stage.name: (stage.images, stage.student_passes) for stage in done.record.result.stages}
+    assert passes == {"proxy": (32, 64), "source": (24, 48), "task": (32, 32)}
+
+
+def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path: Path) -> None:
+    bad = tmp_path / "sneaky.py"
+    bad.write_text(
+        "from kdbench.method import Method, Stage\nfrom kdbench.types import STUDENT, Phase\n\n\n"
+        "class Sneaky(Method):\n"
+        "    def stages(self):\n"
+        "        return (Stage('s', Phase.TASK, trains=STUDENT, uses=STUDENT, loss=self.loss),)\n\n"
+        "    def loss(self, batch, student, teacher):\n"
+        "        return {'x': teacher(batch.image).logits.mean() + student(batch.image).logits.mean()}\n",
+        encoding="utf-8",
+    )
+    (done,) = run_cells(methods=(str(bad),))
+    assert "stage 's' reads the teacher.encoder, which is not among its parts" in done.record.error
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"methods": ("gdk",)}, "unknown method 'gdk'. Did you mean 'gkd'"),
+        ({"pairs": ("dinov2-s:deit",)}, "unknown model .* Did you mean 'deit-"),
+        ({"benchmarks": ("g2x",)}, "unknown benchmark 'g2x'. Did you mean 'g2"),
+        ({"protocol": "papr"}, "unknown protocol 'papr'"),
+        ({"settings": ("mask_ration=1",)}, "unknown knob .* Did you mean 'mask_ratio'"),
+        ({"settings": ("mask_ratio=often",)}, "knob 'mask_ratio' of method 'gkd' cannot be 'often'"),
+        ({"settings": ("mask_ratio=1.5",)}, "less than or equal to 1"),
+        ({"settings": ("mask_ratio",)}, "write knob=value"),
+        ({"label": "a/b"}, "letters, digits"),
+        ({"methods": ("gkd", "cwd"), "settings": ("temperature=2",)}, "write method.knob=value"),
+        ({"benchmarks": ("camvid",)}, "Add --data-root"),
+        ({"data_root": Path("/nowhere")}, "cannot run on real images yet"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_its_repair(plan_cells: Callable[..., tuple], fields: dict, message: str) -> None:
+    with pytest.raises(KdbenchError, match=message):
+        plan_cells(**fields)

@@ -1,0 +1,94 @@
+"""Laws 3, 5 and 6 on real cells: what moves, what a method sees, and that every sample carries its domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.engine.cell import make_plan, stage_sets
+from kdbench.engine.grid import Done
+from kdbench.engine.runner import CellRun
+from kdbench.plugins import benchmark_names, load_benchmark, method_names
+from kdbench.types import Phase
+
+WITNESS = """
+from pathlib import Path
+
+from kdbench.method import Method, Stage
+from kdbench.types import ENCODERS, STUDENT, Part, Phase
+
+
+class Witness(Method):
+    def stages(self):
+        return tuple(
+            Stage(phase.value, phase, trains=frozenset({Part.STUDENT_ENCODER}) if not phase.labelled else STUDENT,
+                  uses=ENCODERS if not phase.labelled else STUDENT, loss=self.loss)
+            for phase in (Phase.PROXY, Phase.SOURCE, Phase.TASK)
+        )
+
+    def loss(self, batch, student, teacher):
+        with open(FILE, "a", encoding="utf-8") as file:
+            labels = "none" if batch.label is None else "labels"
+            file.write(f"{labels} {' '.join(sorted(set(batch.domain)))} {len(batch.domain)} {batch.progress:.3f}\\n")
+        if batch.label is None:
+            return {"x": student.encode(batch.image).final.square().mean()}
+        return student.task_loss(student(batch.image), batch.label)
+"""
+
+
+@pytest.mark.parametrize("benchmark", ["c2a", "p2r"])
+def test_labels_and_targets_never_reach_an_unlabelled_stage(
+    run_cells: Callable[..., list[Done]], tmp_path: Path, benchmark: str
+) -> None:
+    """Law 5, from inside a method."""
+    seen = tmp_path / "seen.txt"
+    plugin = tmp_path / "witness.py"
+    plugin.write_text(f"FILE = {str(seen)!r}\n{WITNESS}", encoding="utf-8")
+    (done,) = run_cells(methods=(str(plugin),), benchmarks=(benchmark,), fresh=True)
+    assert done.record.status == "done", done.record.error
+    source = {"c2a": "cityscapes", "p2r": "potsdam-rgb"}[benchmark]
+    lines = [line.split() for line in seen.read_text(encoding="utf-8").splitlines()]
+    assert {tuple(line[:2]) for line in lines} == {("none", "proxy"), ("none", source), ("labels", source)}
+    assert {line[2] for line in lines} == {"4"}
+    progress = [float(line[3]) for line in lines if line[0] == "labels"]
+    assert progress == pytest.approx([step / 8 for step in range(8)], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in benchmark_names() if name != "camvid"])
+def test_no_phase_of_any_benchmark_opens_a_target(plan_cells: Callable[..., tuple], name: str) -> None:
+    benchmark = load_benchmark(name)
+    lab, _ = plan_cells(benchmarks=(name,))
+    targets = {domain.name for domain in benchmark.targets}
+    for phase in Phase:
+        assert not targets & {samples.domain for samples in stage_sets(lab, benchmark, phase)}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_exactly_what_trains_moves_through_the_engine(plan_cells: Callable[..., tuple], method: str) -> None:
+    """Law 3, after whole stages of the real loop."""
+    lab, cells = plan_cells(methods=(method,))
+    run = CellRun(lab, cells[-1], {})
+    run.prepare()
+    plan = run.plan
+    assert plan is not None
+    for step in plan.stages:
+        plan.networks.load(step.inputs)
+        modules = plan.networks.modules()
+        before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
+        run._train(step, "test")
+        for name, module in modules.items():
+            same = all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items())
+            assert same == (name not in step.stage.trains), f"{step.stage.name}: {name}"
+            training = {part.training for part in module.modules()}
+            assert training == {name in step.stage.trains}
+        step.folder.clear()
+
+
+def test_initial_weights_do_not_depend_on_the_method(plan_cells: Callable[..., tuple]) -> None:
+    lab, cells = plan_cells(methods=("gkd", "cwd", "feature_kd"))
+    decoders = [make_plan(lab, cell).networks.student.decoder.state_dict() for cell in cells]
+    for other in decoders[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in decoders[0].items())

@@ -1,0 +1,87 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench.engine.store import StageFolder, Store, write_atomically
+from kdbench.errors import KdbenchError
+
+
+def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "record.json"
+    write_atomically(target, b"old")
+
+    def full(self: Path, content: bytes) -> int:
+        with open(self, "wb") as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(KdbenchError, match=r"no space left to write .*record\.json .*--store"):
+        write_atomically(target, b"new content")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_stage_is_done_only_once_its_summary_is_written(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "stage")
+    states = {"student.encoder": {"a.weight": torch.arange(4.0)}, "head": {"a.weight": torch.ones(2)}}
+    folder.save_point(0, states)
+    folder.save_checkpoint({"step": 3})
+    assert not folder.done
+    assert folder.load_checkpoint() == {"step": 3}
+    folder.finish({"steps": 9})
+    assert folder.done
+    assert folder.summary() == {"steps": 9}
+    assert folder.load_checkpoint() is None
+    assert torch.equal(folder.load_point(0, "head")["a.weight"], torch.ones(2))
+    assert torch.equal(folder.load_point(0, "student.encoder")["a.weight"], torch.arange(4.0))
+
+
+def test_an_evaluation_is_computed_once_and_again_only_under_fresh(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.arange(8).reshape(2, 2, 2)
+
+    for _ in range(2):
+        assert np.array_equal(Store(tmp_path).evaluation("k", compute), np.arange(8).reshape(2, 2, 2))
+    assert len(calls) == 1
+    fresh = Store(tmp_path, fresh=True)
+    for _ in range(2):
+        fresh.evaluation("k", compute)
+    assert len(calls) == 2
+
+
+def test_a_second_process_waits_for_the_lock_and_says_so(tmp_path: Path) -> None:
+    import threading
+
+    folder = StageFolder(tmp_path / "stage")
+    said: list[str] = []
+    inside = threading.Event()
+    release = threading.Event()
+
+    def hold() -> None:
+        with folder.locked(lambda: None):
+            inside.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait(10)
+
+    def waiting() -> None:
+        said.append("waiting")
+        release.set()
+
+    with folder.locked(waiting):
+        assert said == ["waiting"]
+    holder.join()

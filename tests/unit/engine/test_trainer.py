@@ -1,0 +1,146 @@
+"""The training loop: schedule, groups, stopping on bad losses, and continuing bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from kdbench.engine.progress import Silent
+from kdbench.engine.store import StageFolder
+from kdbench.engine.trainer import Job, LossLog, LossModule, lr_scale, make_optimizer, train
+from kdbench.errors import KdbenchError
+from kdbench.protocol import Recipe
+from kdbench.types import Part
+
+RECIPE = Recipe(steps=12, batch=4, lr=0.01, warmup=3, clip=1.0)
+
+
+class Killed(BaseException):
+    """Stands in for a process that ends in the middle of a step."""
+
+
+def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -> tuple[Job, nn.Module]:
+    """A small regression with dropout and batch statistics, so that randomness and buffers matter."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+    replaced = loss_at or {}
+
+    def loss(batch: dict[str, Any]) -> dict[str, Tensor]:
+        error = (network(batch["x"]) - batch["x"].sum(1, keepdim=True)).square().mean()
+        return {"error": error * replaced.get(batch["step"], 1.0), "size": 1e-3 * network[0].weight.square().sum()}
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        for step in range(start, RECIPE.steps):
+            if step == killed_at:
+                raise Killed
+            yield {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step)), "step": step}
+
+    made = Job(
+        what="toy",
+        module=LossModule({"student.encoder": network}, loss),
+        recipe=RECIPE,
+        steps=RECIPE.steps,
+        batches=batches,
+        randomness=(0, "toy"),
+        keep=(0.5, 1.0),
+        checkpoint_every=2,
+    )
+    return made, network
+
+
+def run(made: Job, folder: Path) -> dict[str, Any]:
+    return train(Fabric(accelerator="cpu", devices=1), made, StageFolder(folder), Silent())
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 5, 11])
+def test_a_killed_stage_ends_bit_for_bit_as_an_unbroken_one(tmp_path: Path, killed_at: int) -> None:
+    whole, expected = job()
+    summary = run(whole, tmp_path / "whole")
+    broken, _ = job(killed_at=killed_at)
+    with pytest.raises(Killed):
+        run(broken, tmp_path / "broken")
+    resumed, found = job()
+    again = run(resumed, tmp_path / "broken")
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, found.state_dict()[name]), name
+    for number in (0, 1):
+        a, b = (StageFolder(tmp_path / side).load_point(number, "student.encoder") for side in ("whole", "broken"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_repair(tmp_path: Path) -> None:
+    made, _ = job(loss_at={7: math.nan})
+    with pytest.raises(KdbenchError, match=r"not finite at step 7 \(error = nan, size = .*--set KNOB=VALUE"):
+        run(made, tmp_path)
+
+
+def test_the_step_of_a_bad_loss_is_right_after_a_resume(tmp_path: Path) -> None:
+    broken, _ = job(killed_at=6)
+    with pytest.raises(Killed):
+        run(broken, tmp_path)
+    made, _ = job(loss_at={9: math.inf})
+    with pytest.raises(KdbenchError, match="not finite at step 9"):
+        run(made, tmp_path)
+
+
+def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    made = Job("toy", LossModule({"p": module}, lambda b: {}), RECIPE, 1, lambda s: iter([{}]), (0,), (1.0,), 5)
+    with pytest.raises(KdbenchError, match="returned no terms"):
+        run(made, tmp_path)
+
+
+def test_schedule_warms_up_and_decays_to_zero() -> None:
+    cosine = Recipe(steps=10, batch=1, lr=1.0, warmup=4)
+    assert [lr_scale(cosine, step, 10) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert lr_scale(cosine, 4, 10) == 1.0
+    assert lr_scale(cosine, 7, 10) == pytest.approx(0.5)
+    poly = Recipe(steps=10, batch=1, lr=1.0, schedule="poly")
+    assert lr_scale(poly, 5, 10) == pytest.approx(0.5**0.9)
+    assert lr_scale(poly, 10, 10) == 0.0
+
+
+def test_optimizer_groups_follow_parts_and_spare_vectors_from_decay() -> None:
+    recipe = Recipe(steps=1, batch=1, lr=0.1, encoder_lr=0.5, weight_decay=0.05)
+    parts = {Part.STUDENT_ENCODER.value: nn.Linear(2, 2), Part.STUDENT_DECODER.value: nn.Linear(2, 2)}
+    groups = make_optimizer(parts, recipe).param_groups
+    seen = [(group["lr"], group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups]
+    assert seen == [(0.05, 0.05, [2]), (0.05, 0.0, [1]), (0.1, 0.05, [2]), (0.1, 0.0, [1])]
+
+
+def test_the_optimizer_is_adamw_on_the_schedule(tmp_path: Path) -> None:
+    """Three steps of the loop against AdamW written out by hand in float64."""
+    recipe = Recipe(steps=3, batch=1, lr=0.1, weight_decay=0.2, warmup=1)
+    module = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, -2.0]]))
+    x = torch.tensor([[0.5, 0.25]])
+    made = Job("toy", LossModule({"p": module}, lambda b: {"l": module(b["x"]).square().sum()}), recipe, 3,
+               lambda s: iter([{"x": x}] * 3), (0,), (1.0,), 9)  # fmt: skip
+    run(made, tmp_path)
+    w, m, v = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
+    for step in range(3):
+        scale = 0.5 if step == 0 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 2))
+        y = 0.5 * w[0] + 0.25 * w[1]
+        for i, xi in enumerate((0.5, 0.25)):
+            g = 2 * y * xi
+            m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g * g
+            hat_m, hat_v = m[i] / (1 - 0.9 ** (step + 1)), v[i] / (1 - 0.999 ** (step + 1))
+            w[i] -= 0.1 * scale * (0.2 * w[i] + hat_m / (math.sqrt(hat_v) + 1e-8))
+    assert module.weight.detach().flatten().tolist() == pytest.approx(w, abs=1e-6)
+
+
+def test_curves_are_means_over_tenths() -> None:
+    log = LossLog()
+    for value in range(20):
+        log.add({"a": torch.tensor(float(value))})
+    log.flush("toy")
+    assert log.summary() == {"a": [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5, 16.5, 18.5]}
