@@ -86,7 +86,7 @@ MINI = Protocol(
     proxy_images=1500,
     val_images=48,
     pretraining={
-        "foundation": Recipe(steps=1200, batch=24, lr=1e-3, warmup=60, clip=1.0),
+        "foundation": Recipe(steps=800, batch=16, lr=1e-3, warmup=60, clip=1.0),
         "local": Recipe(steps=300, batch=32, lr=1e-3, warmup=30, clip=1.0),
     },
     recipes={

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.grid import Done, expand, make_lab, run_grid
 from kdbench.engine.progress import Silent
 from kdbench.spec import RunSpec
+
+
+# Small tensors gain nothing from threads, and test processes beside each other lose much by them.
+torch.set_num_threads(1)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -159,15 +159,17 @@ class CellRun:
     def _evaluate(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
         assert self.plan is not None
         samples = self._lab.worlds.val(domain)
-        points = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))]
-        last = points[-1]
+        classes = len(self._cell.benchmark.labels)
+        *earlier, last = [
+            self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))
+        ]
         result = DomainResult(
             domain=domain.name,
             role="target" if domain in self._cell.benchmark.targets else "source",
             world=samples.world,
             images=len(samples),
             confusion=last.sum(0),
-            points=np.stack([hits(counts.sum(0)) for counts in points]),
+            earlier=np.array([hits(counts.sum(0))[:2] for counts in earlier]).reshape(-1, 2, classes),
         )
         return result, hits(last)
 

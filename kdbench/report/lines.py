@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench.report.board import model_name
 from kdbench.report.records import Record
 from kdbench.report.scores import domain_miou, domains
 
@@ -10,7 +11,8 @@ def result_line(record: Record, cached: bool) -> str:
     """Benchmark, pair, method, mIoU of every target, their mean and the source's, and how long it took."""
     cell = record.spec.resolved
     method = f"{cell.method}[{cell.variant}]" if cell.variant else cell.method
-    head = f"{cell.benchmark:<7} {cell.teacher}:{cell.student or '-':<9} {method:<16} seed {cell.seed}"
+    teacher, student = (model_name(name, cell.zoo) if name else "-" for name in (cell.teacher, cell.student))
+    head = f"{cell.benchmark:<7} {teacher} -> {student:<13} {method:<16} seed {cell.seed}"
     if record.result is None:
         return f"{head}  FAILED: {record.error}"
     targets = [domain_miou(domain) for domain in domains(record, "target")]

@@ -82,8 +82,8 @@ class Spec(_Model):
 class DomainResult(_Model):
     """One domain's counts.
 
-    confusion (K, K): the last point. points (P, 3, K): true positives, false positives and false negatives of every
-    kept point, which is enough for any IoU and fits into a small record.
+    confusion (K, K): the last kept point. earlier (P - 1, 2, K): true and false positives of the points before it; with
+    the ground truth's totals, which all points share, they give any IoU (scores.points) and fit into a small record.
     """
 
     domain: str
@@ -91,7 +91,7 @@ class DomainResult(_Model):
     world: str
     images: int
     confusion: Packed
-    points: Packed
+    earlier: Packed
 
 
 class StageResult(_Model):

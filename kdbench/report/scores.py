@@ -13,6 +13,14 @@ def hits(confusion: np.ndarray) -> np.ndarray:
     return np.stack([right, confusion.sum(-2) - right, confusion.sum(-1) - right], axis=-2)
 
 
+def points(domain: DomainResult) -> np.ndarray:
+    """Hits (P, 3, K) of every kept point of a domain, the last one last."""
+    truth = domain.confusion.sum(1)
+    missed = truth - domain.earlier[:, 0]
+    earlier = np.concatenate([domain.earlier, missed[:, None]], axis=1)
+    return np.concatenate([earlier, hits(domain.confusion)[None]])
+
+
 def class_iou(counts: np.ndarray) -> np.ndarray:
     """IoU (..., K) in percent from hits (..., 3, K); nan for an absent class."""
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -39,17 +39,17 @@ class Witness(Method):
 """
 
 
-@pytest.mark.parametrize("benchmark", ["c2a", "p2r"])
+@pytest.mark.parametrize("name", ["c2a", "p2r"])
 def test_labels_and_targets_never_reach_an_unlabelled_stage(
-    run_cells: Callable[..., list[Done]], tmp_path: Path, benchmark: str
+    run_cells: Callable[..., list[Done]], tmp_path: Path, name: str
 ) -> None:
     """Law 5, from inside a method."""
     seen = tmp_path / "seen.txt"
     plugin = tmp_path / "witness.py"
     plugin.write_text(f"FILE = {str(seen)!r}\n{WITNESS}", encoding="utf-8")
-    (done,) = run_cells(methods=(str(plugin),), benchmarks=(benchmark,), fresh=True)
+    (done,) = run_cells(methods=(str(plugin),), benchmarks=(name,), fresh=True)
     assert done.record.status == "done", done.record.error
-    source = {"c2a": "cityscapes", "p2r": "potsdam-rgb"}[benchmark]
+    source = {"c2a": "cityscapes", "p2r": "potsdam-rgb"}[name]
     lines = [line.split() for line in seen.read_text(encoding="utf-8").splitlines()]
     assert {tuple(line[:2]) for line in lines} == {("none", "proxy"), ("none", source), ("labels", source)}
     assert {line[2] for line in lines} == {"4"}
@@ -67,9 +67,11 @@ def test_no_phase_of_any_benchmark_opens_a_target(plan_cells: Callable[..., tupl
 
 
 @pytest.mark.parametrize("method", method_names())
-def test_exactly_what_trains_moves_through_the_engine(plan_cells: Callable[..., tuple], method: str) -> None:
+def test_exactly_what_trains_moves_through_the_engine(
+    plan_cells: Callable[..., tuple], tmp_path: Path, method: str
+) -> None:
     """Law 3, after whole stages of the real loop."""
-    lab, cells = plan_cells(methods=(method,))
+    lab, cells = plan_cells(methods=(method,), store=tmp_path / "own-store")
     run = CellRun(lab, cells[-1], {})
     run.prepare()
     plan = run.plan
@@ -78,13 +80,12 @@ def test_exactly_what_trains_moves_through_the_engine(plan_cells: Callable[..., 
         plan.networks.load(step.inputs)
         modules = plan.networks.modules()
         before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
-        run._train(step, "test")
+        step.folder.finish(run._train(step, "test"))
         for name, module in modules.items():
             same = all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items())
             assert same == (name not in step.stage.trains), f"{step.stage.name}: {name}"
             training = {part.training for part in module.modules()}
             assert training == {name in step.stage.trains}
-        step.folder.clear()
 
 
 def test_initial_weights_do_not_depend_on_the_method(plan_cells: Callable[..., tuple]) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas
 import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.report.board import Board, Entry, boards
 from kdbench.report.formats import FORMATS, grid, render
+from kdbench.report.records import Record
 
 
 def cells(*records) -> dict[str, list[tuple[str, int]]]:
@@ -33,7 +35,7 @@ def found(make_record) -> list[Board]:
     rows = [("kd", 30.0), ("cwd", 42.0), ("fitnet", 36.0)]
     entries = [Entry(make_record({"cityscapes": value}, method=name, remark="odd & new_")) for name, value in rows]
     entries += [
-        Entry(make_record({"cityscapes": 55.55}, role="teacher", deployed=3_612_345), reference=True),
+        Entry(make_record({"cityscapes": 55.5}, role="teacher", deployed=3_612_345), reference=True),
         Entry(make_record(error="no memory <at all>\nTraceback")),
         Entry(make_record({"cityscapes": 20.0}, method="plain", role="undistilled", seed=1)),
         Entry(make_record({"cityscapes": 24.0}, method="plain", role="undistilled", seed=2)),
@@ -44,31 +46,28 @@ def found(make_record) -> list[Board]:
 
 def test_best_and_second_student_of_a_column(make_record) -> None:
     shown = cells(
-        make_record({"cityscapes": 90.0}, {"gtav": 95.0}, role="teacher"),
+        make_record({"cityscapes": 50.0}, {"gtav": 95.0}, role="teacher"),
         make_record({"cityscapes": 50.0}, {"gtav": 90.0}, method="plain", role="undistilled"),
         make_record({"cityscapes": 40.0}, {"gtav": 60.0}, method="a"),
         make_record({"cityscapes": 30.0}, {"gtav": 70.0}, method="b"),
     )
     assert column(shown, 0) == {
-        "teacher": ("90.0", 0), "plain, undistilled": ("50.0", 1), "a": ("40.0", 2), "b": ("30.0", 0)
+        "teacher": ("50.0", 0), "plain, undistilled": ("50.0", 1), "a": ("40.0", 2), "b": ("30.0", 0)
     }  # fmt: skip
     assert [place for _, place in column(shown, 1).values()] == [0, 1, 0, 2]
     assert column(shown, 2) == {
-        "teacher": ("5.0", 0), "plain, undistilled": ("40.0", 2), "a": ("20.0", 1), "b": ("40.0", 2)
+        "teacher": ("45.0", 0), "plain, undistilled": ("40.0", 2), "a": ("20.0", 1), "b": ("40.0", 2)
     }  # fmt: skip
     assert {place for _, place in column(shown, 3).values()} == {0}
 
 
 def test_equal_numbers_on_the_page_share_a_mark(make_record, make_domain) -> None:
-    def record(method: str, right: int):
-        wrong = 100_000 - right
-        confusion = [[right, wrong], [wrong, right]]
-        return make_record(domains=[make_domain("cityscapes", "target", __import__("numpy").array(confusion))], method=method)
+    def record(method: str, right: int) -> Record:
+        confusion = np.roll(np.eye(2, dtype=int), 1, axis=1) * (100_000 - right) + np.eye(2, dtype=int) * right
+        return make_record(domains=[make_domain("cityscapes", "target", confusion)], method=method)
 
-    shown = cells(record("a", 70_000), record("b", 70_010), record("c", 60_000), record("d", 50_000))
-    assert column(shown, 0) == {"b": ("53.9", 1), "a": ("53.8", 2), "c": ("42.9", 0), "d": ("33.3", 0)} or column(
-        shown, 0
-    ) == {"b": ("53.8", 1), "a": ("53.8", 1), "c": ("42.9", 2), "d": ("33.3", 0)}
+    shown = cells(record("a", 70_000), record("b", 70_001), record("c", 60_000), record("d", 50_000))
+    assert column(shown, 0) == {"b": ("53.8", 1), "a": ("53.8", 1), "c": ("42.9", 2), "d": ("33.3", 0)}
 
 
 def test_one_student_alone_is_not_marked(make_record) -> None:
@@ -89,7 +88,9 @@ def test_columns(make_record) -> None:
 
 
 def test_numbers_as_displayed(make_record) -> None:
-    shown = cells(make_record({"cityscapes": 40.0}, {"gtav": 40.0}, deployed=183_456), make_record(error="no", method="z"))
+    shown = cells(
+        make_record({"cityscapes": 40.0}, {"gtav": 40.0}, deployed=183_456), make_record(error="no", method="z")
+    )
     assert [text for text, _ in shown["gkd"]] == ["40.0", "40.0", "0.0", "0.18 M"]
     assert [text for text, _ in shown["z*"]] == ["", "", "", ""]
 
@@ -114,8 +115,8 @@ def test_law_9_in_every_format(found: list[Board], name: str) -> None:
     for part in ("mini-1a2b3c4d", "synthetic-1", "light", "mini:dinov2-l", "mini:resnet50", "F2L"):
         assert part in text
     assert not re.search(r"(?<!mini:)(dinov2-l|resnet50)", text)
-    bare = re.compile(r"(?<!synthetic )\b(cityscapes|gtav|acdc-night|acdc-snow)\b")
-    assert not bare.search(re.sub(r"(?s)-{5}.*", "", text) if name != "table" else " ".join(grid(found[0]).header))
+    assert not re.search(r"\b(cityscapes|gtav|acdc-night|acdc-snow)\b(?!-)", text)
+    assert text.count("synthetic likeness of GTAV") == text.count("GTAV") > 0
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -129,8 +130,8 @@ def test_markdown(found: list[Board]) -> None:
     assert "<ins>36.0</ins>" in text
     assert "\\* odd & new\\_  \n" in text
     assert "no memory \\<at all>" in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count(" |") + line.count(":|") + line.count("-|") for line in lines[-8:]} == {6}
+    widths = {len(line) for line in text.partition("GTAV")[2].splitlines() if line.startswith("|")}
+    assert len(widths) == 1
 
 
 def test_latex(found: list[Board]) -> None:
@@ -211,10 +212,14 @@ def test_json_has_raw_numbers_and_null_for_blanks(found: list[Board]) -> None:
 
 
 def test_an_unknown_format_lists_those_that_exist() -> None:
-    with pytest.raises(KdbenchError, match="'latx'. Did you mean 'latex'"):
+    with pytest.raises(KdbenchError, match=r"'latx'\. Did you mean 'latex'"):
         render("latx", [])
 
 
 def test_boards_start_without_what_is_slow_to_import() -> None:
-    code = "import sys, kdbench.report.formats; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, kdbench.report.formats; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

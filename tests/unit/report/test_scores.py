@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from kdbench.report.scores import class_iou, domain_miou, domains, hits, miou, pixel_accuracy
+from kdbench.report.scores import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, points
 
 IGNORE = 255
 
@@ -67,6 +67,10 @@ def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
     assert miou(hits(np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]]))) == pytest.approx((75 + 0) / 2)
 
 
+def test_hits_are_true_positives_false_positives_and_false_negatives() -> None:
+    np.testing.assert_array_equal(hits(np.array([[5, 2], [1, 4]])), [[5, 4], [1, 2], [2, 1]])
+
+
 def test_hits_of_a_stack_are_the_stack_of_hits() -> None:
     stack = np.random.default_rng(0).integers(0, 9, (4, 3, 3))
     np.testing.assert_array_equal(hits(stack), np.stack([hits(matrix) for matrix in stack]))
@@ -91,3 +95,13 @@ def test_domains_by_role(make_record, make_domain) -> None:
     assert [domain_miou(domain) for domain in domains(record, "source")] == [100.0]
     assert domain_miou(domains(record, "target")[0]) == pytest.approx((50 + 100 * 100 / 150) / 2)
     assert domains(make_record(error="stopped"), "target") == []
+
+
+def test_the_points_of_a_record_are_whole_again(make_domain) -> None:
+    """A file keeps no false negatives of the earlier points: they follow from the ground truth, which all points share."""
+    confusion = np.array([[7, 2, 1], [0, 5, 5], [3, 3, 4]])
+    found = points(make_domain("d", "target", confusion))
+    assert found.shape == (4, 3, 3)
+    assert np.array_equal(found[-1], hits(confusion))
+    assert np.array_equal(found[0], hits(np.roll(confusion, 3, axis=1)))
+    assert np.array_equal(found[2], hits(np.roll(confusion, 1, axis=1)))

@@ -1,0 +1,287 @@
+"""Confusion counts against slow references: a loop over pixels, and one window at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from kdbench.engine.evaluator import class_scores, confusion, evaluate, predict, starts
+from kdbench.errors import KdbenchError
+from kdbench.protocol import Evaluation
+
+CLASSES = 4
+CPU = torch.device("cpu")
+
+
+class Samples:
+    """A domain set of given images and labels."""
+
+    domain, world = "somewhere", "test"
+
+    def __init__(self, samples: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.samples = samples
+        self.identity = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.samples[index]
+
+
+class Reader(nn.Module):
+    """Reads the class off the red channel, which carries 10 times the label; keeps the sizes of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[tuple[int, ...]] = []
+        self.modes: set[bool] = set()
+
+    def forward(self, image: Tensor) -> SimpleNamespace:
+        self.batches.append(tuple(image.shape))
+        self.modes.add(self.training)
+        classes = torch.arange(CLASSES).view(1, CLASSES, 1, 1)
+        return SimpleNamespace(logits=-(image[:, :1] * 255 / 10 - classes).abs())
+
+
+class Context(nn.Module):
+    """Logits at half the window's size that depend on the whole window, so that it matters which windows there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, CLASSES, 3, stride=2, padding=1)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.randn(CLASSES, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, image: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.mix(image) * (1 + image.mean((1, 2, 3), keepdim=True)) ** 3)
+
+
+def painted(label: Tensor) -> tuple[Tensor, Tensor]:
+    """An image that shows its label to Reader, with the label as a data set gives it."""
+    shown = torch.where(label == 255, 0, label * 10)
+    return shown.expand(3, *label.shape).to(torch.uint8), label.to(torch.uint8)
+
+
+def random_label(height: int, width: int, seed: int, ignored: float = 0.2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, CLASSES, (height, width), generator=generator)
+    label[torch.rand(height, width, generator=generator) < ignored] = 255
+    return label
+
+
+def counted(prediction: Tensor, label: Tensor, classes: int) -> np.ndarray:
+    """Rows ground truth, columns prediction, pixel by pixel."""
+    counts = np.zeros((len(label), classes, classes), dtype=np.int64)
+    for b, y, x in np.ndindex(*label.shape):
+        if label[b, y, x] != 255:
+            counts[b, int(label[b, y, x]), int(prediction[b, y, x])] += 1
+    return counts
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 9)])
+@pytest.mark.parametrize("classes", [2, 4, 19])
+def test_confusion_equals_a_loop_over_pixels_and_torchmetrics(size: tuple[int, int], classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    prediction, label = (torch.randint(0, classes, (3, *size), generator=generator) for _ in range(2))
+    label[torch.rand(3, *size, generator=generator) < 0.3] = 255
+    counts = confusion(prediction, label, classes)
+    assert counts.dtype == torch.int64
+    assert np.array_equal(counts.numpy(), counted(prediction, label, classes))
+    metric = MulticlassConfusionMatrix(classes, ignore_index=255)
+    assert torch.equal(counts.sum(0), metric(prediction, label))
+
+
+def test_absent_classes_keep_their_rows_and_columns() -> None:
+    label, prediction = torch.tensor([[[2, 2, 255]]]), torch.tensor([[[2, 0, 3]]])
+    expected = np.zeros((1, 5, 5), dtype=np.int64)
+    expected[0, 2, 2] = expected[0, 2, 0] = 1
+    assert np.array_equal(confusion(prediction, label, 5).numpy(), expected)
+
+
+def test_an_image_that_is_ignored_throughout_counts_nothing() -> None:
+    label = torch.full((2, 3, 3), 255)
+    label[1] = 1
+    counts = confusion(torch.zeros(2, 3, 3, dtype=torch.long), label, 3)
+    assert counts[0].sum() == 0
+    assert counts[1].tolist() == [[0, 0, 0], [9, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (1024, [0, 341, 512]),
+        (512, [0]),
+        (100, [0]),
+        (513, [0, 1]),
+        (853, [0, 341]),
+        (854, [0, 341, 342]),
+        (1194, [0, 341, 682]),
+    ],
+)
+def test_windows_start_every_stride_and_the_last_ends_with_the_image(length: int, expected: list[int]) -> None:
+    assert starts(length, 512, 341) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "windows"), [(1024, 512, 3), (1280, 720, 8), (683, 512, 2), (960, 540, 6), (512, 512, 1)]
+)
+def test_number_of_windows_of_known_image_sizes(width: int, height: int, windows: int) -> None:
+    assert len(starts(height, 512, 341)) * len(starts(width, 512, 341)) == windows
+
+
+@pytest.mark.parametrize("window", [1, 3, 8])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_windows_cover_every_pixel_and_stay_inside(window: int, stride: int) -> None:
+    for length in range(1, 30):
+        places = starts(length, window, min(stride, window))
+        covered = {pixel for place in places for pixel in range(place, min(place + window, length))}
+        assert covered == set(range(length))
+        assert places == sorted(set(places))
+        assert all(0 <= place <= max(0, length - window) for place in places)
+
+
+def scores_one_window_at_a_time(model: nn.Module, image: Tensor, evaluation: Evaluation) -> np.ndarray:
+    """Windows by mmseg's rule, one image and one window at a time, averaged pixel by pixel in float64."""
+    (wh, ww), (sh, sw), (height, width) = evaluation.window, evaluation.stride, image.shape[-2:]
+    total, count = np.zeros((len(image), CLASSES, height, width)), np.zeros((height, width))
+    for row in range(max(height - wh + sh - 1, 0) // sh + 1):
+        for column in range(max(width - ww + sw - 1, 0) // sw + 1):
+            bottom, right = min(row * sh + wh, height), min(column * sw + ww, width)
+            top, left = max(bottom - wh, 0), max(right - ww, 0)
+            count[top:bottom, left:right] += 1
+            for index in range(len(image)):
+                logits = model(image[index : index + 1, :, top:bottom, left:right]).logits.double()
+                fitted = F.interpolate(logits, (bottom - top, right - left), mode="bilinear", align_corners=False)
+                total[index, :, top:bottom, left:right] += fitted[0].numpy()
+    return total / count
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [
+        ((16, 32), (16, 16), (11, 11)),
+        ((17, 29), (8, 12), (5, 9)),
+        ((8, 8), (8, 8), (8, 8)),
+        ((8, 30), (16, 16), (11, 11)),
+        ((10, 12), (16, 16), (11, 11)),
+    ],
+)
+def test_scores_equal_one_window_at_a_time(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], batch: int
+) -> None:
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(4))
+    model, evaluation = Context(), Evaluation(window=window, stride=stride, batch=batch)
+    scores = class_scores(model, image, evaluation)
+    assert scores.shape == (2, CLASSES, *size)
+    assert np.allclose(scores.numpy(), scores_one_window_at_a_time(model, image, evaluation), atol=1e-4)
+
+
+@torch.no_grad()
+def test_overlaps_are_averaged_not_overwritten() -> None:
+    # Three windows of a model that numbers its windows: 1 | mean(1, 2) | mean(2, 3) | 3, by how they overlap.
+    class Numbered(nn.Module):
+        calls = 0
+
+        def forward(self, image: Tensor) -> SimpleNamespace:
+            numbers = torch.arange(1.0, len(image) + 1) + self.calls
+            self.calls += len(image)
+            return SimpleNamespace(logits=numbers.view(-1, 1, 1, 1).expand(-1, 1, *image.shape[-2:]))
+
+    evaluation = Evaluation(window=(1, 4), stride=(1, 3), batch=2)
+    scores = class_scores(Numbered(), torch.zeros(1, 3, 1, 9), evaluation)
+    assert scores.flatten().tolist() == [1, 1, 1, 1.5, 2, 2.5, 2.5, 3, 3]
+
+
+def test_predictions_are_made_at_the_labels_size() -> None:
+    # Scores are resized before the decision: at twice the size the border between two classes lies where they tie.
+    image = torch.tensor([0.0, 10, 30, 30]).div(255).expand(1, 3, 2, 4)
+    evaluation = Evaluation(window=(2, 4), stride=(2, 4), batch=1)
+    prediction = predict(Reader(), image, evaluation, (4, 8))
+    scores = F.interpolate(Reader()(image).logits.double(), (4, 8), mode="bilinear", align_corners=False)
+    assert prediction.shape == (1, 4, 8)
+    assert torch.equal(prediction, scores.argmax(1))
+    assert torch.equal(predict(Reader(), image, evaluation, (2, 4))[0, 0], torch.tensor([0, 1, 3, 3]))
+
+
+@pytest.mark.parametrize("size", [(16, 32), (13, 21), (8, 8), (5, 40)])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_model_that_outputs_the_labels_gives_diagonal_matrices(size: tuple[int, int], batch: int) -> None:
+    labels = [random_label(*size, seed) for seed in range(5)]
+    evaluation = Evaluation(window=(8, 16), stride=(5, 11), batch=batch)
+    counts = evaluate(Reader(), Samples([painted(label) for label in labels]), CLASSES, evaluation, CPU)
+    assert counts.shape == (5, CLASSES, CLASSES)
+    assert counts.dtype == np.int64
+    for matrix, label in zip(counts, labels, strict=True):
+        assert np.array_equal(matrix, np.diag(np.bincount(label[label != 255], minlength=CLASSES)))
+
+
+def test_mixed_image_sizes_keep_the_order_and_each_image_its_counts() -> None:
+    sizes = [(8, 16), (8, 16), (12, 16), (8, 16), (12, 16), (12, 16), (12, 16)]
+    samples = []
+    for index, size in enumerate(sizes):
+        image, label = painted(random_label(*size, index))
+        # The image shows another label than the one that counts, so that errors differ from image to image.
+        samples.append((image.roll(index, -1), label))
+    evaluation = Evaluation(window=(12, 16), stride=(12, 16), batch=2)
+    model = Reader()
+    counts = evaluate(model, Samples(samples), CLASSES, evaluation, CPU)
+    expected = [counted(image[:1].long() // 10, label[None].long(), CLASSES)[0] for image, label in samples]
+    assert np.array_equal(counts, np.stack(expected))
+    # Neighbours of one size share a pass, two at most.
+    assert [(shape[0], shape[2]) for shape in model.batches] == [(2, 8), (1, 12), (1, 8), (2, 12), (1, 12)]
+
+
+def test_labels_of_other_sizes_than_their_images() -> None:
+    sizes = [(16, 32), (16, 32), (24, 48), (8, 16)]
+    samples = []
+    for index, size in enumerate(sizes):
+        coarse = random_label(2, 4, index, ignored=0)
+        # Nearest in both: the same blocks in the image and, at its own size, in the label.
+        image, _ = painted(coarse.repeat_interleave(4, 0).repeat_interleave(4, 1))
+        label = coarse.repeat_interleave(size[0] // 2, 0).repeat_interleave(size[1] // 4, 1).to(torch.uint8)
+        samples.append((image, label))
+    evaluation = Evaluation(window=(8, 16), stride=(8, 16), batch=4)
+    counts = evaluate(Reader(), Samples(samples), CLASSES, evaluation, CPU)
+    for matrix, (image, label) in zip(counts, samples, strict=True):
+        scores = Reader()(image[None].double() / 255).logits
+        prediction = F.interpolate(scores, tuple(label.shape), mode="bilinear", align_corners=False).argmax(1)
+        assert np.array_equal(matrix, counted(prediction, label[None].long(), CLASSES)[0])
+        assert matrix.sum() == label.numel()
+
+
+@pytest.mark.parametrize("wrong", [CLASSES, 200, 254])
+def test_a_label_out_of_range_names_the_domain(wrong: int) -> None:
+    image, label = painted(random_label(8, 8, 0))
+    label[3, 4] = wrong
+    evaluation = Evaluation(window=(8, 8), stride=(8, 8), batch=1)
+    with pytest.raises(KdbenchError, match=f"domain 'somewhere' has label {wrong}, but the benchmark has 4 classes"):
+        evaluate(Reader(), Samples([(image, label)]), CLASSES, evaluation, CPU)
+
+
+def test_the_model_is_evaluated_in_eval_mode_and_without_gradients() -> None:
+    class Watching(Reader):
+        def forward(self, image: Tensor) -> SimpleNamespace:
+            assert not torch.is_grad_enabled()
+            return super().forward(image)
+
+    model = Watching().train()
+    evaluation = Evaluation(window=(8, 8), stride=(8, 8), batch=1)
+    evaluate(model, Samples([painted(random_label(8, 8, 0))]), CLASSES, evaluation, CPU)
+    assert model.modes == {False}
+
+
+def test_window_batches_respect_the_limit() -> None:
+    model, evaluation = Reader(), Evaluation(window=(4, 4), stride=(4, 4), batch=3)
+    evaluate(model, Samples([painted(random_label(8, 16, seed)) for seed in range(3)]), CLASSES, evaluation, CPU)
+    assert max(shape[0] for shape in model.batches) == 3
+    assert sum(shape[0] for shape in model.batches) == 3 * 8

@@ -1,0 +1,102 @@
+"""A segmentor whose features and logits are given, and references that share no code with what they check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.models.decoders import pixel_cross_entropy
+from kdbench.types import Batch, Features, FeatureSpec, PairSpec, SegOutput
+
+
+class FakeSegmentor:
+    """Gives the tensors it was made with, and remembers the masks it was asked for."""
+
+    def __init__(
+        self,
+        logits: Tensor | None = None,
+        final: Tensor | None = None,
+        pooled: Tensor | None = None,
+        masked: Tensor | None = None,
+    ) -> None:
+        self.logits, self.final, self.pooled, self.masked = logits, final, pooled, masked
+        self.masks: list[Tensor] = []
+
+    def encode(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
+        if mask is not None:
+            self.masks.append(mask)
+        final: Any = self.final if mask is None else self.masked
+        pooled: Any = self.pooled
+        return Features((), final, pooled, {})
+
+    def decode(self, features: Features) -> SegOutput:
+        assert self.logits is not None
+        return SegOutput(features, self.logits)
+
+    def __call__(self, image: Tensor) -> SegOutput:
+        return self.decode(self.encode(image))
+
+    def task_loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
+        return {"task": pixel_cross_entropy(output.logits, label)}
+
+
+@pytest.fixture
+def fake() -> type[FakeSegmentor]:
+    return FakeSegmentor
+
+
+@pytest.fixture
+def make_pair() -> Callable[..., PairSpec]:
+    """A pair by its final channels."""
+
+    def make(student: int = 3, teacher: int = 5, convolutional: bool = False) -> PairSpec:
+        def spec(width: int, cnn: bool) -> FeatureSpec:
+            return FeatureSpec((width,), (8,), width, 8, class_token=not cnn, convolutional=cnn)
+
+        return PairSpec(spec(teacher, False), spec(student, convolutional), 4)
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Black images with labels that are all one class."""
+
+    def make(images: int = 2, label: int = 0) -> Batch:
+        return Batch(
+            torch.zeros(images, 3, 8, 8), torch.full((images, 8, 8), label), ("here",) * images, torch.arange(images)
+        )
+
+    return make
+
+
+@pytest.fixture
+def random() -> Callable[..., Tensor]:
+    """Standard normal tensors, other ones at each call, the same in each test."""
+    generator = torch.Generator().manual_seed(5)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+@pytest.fixture
+def bilinear() -> Callable[[np.ndarray, tuple[int, int]], np.ndarray]:
+    """Bilinear resizing of (..., h, w) in float64 from its definition: pixel centres at half integers, clamped."""
+
+    def weights(old: int, new: int) -> np.ndarray:
+        matrix = np.zeros((new, old))
+        for i in range(new):
+            place = min(max((i + 0.5) * old / new - 0.5, 0.0), old - 1.0)
+            low = int(place)
+            matrix[i, low] += 1 - (place - low)
+            matrix[i, min(low + 1, old - 1)] += place - low
+        return matrix
+
+    def resize(map_: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        rows, columns = weights(map_.shape[-2], size[0]), weights(map_.shape[-1], size[1])
+        return rows @ map_.astype(np.float64) @ columns.T
+
+    return resize

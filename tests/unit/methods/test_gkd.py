@@ -1,0 +1,291 @@
+"""GKD: the attention head, its three losses, the masking rule and the stages."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.gkd import GKD, HEADS, QSD, GKDKnobs, first_half_masks
+from torch import Tensor, nn
+
+from kdbench.types import ENCODERS, STUDENT, Part, Phase
+
+GRID = (2, 3)
+WIDTHS = (3, 5)
+
+
+def norm_and_map(branch: nn.Sequential, token: np.ndarray) -> np.ndarray:
+    """A branch's LayerNorm and affine map for one token, in float64."""
+    gain, shift, weight, bias = (p.detach().double().numpy() for p in branch.parameters())
+    centred = token - token.mean()
+    return weight @ (centred / math.sqrt((centred**2).mean() + 1e-5) * gain + shift) + bias
+
+
+def attend(head: QSD, student: np.ndarray, teacher: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """softmax(q k^T) v, token by token in float64: queries and values from the student, keys are the teacher."""
+    out = np.zeros(teacher.shape)
+    for b in range(len(teacher)):
+        values = [norm_and_map(head.value, token) for token in student[b]]
+        for i, token in enumerate(student[b]):
+            query = norm_and_map(head.query, token)
+            scores = [scale * float(query @ key) for key in teacher[b]]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for weight, value in zip(weights, values, strict=True):
+                out[b, i] += weight / sum(weights) * value
+    return out
+
+
+def rows(map_: Tensor) -> np.ndarray:
+    """(B, C, h, w) as row-major tokens (B, N, C) in float64, by loops."""
+    batch, channels, height, width = map_.shape
+    array = np.zeros((batch, height * width, channels))
+    for y in range(height):
+        for x in range(width):
+            array[:, y * width + x] = map_[:, :, y, x].detach().double().numpy()
+    return array
+
+
+@pytest.fixture
+def head(random) -> QSD:
+    """A head away from its start, where the two LayerNorms are equal."""
+    made = QSD(*WIDTHS)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.5 * random(*parameter.shape))
+    return made
+
+
+@pytest.fixture
+def sides(fake, random):
+    """A student and a teacher on one grid."""
+    student = fake(None, random(4, 3, *GRID), random(4, 3), random(4, 3, *GRID))
+    return student, fake(None, random(4, 5, *GRID), random(4, 5))
+
+
+def loss_of(method: GKD, batch, sides) -> dict[str, float]:
+    return {name: term.item() for name, term in method.loss(batch, *sides).items()}
+
+
+def test_defaults_are_the_published_ones() -> None:
+    published = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
+    assert GKDKnobs().model_dump() == published
+
+
+def test_stages_are_proxy_source_and_task(make_pair) -> None:
+    method = GKD(GKDKnobs(), make_pair())
+    stages = method.stages()
+    assert [(stage.name, stage.phase) for stage in stages] == [
+        ("proxy", Phase.PROXY),
+        ("source", Phase.SOURCE),
+        ("task", Phase.TASK),
+    ]
+    heads = {"token_head", "feature_head", "patch_head"}
+    assert heads == HEADS == {name for name, _ in method.named_children()}
+    assert [stage.trains for stage in stages] == [
+        heads | {Part.STUDENT_ENCODER},
+        heads | {Part.STUDENT_ENCODER},
+        {Part.STUDENT_DECODER},
+    ]
+    assert [stage.parts for stage in stages] == [ENCODERS, ENCODERS, STUDENT]
+    # The second stage starts its heads anew, the encoder goes on.
+    assert [stage.reset for stage in stages] == [frozenset(), heads, frozenset()]
+    assert all(not stage.scratch and stage.budget == 1 for stage in stages)
+
+
+def test_task_stage_has_no_distillation(make_pair, make_batch, fake, random) -> None:
+    stage = GKD(GKDKnobs(), make_pair()).stages()[2]
+    assert set(stage.loss(make_batch(), fake(logits=random(2, 4, 4, 4)), None)) == {"task"}
+
+
+def test_a_convolutional_student_is_remarked_on(make_pair) -> None:
+    assert "extension" in GKD(GKDKnobs(), make_pair(convolutional=True)).remark
+    assert GKD(GKDKnobs(), make_pair()).remark == ""
+
+
+def test_the_three_heads_share_nothing(make_pair) -> None:
+    method = GKD(GKDKnobs(), make_pair())
+    pointers = [parameter.data_ptr() for parameter in method.parameters()]
+    assert len(set(pointers)) == len(pointers)
+    # 2 (2 C_s + C_s C_t + C_t) parameters a head.
+    assert sum(p.numel() for p in method.token_head.parameters()) == 2 * (2 * 3 + 3 * 5 + 5)
+
+
+def test_head_equals_a_loop_with_its_own_norm_for_each_branch(head: QSD, random) -> None:
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    expected = attend(head, student.double().numpy(), teacher.double().numpy())
+    assert np.allclose(head(student, teacher).detach().numpy(), expected, atol=1e-5)
+
+
+def test_head_does_not_scale_its_scores(head: QSD, random) -> None:
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    scaled = attend(head, student.double().numpy(), teacher.double().numpy(), scale=1 / math.sqrt(5))
+    assert np.abs(head(student, teacher).detach().numpy() - scaled).max() > 1e-2
+
+
+def test_one_token_gives_its_value_and_no_gradient_to_the_query(head: QSD, random) -> None:
+    student, teacher = random(2, 1, 3), random(2, 1, 5)
+    out = head(student, teacher)
+    out.square().sum().backward()
+    expected = np.stack([[norm_and_map(head.value, token[0].double().numpy())] for token in student])
+    assert np.allclose(out.detach().numpy(), expected, atol=1e-6)
+    assert all(p.grad is None or bool((p.grad == 0).all()) for p in head.query.parameters())
+    assert all(bool((p.grad != 0).any()) for p in head.value.parameters())
+
+
+def test_zero_queries_give_the_mean_of_the_values(head: QSD, random) -> None:
+    with torch.no_grad():
+        head.query[1].weight.zero_()
+        head.query[1].bias.zero_()
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    values = np.array([[norm_and_map(head.value, token.double().numpy()) for token in image] for image in student])
+    expected = np.broadcast_to(values.mean(1, keepdims=True), values.shape)
+    assert np.allclose(head(student, teacher).detach().numpy(), expected, atol=1e-6)
+
+
+def test_permuting_both_permutes_the_output(head: QSD, random) -> None:
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    together = head(student[:, order], teacher[:, order])
+    assert torch.allclose(together, head(student, teacher)[:, order], atol=1e-6)
+
+
+def test_permuting_the_teacher_alone_changes_the_output(head: QSD, random) -> None:
+    # With values of the teacher it would not: the attention would find the same values elsewhere.
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    assert (head(student, teacher[:, order]) - head(student, teacher)).abs().max() > 1e-2
+
+
+def test_losses_equal_an_explicit_computation(make_pair, make_batch, sides) -> None:
+    method = GKD(GKDKnobs(token=2, feature=3, patch=5), make_pair(*WIDTHS))
+    student, teacher = sides
+    goal, class_goal = rows(teacher.final), teacher.pooled.double().numpy()[:, None]
+    class_token = attend(method.token_head, student.pooled.double().numpy()[:, None], class_goal)
+    features = attend(method.feature_head, rows(student.final), goal)
+    patches = attend(method.patch_head, rows(student.masked), goal)
+    errors = ((class_token - class_goal) ** 2).sum(), ((features - goal) ** 2).sum(), ((patches - goal) ** 2).sum()
+    batch, count, channels = goal.shape
+    losses = loss_of(method, make_batch(4), sides)
+    assert set(losses) == {"token", "feature", "patch"}
+    assert losses["token"] == pytest.approx(2 * errors[0] / (batch * channels), rel=1e-5)
+    assert losses["feature"] == pytest.approx(3 * (errors[0] + errors[1]) / (batch * (1 + count) * channels), rel=1e-5)
+    assert losses["patch"] == pytest.approx(5 * errors[2] / (batch * count * channels), rel=1e-5)
+
+
+def test_losses_by_hand_for_given_head_outputs(make_pair, make_batch, fake) -> None:
+    class Given(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+            return torch.full_like(teacher, self.value)
+
+    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    method.token_head, method.feature_head, method.patch_head = Given(3.0), Given(1.0), Given(2.0)
+    student = fake(None, torch.zeros(2, 3, *GRID), torch.zeros(2, 3), torch.zeros(2, 3, *GRID))
+    teacher = fake(None, torch.zeros(2, 5, *GRID), torch.zeros(2, 5))
+    losses = loss_of(method, make_batch(2), (student, teacher))
+    # The class row counts in the feature term too: (3^2 + 6 * 1^2) / 7.
+    assert losses == {"token": 9.0, "feature": pytest.approx(15 / 7), "patch": 4.0}
+
+
+# The second half of the batch has no hidden tokens.
+@pytest.mark.parametrize(("image", "hidden"), [(0, True), (0, False), (3, False)])
+def test_patch_loss_counts_every_token_of_every_image(
+    image: int, hidden: bool, make_pair, make_batch, sides, monkeypatch
+) -> None:
+    # Given outputs of the head, so that the teacher's tokens enter as goals alone.
+    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    student, teacher = sides
+    monkeypatch.setattr(method.patch_head, "forward", lambda ours, theirs: torch.zeros(4, 6, 5))
+    torch.manual_seed(0)
+    before = loss_of(method, make_batch(4), sides)["patch"]
+    y, x = (student.masks[-1][image] == hidden).nonzero()[0].tolist()
+    old = teacher.final[image, :, y, x].double()
+    teacher.final[image, :, y, x] += 1
+    torch.manual_seed(0)
+    after = loss_of(method, make_batch(4), sides)["patch"]
+    expected = ((old + 1).square() - old.square()).sum() / (4 * 6 * 5)
+    assert after - before == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_teacher_is_never_masked_and_the_student_runs_once_with_a_mask(make_pair, make_batch, sides) -> None:
+    student, teacher = sides
+    loss_of(GKD(GKDKnobs(), make_pair(*WIDTHS)), make_batch(4), sides)
+    assert teacher.masks == []
+    (mask,) = student.masks
+    assert mask.shape == (4, *GRID)
+    assert mask.flatten(1).sum(1).tolist() == [3, 3, 0, 0]
+
+
+def test_mask_knobs_reach_the_masks(make_pair, make_batch, sides) -> None:
+    method = GKD(GKDKnobs(mask_probability=0.75, mask_ratio=0.2), make_pair(*WIDTHS))
+    loss_of(method, make_batch(4), sides)
+    assert sides[0].masks[0].flatten(1).sum(1).tolist() == [1, 1, 1, 0]
+
+
+def test_a_student_of_another_grid_is_resized_to_the_teachers(make_pair, make_batch, fake, random, bilinear) -> None:
+    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    small = fake(None, random(2, 3, 2, 3), random(2, 3), random(2, 3, 2, 3))
+    teacher = fake(None, random(2, 5, 4, 6), random(2, 5))
+    whole, masked = (torch.from_numpy(bilinear(map_.numpy(), (4, 6))).float() for map_ in (small.final, small.masked))
+    resized = fake(None, whole, small.pooled, masked)
+    losses = loss_of(method, make_batch(2), (small, teacher))
+    assert small.masks[0].shape == (2, 4, 6)
+    expected = loss_of(method, make_batch(2), (resized, teacher))
+    assert losses == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+
+
+def test_gradient_reaches_the_student_by_all_three_losses(make_pair, make_batch, sides) -> None:
+    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    student, _ = sides
+    for tensor in (student.final, student.pooled, student.masked):
+        tensor.requires_grad_()
+    terms = method.loss(make_batch(4), *sides)
+    for name, tensor in (("token", student.pooled), ("feature", student.final), ("patch", student.masked)):
+        (gradient,) = torch.autograd.grad(terms[name], tensor, retain_graph=True)
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 3), (3, 3), (4, 8)])
+def test_exactly_half_of_the_tokens_of_the_first_half_of_the_images_are_hidden(
+    batch: int, grid: tuple[int, int]
+) -> None:
+    mask = first_half_masks(batch, grid, 0.5, 0.5, torch.device("cpu"))
+    assert mask.shape == (batch, *grid)
+    assert mask.dtype == torch.bool
+    hidden = mask.flatten(1).sum(1).tolist()
+    half = grid[0] * grid[1] // 2
+    assert hidden == [half] * (batch // 2) + [0] * (batch - batch // 2)
+
+
+@pytest.mark.parametrize(
+    ("probability", "ratio", "counts"),
+    [(0.0, 0.5, [0, 0, 0, 0]), (1.0, 1.0, [8, 8, 8, 8]), (1.0, 0.0, [0, 0, 0, 0]), (0.3, 0.3, [2, 0, 0, 0])],
+)
+def test_mask_counts_round_down(probability: float, ratio: float, counts: list[int]) -> None:
+    mask = first_half_masks(4, (2, 4), probability, ratio, torch.device("cpu"))
+    assert mask.flatten(1).sum(1).tolist() == counts
+
+
+def test_masks_follow_the_seed_and_do_not_repeat() -> None:
+    def draw(seed: int) -> bytes:
+        torch.manual_seed(seed)
+        return first_half_masks(4, (4, 8), 0.5, 0.5, torch.device("cpu")).numpy().tobytes()
+
+    with torch.random.fork_rng(devices=[]):
+        assert len({draw(seed) for seed in range(20)}) == 20
+        assert draw(3) == draw(3)
+
+
+def test_hidden_tokens_are_drawn_uniformly_and_for_each_image() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mask = first_half_masks(4000, (2, 4), 0.5, 0.5, torch.device("cpu"))[:2000].flatten(1)
+    assert len({bytes(row.numpy()) for row in mask}) == math.comb(8, 4)
+    # 2000 draws of a half: a standard deviation of 0.011.
+    assert (mask.float().mean(0) - 0.5).abs().max() < 0.06

@@ -1,0 +1,68 @@
+"""An encoder with a decoder, and builds that depend on their purpose alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdbench.models.decoders import pixel_cross_entropy
+from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+
+CLASSES = 5
+
+
+@pytest.fixture
+def segmentor(encoder) -> Segmentor:
+    return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "test")).eval()
+
+
+pytestmark = pytest.mark.parametrize("encoder", ["deit-s", "resnet18", "mit-b0"], indirect=True)
+
+
+@torch.no_grad()
+def test_calling_is_encoding_then_decoding(segmentor: Segmentor, images) -> None:
+    image = images(2, 32, 64)
+    output, features = segmentor(image), segmentor.encode(image)
+    assert torch.equal(output.logits, segmentor.decode(features).logits)
+    assert torch.equal(output.features.final, features.final)
+    assert output.logits.shape == (2, CLASSES, 8, 16)
+
+
+@torch.no_grad()
+def test_encode_hands_on_masks_and_blocks(segmentor: Segmentor, images) -> None:
+    image, stride = images(1, 32, 64), segmentor.spec.final_stride
+    mask = torch.ones(1, 32 // stride, 64 // stride, dtype=torch.bool)
+    masked = segmentor.encode(image, mask=mask, blocks=(1,))
+    assert list(masked.blocks) == [1]
+    assert torch.equal(masked.final, segmentor.encoder(image, mask).final)
+    assert not torch.allclose(masked.final, segmentor.encode(image).final, atol=1e-3)
+
+
+def test_spec_is_the_encoders(segmentor: Segmentor) -> None:
+    assert segmentor.spec is segmentor.encoder.spec
+
+
+def test_task_loss_is_the_decoders(segmentor: Segmentor, images) -> None:
+    output, label = segmentor(images(1, 32, 64)), torch.ones(1, 32, 64, dtype=torch.long)
+    assert segmentor.task_loss(output, label)["task"] == pixel_cross_entropy(output.logits, label)
+
+
+def test_images_of_a_batch_do_not_influence_each_other(segmentor: Segmentor, images) -> None:
+    image = images(3, 32, 64)
+    with torch.no_grad():
+        assert torch.allclose(segmentor(image).logits[1:2], segmentor(image[1:2]).logits, atol=1e-5)
+
+
+def test_seeded_decoders_are_equal_and_leave_the_global_generator_alone(encoder) -> None:
+    def build(*purpose: object) -> list[torch.Tensor]:
+        return list(seeded(lambda: build_decoder("light", encoder.spec, CLASSES), *purpose).parameters())
+
+    state = torch.get_rng_state()
+    first = build("a", 1)
+    torch.rand(3)
+    again, other = build("a", 1), build("a", 2)
+    torch.set_rng_state(state)
+    build("a", 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
