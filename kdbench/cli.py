@@ -244,3 +244,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _out(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+if __name__ == "__main__":
+    main()

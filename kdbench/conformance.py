@@ -101,7 +101,10 @@ def losses_are_finite_scalars(bench: Bench) -> None:
     """Every stage returns named scalars that are finite, also where every pixel is ignored."""
     for stage in bench.stages():
         for ignored in (False, True):
-            for name, value in bench.losses(stage, make_batch(stage, ignored)).items():
+            terms = bench.losses(stage, make_batch(stage, ignored))
+            assert terms, f"stage {stage.name}: the loss returns no terms"
+            for name, value in terms.items():
+                assert isinstance(value, Tensor), f"stage {stage.name}: loss '{name}' is a {type(value).__name__}"
                 assert value.ndim == 0, (
                     f"stage {stage.name}: loss '{name}' has shape {tuple(value.shape)}, not a scalar"
                 )
@@ -186,4 +189,6 @@ def check_method(name: str) -> Iterator[tuple[str, str, str]]:
                 check(make_bench(plugin, parse_pair(text)))
             except (AssertionError, KdbenchError) as error:
                 fault = str(error) or type(error).__name__
+            except Exception as error:  # a plug-in's own bug is a finding too, and the other checks go on
+                fault = f"{type(error).__name__}: {error}"
             yield text, check.__name__, fault

@@ -15,7 +15,7 @@ def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Two logit maps at the larger of their grids, so that no prediction is thrown away."""
-    size = max(tuple(student.shape[-2:]), tuple(teacher.shape[-2:]))
+    size = tuple(map(max, student.shape[-2:], teacher.shape[-2:]))
     return resize(student, size), resize(teacher, size)
 
 

@@ -110,7 +110,7 @@ class Method(nn.Module):
 
     def joint(self, uses: frozenset[Part] | None = None) -> Stage:
         """Student and adapters together on the labelled source, under `loss`."""
-        own = frozenset(name for name, _ in self.named_children())
+        own = frozenset(name for name, module in self.named_children() if module.state_dict())
         return Stage("joint", Phase.TASK, trains=STUDENT | own, uses=uses, loss=self.loss)
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:

@@ -39,8 +39,10 @@ class QSD(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Student tokens (B, N, C_s) and teacher tokens (B, N, C_t) to (B, N, C_t)."""
-        query, value = self.query(student), self.value(student)
-        return F.scaled_dot_product_attention(query.float(), teacher.float(), value.float(), scale=1.0)
+        query, value = self.query(student).float(), self.value(student).float()
+        # Unscaled logits have a deviation of about sqrt(C_t): under autocast they would saturate in half precision.
+        with torch.autocast(query.device.type, enabled=False):
+            return F.scaled_dot_product_attention(query, teacher.float(), value, scale=1.0)
 
 
 def first_half_masks(
@@ -48,7 +50,8 @@ def first_half_masks(
 ) -> Tensor:
     """Masks (B, h, w): the first floor(B p) images hide exactly floor(N r) tokens, drawn uniformly; the rest none."""
     count = grid[0] * grid[1]
-    masked, hidden = int(batch * probability), int(count * ratio)
+    # Rounded first, so that 0.29 of 100 tokens is 29 and not the 28 of binary fractions.
+    masked, hidden = int(round(batch * probability, 6)), int(round(count * ratio, 6))
     ranks = torch.rand(batch, count, device=device).argsort(1).argsort(1)
     mask = ranks < hidden
     mask[masked:] = False

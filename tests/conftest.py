@@ -15,7 +15,6 @@ from kdbench.engine.grid import Done, expand, make_lab, run_grid
 from kdbench.engine.progress import Silent
 from kdbench.spec import RunSpec
 
-
 # Small tensors gain nothing from threads, and test processes beside each other lose much by them.
 torch.set_num_threads(1)
 

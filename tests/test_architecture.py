@@ -38,7 +38,9 @@ ARROWS = {
         "kdbench.report.records", "kdbench.report.scores", "kdbench.report.pictures", "kdbench.method", "kdbench.types",
         "kdbench.benchmark",
     ),
-    "kdbench.conformance": (*SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types"),
+    "kdbench.conformance": (
+        *SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types",
+    ),
     "kdbench.gates": (*SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec"),
     "kdbench.listing": (
         *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models.zoo", "kdbench.protocol", "kdbench.data.real",
@@ -106,7 +108,17 @@ def test_a_method_returns_losses_and_never_steps(path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
-    assert not called & {"backward", "step", "zero_grad", "train", "eval", "to", "cuda", "requires_grad_", "manual_seed"}
+    assert not called & {
+        "backward",
+        "step",
+        "zero_grad",
+        "train",
+        "eval",
+        "to",
+        "cuda",
+        "requires_grad_",
+        "manual_seed",
+    }
     assert not any(name.startswith("torch.optim") for name in imports(path))
 
 

@@ -99,7 +99,8 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
             seen.add(step.key)
             data = ", ".join(f"{samples.domain} ({len(samples)} images)" for samples in step.sets)
             size = f"{step.steps} steps of {step.recipe.batch}"
-            yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {', '.join(sorted(step.stage.trains))}; on {data}"
+            trains = ", ".join(sorted(step.stage.trains))
+            yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
 
 
 def _chosen(spec: RunSpec) -> list[Chosen]:

@@ -19,15 +19,9 @@ from kdbench.identity import digest
 from kdbench.method import Stage
 
 NETWORKS = ("kdbench.models.backbones", "kdbench.models.decoders", "kdbench.models.segmentor", "kdbench.types")
-TRAINING = (
-    *NETWORKS,
-    "kdbench.data",
-    "kdbench.losses",
-    "kdbench.identity",
-    "kdbench.engine.trainer",
-    "kdbench.engine.parts",
-)
-PRETRAINING = (*TRAINING, "kdbench.engine.pretrain")
+LOOP = (*NETWORKS, "kdbench.data", "kdbench.identity", "kdbench.engine.trainer")
+TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
+PRETRAINING = (*LOOP, "kdbench.engine.pretrain")
 TESTING = (*NETWORKS, "kdbench.data", "kdbench.engine.evaluator")
 """The harness modules whose code decides the numbers of a stage, of a stand-in's pretraining, and of a test."""
 

@@ -160,9 +160,7 @@ class CellRun:
         assert self.plan is not None
         samples = self._lab.worlds.val(domain)
         classes = len(self._cell.benchmark.labels)
-        *earlier, last = [
-            self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))
-        ]
+        *earlier, last = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))]
         result = DomainResult(
             domain=domain.name,
             role="target" if domain in self._cell.benchmark.targets else "source",

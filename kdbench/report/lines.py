@@ -22,4 +22,3 @@ def result_line(record: Record, cached: bool) -> str:
     return (
         f"{head}  mIoU {sum(targets) / len(targets):5.1f} ({each})  source {sum(sources) / len(sources):5.1f}  {time}"
     )
-

@@ -42,13 +42,17 @@ def test_the_undistilled_student_does_not_depend_on_its_teacher(plan_cells: Plan
     assert one == keys(plan_cells, methods=("baseline",), pairs=("dinov2-b:deit-s",))
 
 
-@pytest.mark.parametrize("change", [{"seeds": (1,)}, {"settings": ("mask_ratio=0.25",)}, {"pairs": ("dinov2-s:dino-s",)}])
+@pytest.mark.parametrize(
+    "change", [{"seeds": (1,)}, {"settings": ("mask_ratio=0.25",)}, {"pairs": ("dinov2-s:dino-s",)}]
+)
 def test_seed_knobs_and_networks_change_the_first_stage_and_all_after_it(plan_cells: Plan, change: dict) -> None:
     before, after = keys(plan_cells), keys(plan_cells, **change)
     assert all(before[name] != after[name] for name in before)
 
 
-def test_a_recipe_changes_its_own_phase_and_what_builds_on_it(plan_cells: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_changes_its_own_phase_and_what_builds_on_it(
+    plan_cells: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = keys(plan_cells)
     smoke = PROTOCOLS["smoke"]
     recipes = dict(smoke.recipes)

@@ -259,6 +259,15 @@ def test_labels_of_other_sizes_than_their_images() -> None:
         assert matrix.sum() == label.numel()
 
 
+def test_images_of_other_sizes_with_labels_of_one_size() -> None:
+    label = torch.full((8, 8), 2, dtype=torch.uint8)
+    samples = [(torch.full((3, size, size), 20, dtype=torch.uint8), label) for size in (8, 16, 16, 4)]
+    model, evaluation = Reader(), Evaluation(window=(16, 16), stride=(16, 16), batch=4)
+    counts = evaluate(model, Samples(samples), CLASSES, evaluation, CPU)
+    assert counts[:, 2, 2].tolist() == [64] * 4
+    assert [(shape[0], shape[2]) for shape in model.batches] == [(1, 8), (2, 16), (1, 4)]
+
+
 @pytest.mark.parametrize("wrong", [CLASSES, 200, 254])
 def test_a_label_out_of_range_names_the_domain(wrong: int) -> None:
     image, label = painted(random_label(8, 8, 0))

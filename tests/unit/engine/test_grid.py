@@ -138,6 +138,8 @@ def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path:
         ({"data_root": Path("/nowhere")}, "cannot run on real images yet"),
     ],
 )
-def test_a_wrong_request_is_refused_with_its_repair(plan_cells: Callable[..., tuple], fields: dict, message: str) -> None:
+def test_a_wrong_request_is_refused_with_its_repair(
+    plan_cells: Callable[..., tuple], fields: dict, message: str
+) -> None:
     with pytest.raises(KdbenchError, match=message):
         plan_cells(**fields)

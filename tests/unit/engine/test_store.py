@@ -14,7 +14,9 @@ from kdbench.engine.store import StageFolder, Store, write_atomically
 from kdbench.errors import KdbenchError
 
 
-def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "record.json"
     write_atomically(target, b"old")
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from kdbench.types import STUDENT, Part, Phase
 
 
-def project_position_by_position(method: FeatureKD, student: Tensor) -> np.ndarray:
+def project_position_by_position(method: FeatureKD, student: Tensor, convolutional: bool = False) -> np.ndarray:
     """(B, C_t, h, w) in float64: a LayerNorm and an affine map for tokens, a linear map alone for convolutions."""
     weight = method.projector.linear.weight.detach().double().numpy()
-    convolutional = method.projector.linear.bias is None
     batch, _, height, width = student.shape
     projected = np.zeros((batch, len(weight), height, width))
     for b in range(batch):
@@ -67,7 +66,7 @@ def test_value_equals_an_explicit_projection(
         for parameter in method.projector.parameters():
             parameter.add_(0.3 * random(*parameter.shape))
     student, teacher = random(2, widths[0], 3, 4), random(2, widths[1], 3, 4)
-    error = project_position_by_position(method, student) - teacher.double().numpy()
+    error = project_position_by_position(method, student, convolutional) - teacher.double().numpy()
     expected = 10 * (error**2).sum() / error.size
     assert distil(method, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 

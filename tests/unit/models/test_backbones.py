@@ -63,6 +63,14 @@ def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
 
 
 @roles(list(ROLES))
+def test_small_images_keep_a_grid_to_distil(encoder: Encoder, request: pytest.FixtureRequest) -> None:
+    kind = ROLES[request.node.callspec.params["encoder"]].kind
+    strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
+    assert encoder.spec.strides == strides[kind]
+    assert encoder.spec.final_stride == strides[kind][-1]
+
+
+@roles(list(ROLES))
 def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, images) -> None:
     features = encoder(images(2, HEIGHT, WIDTH))
     mean = features.final.mean((2, 3))

@@ -98,7 +98,7 @@ def test_domains_by_role(make_record, make_domain) -> None:
 
 
 def test_the_points_of_a_record_are_whole_again(make_domain) -> None:
-    """A file keeps no false negatives of the earlier points: they follow from the ground truth, which all points share."""
+    """A file keeps no false negatives of the earlier points: they follow from the ground truth."""
     confusion = np.array([[7, 2, 1], [0, 5, 5], [3, 3, 4]])
     found = points(make_domain("d", "target", confusion))
     assert found.shape == (4, 3, 3)
