@@ -108,7 +108,7 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
         for line in (_heading(lab.protocol, len(cells), spec), *describe(lab, cells)):
             _out(line)
         return 0
-    console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False)
+    console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
     failed = 0
     for done in run_grid(spec, lab, cells):
         failed += done.record.status == "failed"
@@ -232,6 +232,8 @@ def _servable(data_root: Path | None) -> list[str]:
         domains = list(benchmark.evaluated())
         if all(domain.real if data_root else domain.synthetic for domain in domains):
             served.append(name)
+    if not served:
+        raise KdbenchError("no benchmark can be served: none has a data set that this version reads.")
     return served
 
 

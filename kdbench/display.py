@@ -57,24 +57,33 @@ class Bars:
 
 
 class Lines:
-    """A line when a piece of work starts and one when it ends, for logs."""
+    """For logs: a line when a piece of work ends, and one now and then while it goes on."""
+
+    EVERY_SECONDS = 30
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._what, self._total, self._done, self._started = "", 0, 0, 0.0
         self._losses: Mapping[str, float] = {}
+        self._said = 0.0
 
     def begin(self, what: str, total: int) -> None:
         """Remembers what is done."""
         self._what, self._total, self._done, self._started = what, total, 0, time.perf_counter()
-        self._losses = {}
+        self._losses, self._said = {}, self._started
 
     def advance(self, done: int, losses: Mapping[str, float]) -> None:
-        """Remembers how far it is."""
+        """Remembers how far it is, and says so if it was silent for long."""
         self._done, self._losses = done, losses
+        if time.perf_counter() - self._said > self.EVERY_SECONDS and done < self._total:
+            self._say()
 
     def end(self) -> None:
         """One line with steps, seconds and losses."""
+        self._say()
+
+    def _say(self) -> None:
+        self._said = time.perf_counter()
         seconds = time.perf_counter() - self._started
         losses = f"  {_shown(self._losses)}" if self._losses else ""
         self.note(f"  {self._what}: {self._done}/{self._total} in {seconds:.1f} s{losses}")

@@ -90,7 +90,7 @@ MINI = Protocol(
         "local": Recipe(steps=300, batch=32, lr=1e-3, warmup=30, clip=1.0),
     },
     recipes={
-        Phase.FIT_TEACHER: Recipe(steps=150, batch=16, lr=1e-3, warmup=10, schedule="poly"),
+        Phase.FIT_TEACHER: Recipe(steps=250, batch=16, lr=1e-3, warmup=10, schedule="poly"),
         Phase.PROXY: Recipe(steps=240, batch=16, lr=1e-3, warmup=20),
         Phase.SOURCE: Recipe(steps=120, batch=16, lr=5e-4),
         Phase.TASK: Recipe(steps=200, batch=16, lr=1e-3, encoder_lr=0.3, warmup=10, schedule="poly"),

@@ -100,6 +100,7 @@ class CellRun:
             name=step.stage.name,
             phase=step.stage.phase,
             key=step.key,
+            data={samples.domain: samples.world for samples in step.sets},
             steps=summary["steps"],
             images=summary["images"],
             student_passes=summary["passes"],

@@ -95,11 +95,15 @@ class DomainResult(_Model):
 
 
 class StageResult(_Model):
-    """What a stage did: its losses as means over tenths of it, its images and the student's passes."""
+    """What a stage did.
+
+    data: the domains that it trained on, with their worlds. losses: each term's means over tenths of the stage.
+    """
 
     name: str
     phase: str
     key: str
+    data: dict[str, str]
     steps: int
     images: int
     student_passes: int

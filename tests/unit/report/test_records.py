@@ -38,6 +38,7 @@ def large_record(make_record: Any, make_domain: Any) -> Record:
         domains.append(domain.model_copy(update={"earlier": np.stack([hits(point)[:2] for point in earlier])}))
     stages = [
         StageResult(
+            data={"cityscapes": "synthetic-1"},
             name=name, phase=name, key="0123456789abcdef", steps=240, images=3840, student_passes=7680,
             losses={term: [float(f"{x:.5g}") for x in rng.random(10)] for term in ("token", "feature", "patch")},
         )

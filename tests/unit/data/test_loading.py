@@ -1,0 +1,114 @@
+"""What a step sees is a function of seed, phase and step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.data.loading import Order, training_batches
+from kdbench.data.transforms import RandomView
+from kdbench.protocol import Augmentation, Recipe
+from kdbench.types import Batch, Phase
+
+SIZE = (16, 32)
+
+
+class Numbered:
+    """Images that tell where each pixel came from: red its row, green its column, blue the sample's number."""
+
+    world, identity = "none", {}
+
+    def __init__(self, domain: str, count: int, first: int = 0) -> None:
+        self.domain, self._count, self._first = domain, count, first
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        row = torch.arange(SIZE[0], dtype=torch.uint8).view(-1, 1).expand(SIZE)
+        column = torch.arange(SIZE[1], dtype=torch.uint8).expand(SIZE)
+        number = torch.full(SIZE, self._first + index, dtype=torch.uint8)
+        return torch.stack([row, column, number]), number.clone()
+
+
+PLAIN = Augmentation(scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+RECIPE = Recipe(steps=6, batch=4, lr=0.1, augmentation=PLAIN)
+SETS = (Numbered("a", 5), Numbered("b", 3, first=100))
+
+
+def batches(phase: Phase = Phase.TASK, seed: int = 0, start: int = 0, recipe: Recipe = RECIPE) -> list[Batch]:
+    return list(training_batches(SETS, recipe, 6, SIZE, seed, phase, start))
+
+
+def test_every_pass_shows_every_sample_once_in_another_order() -> None:
+    order = Order(8, 4, 0, "task")
+    passes = [[draw.sample for step in (2 * n, 2 * n + 1) for draw in order.step(step)] for n in range(3)]
+    assert all(sorted(seen) == list(range(8)) for seen in passes)
+    assert passes[0] != passes[1] != passes[2]
+    ragged = Order(5, 4, 0, "task")
+    assert Counter(draw.sample for step in range(5) for draw in ragged.step(step)) == dict.fromkeys(range(5), 4)
+
+
+def test_every_sample_carries_its_domain_and_index() -> None:
+    for batch in batches():
+        for image, label, domain, index in zip(batch.image, batch.label, batch.domain, batch.index, strict=True):
+            number = (100 if domain == "b" else 0) + int(index)
+            assert int(label.max()) == number
+            assert round(float(image[2].max()) * 255) == number
+
+
+def test_a_later_start_gives_the_same_steps_without_replaying() -> None:
+    varied = RECIPE.model_copy(update={"augmentation": Augmentation()})
+    whole, tail = batches(recipe=varied), batches(start=4, recipe=varied)
+    assert len(tail) == 2
+    for a, b in zip(whole[4:], tail, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.label, b.label)
+        assert a.progress == b.progress
+
+
+def test_labels_are_withheld_where_the_phase_says_so() -> None:
+    assert all(batch.label is None for phase in (Phase.PROXY, Phase.SOURCE) for batch in batches(phase))
+    assert all(batch.label is not None for phase in (Phase.FIT_TEACHER, Phase.TASK) for batch in batches(phase))
+
+
+def test_phases_and_seeds_draw_differently() -> None:
+    seen = {tuple(int(i) for batch in batches(phase, seed) for i in batch.index)
+            for phase in (Phase.PROXY, Phase.TASK) for seed in (0, 1)}  # fmt: skip
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_image_and_label_stay_in_step(seed: int) -> None:
+    image, _ = Numbered("a", 1).read(0)
+    label = image[0] * 8 + image[1] // 4
+    geometry = Augmentation(scale=(0.3, 0.9), flip=0.5, brightness=0.0, contrast=0.0, saturation=0.0)
+    view, mask = RandomView(geometry, SIZE)(image, label, seed)
+    assert view.shape == (3, *SIZE)
+    assert mask.shape == SIZE
+    # The image is interpolated and the label is not, so they may differ by about a pixel of the original.
+    assert (view[0].float() - mask // 8).abs().max() <= 1.5
+    assert (view[1].float() // 4 - mask % 8).abs().max() <= 1.5
+
+
+def test_a_view_is_a_function_of_its_seed_and_leaves_the_global_generator_alone() -> None:
+    image, label = Numbered("a", 1).read(0)
+    view = RandomView(Augmentation(), SIZE)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, other = view(image, label, 1), view(image, label, 1), view(image, label, 2)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_a_label_of_another_size_is_brought_to_the_image_without_new_values() -> None:
+    image, _ = Numbered("a", 1).read(0)
+    label = torch.tensor([[3, 255], [7, 3]], dtype=torch.uint8)
+    _, mask = RandomView(PLAIN, SIZE)(image, label, 0)
+    assert mask.shape == SIZE
+    assert set(mask.unique().tolist()) == {3, 7, 255}

@@ -1,0 +1,142 @@
+"""The command line as another program sees it: exit status, where things are written, what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdbench.report.records import read_record, record_files
+
+
+def kdbench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "kdbench.cli", *arguments], capture_output=True, text=True, env=environment, cwd=cwd,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One smoke run with its references and pictures."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = kdbench(
+        "run", "--method", "gkd", "--pair", "dinov2-s:resnet18", "--benchmark", "g2c", "--protocol", "smoke",
+        "--store", str(folder / "store"), "--results", str(folder / "results"), "--pictures",
+    )  # fmt: skip
+    return folder, done
+
+
+def test_a_run_prints_a_row_a_cell_and_the_board(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = ran
+    assert done.returncode == 0, done.stderr
+    records = [read_record(path) for path in record_files(folder / "results")]
+    assert {record.spec.resolved.role for record in records} == {"teacher", "undistilled", "distilled"}
+    assert all(record.status == "done" for record in records)
+    assert done.stdout.count("mini:dinov2-s -> ") >= 3
+    assert "mini:resnet18" in done.stdout
+    assert "synthetic likeness of GTAV to Cityscapes" in done.stdout
+    assert "GKD-CNN: kdbench's extension" in done.stdout
+
+
+def test_pictures_are_written_beside_the_records(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = ran
+    (path,) = (folder / "results").rglob("pictures-s0.png")
+    with Image.open(path) as image:
+        assert image.width > 300
+        assert len(image.convert("RGB").getcolors(2**24)) > 50
+
+
+def test_a_second_run_does_nothing_over(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = ran
+    before = {path: path.stat().st_mtime_ns for path in record_files(folder / "results")}
+    again = kdbench(
+        "run", "--method", "gkd", "--pair", "dinov2-s:resnet18", "--benchmark", "g2c", "--protocol", "smoke",
+        "--store", str(folder / "store"), "--results", str(folder / "results"),
+    )  # fmt: skip
+    assert again.stdout.count("done before") == 3
+    assert before == {path: path.stat().st_mtime_ns for path in record_files(folder / "results")}
+
+
+def test_leaderboard_writes_a_file_in_every_format(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = ran
+    for name in ("table", "markdown", "csv", "latex", "html", "json"):
+        path = folder / "boards" / f"board.{name}"
+        done = kdbench(
+            "leaderboard", "--protocol", "smoke", "--results", str(folder / "results"), "--format", name,
+            "--output", str(path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "gkd" in path.read_text(encoding="utf-8")
+    json.loads((folder / "boards" / "board.json").read_text(encoding="utf-8"))
+
+
+def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from kdbench.method import Method\n\n\nclass Bad(Method):\n    def loss(self, batch, student, teacher):\n"
+        "        raise ValueError('no')\n",
+        encoding="utf-8",
+    )
+    done = kdbench(
+        "run", "--method", str(bad), "--pair", "dinov2-s:deit-s", "--benchmark", "g2c", "--protocol", "smoke",
+        "--no-references", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "ValueError: no (at bad.py, line 6, in loss)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--method", "gdk", "--pair", "dinov2-s:deit-s"), "Did you mean 'gkd'"),
+        (("run", "--method", "gkd", "--pair", "dinov2"), "Write teacher:student"),
+        (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "one"), "seeds are whole numbers"),
+        (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--device", "tpu"), "tpu"),
+        (("run", "--pair", "dinov2-s:deit-s"), "--method"),
+        (("leaderboard", "--results", "/nowhere", "--protocol", "mni"), "kdbench"),
+        (("data", "preview", "--benchmark", "g3c"), "unknown benchmark"),
+    ],
+)
+def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, ...], said: str) -> None:
+    done = kdbench(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_lists_are_tables_markdown_or_json() -> None:
+    for what in ("methods", "benchmarks", "pairs", "models", "protocols", "datasets"):
+        rows = json.loads(kdbench("list", what, "--format", "json").stdout)
+        assert rows, what
+        assert kdbench("list", what, "--format", "markdown").stdout.startswith("|")
+    methods = {row["name"]: row for row in json.loads(kdbench("list", "methods", "--format", "json").stdout)}
+    assert methods["gkd"]["stages"] == "proxy (proxy) -> source (source) -> task (task)"
+    assert methods["baseline"]["needs"] == "no teacher"
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
+    done = kdbench(
+        "run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--benchmark", "g2c,g2b", "--protocol", "smoke",
+        "--dry-run", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("to do") == 5
+    assert done.stdout.count("shared") == 5
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_previews_are_written(tmp_path: Path) -> None:
+    done = kdbench(
+        "data", "preview", "--benchmark", "p2r", "--protocol", "smoke", "--output", str(tmp_path / "out"),
+        "--store", str(tmp_path / "store"), "--count", "2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out" / "p2r.png") as image:
+        assert min(image.size) > 100
