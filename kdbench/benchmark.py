@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from kdbench.errors import KdbenchError
+
 Colour = tuple[int, int, int]
 
 
@@ -50,10 +52,34 @@ class Benchmark:
     labels: LabelSpace
     summary: str = field(default="")
 
+    def __post_init__(self) -> None:
+        """Refuses what would train on a target, or show one domain under two names."""
+        trained = {name for domain in (*self.sources, self.proxy) for name in _contents(domain, training=True)}
+        names = [domain.name for domain in (*self.evaluated(), self.proxy)]
+        faults = [
+            f"target '{domain.name}' shares images with what is trained on"
+            for domain in self.targets
+            if trained & _contents(domain, training=False)
+        ]
+        faults += [f"domain '{name}' stands there twice" for name in {n for n in names if names.count(n) > 1}]
+        if len(self.labels.palette) != len(self.labels):
+            faults.append(f"label space '{self.labels.name}' has another number of colours than of classes")
+        if faults:
+            raise KdbenchError(f"benchmark '{self.name}': {'; '.join(faults)}.")
+
     def evaluated(self) -> Iterator[Domain]:
         """Every domain that is scored: the targets, then the sources' own validation splits."""
         yield from self.targets
         yield from self.sources
+
+
+def _contents(domain: Domain, training: bool) -> set[str]:
+    """What a domain shows, by the names of its rendition and of its parts of a data set."""
+    shown = {f"synthetic {domain.synthetic}"} if domain.synthetic else set()
+    if domain.real:
+        parts = domain.real.train if training else domain.real.val
+        shown |= {f"{domain.real.dataset} {part}" for part in parts}
+    return shown
 
 
 CITYSCAPES = LabelSpace(

@@ -5,7 +5,6 @@ torch is imported inside the verbs that compute, so that boards and help start a
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +14,9 @@ from rich.console import Console
 
 from kdbench import __version__
 from kdbench.errors import KdbenchError
+from kdbench.models.zoo import NAMED_PAIRS
 from kdbench.places import default_reference, default_results, default_store
-from kdbench.plugins import benchmark_names, load_all, load_benchmark, method_names
+from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.spec import RunSpec, split_list
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -34,15 +34,11 @@ def main() -> None:
     try:
         app()
     except KdbenchError as error:
-        Console(stderr=True).print(f"kdbench: {error}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("kdbench: stopped. The same command continues where it was.", markup=False)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough; Python must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _complain(str(error))
+        sys.exit(error.status)
+    except OSError as error:
+        _complain(f"{error.strerror or error} ({error.filename})")
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,8 +73,8 @@ def run(
 ) -> None:
     """Train, test and rank: the grid of methods, pairs, benchmarks and seeds. What is done already is skipped."""
     spec = RunSpec(
-        methods=split_list(method, method_names()),
-        pairs=split_list(pair),
+        methods=split_list(method, _usable_methods() if method == "all" else None),
+        pairs=split_list(pair, NAMED_PAIRS),
         benchmarks=split_list(benchmark, _servable(data_root)),
         protocol=protocol,
         seeds=_seeds(seed),
@@ -91,7 +87,11 @@ def run(
         fresh=fresh,
         references=references,
     )
-    failed = _run(spec, dry_run, pictures)
+    try:
+        failed = _run(spec, dry_run, pictures)
+    except KeyboardInterrupt:
+        _complain("stopped. The same command continues where it was.")
+        raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
 
@@ -109,26 +109,20 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
             _out(line)
         return 0
     console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
-    failed = 0
+    succeeded = []
     for done in run_grid(spec, lab, cells):
-        failed += done.record.status == "failed"
+        if done.record.status == "done":
+            succeeded.append(done.cell)
         console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    benchmarks = [cell.benchmark.name for cell in cells]
+    _print_boards("table", None, spec.results, lab.protocol.id, benchmarks, list(spec.pairs), terminal=console)
     if pictures:
         from kdbench.engine.pictures import write_pictures
 
-        for path in write_pictures(lab, cells, spec):
-            console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    _print_boards(
-        "table",
-        None,
-        spec.results,
-        lab.protocol.id,
-        [c.benchmark.name for c in cells],
-        list(spec.pairs),
-        terminal=console,
-    )
-    return failed
+        for path in write_pictures(lab, succeeded, spec):
+            _out(f"picture: {path}")
+    return len(cells) - len(succeeded)
 
 
 def _heading(protocol: Any, cells: int, spec: RunSpec) -> str:
@@ -146,8 +140,8 @@ def leaderboard(
     output: Annotated[Path | None, typer.Option(help="A file to write instead of the terminal.")] = None,
 ) -> None:
     """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
-    benchmarks = list(split_list(benchmark)) if benchmark else None
-    pairs = list(split_list(pair)) if pair else None
+    benchmarks = None if benchmark in (None, "all") else list(split_list(benchmark))
+    pairs = None if pair in (None, "all") else list(split_list(pair))
     _print_boards(format_, output, results or default_results(), protocol, benchmarks, pairs, terminal=Console())
 
 
@@ -165,7 +159,7 @@ def _print_boards(
     loaded = board.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
     text = formats.render(format_, board.boards(loaded.entries), colour=output is None and terminal.is_terminal)
     for fault in loaded.faults:
-        Console(stderr=True).print(f"kdbench: {fault}", highlight=False, markup=False, soft_wrap=True)
+        _complain(fault)
     if output is None:
         _out(text)
     else:
@@ -192,13 +186,12 @@ def list_(
 def check(
     results: Results = None,
     reference: Annotated[Path | None, typer.Option(help="Pinned records. [results/reference]")] = None,
-    store: StoreOption = None,
 ) -> None:
     """Gates for CI: every record validates; pinned smoke cells, run again, agree. Exit status 1 on a failure."""
     from kdbench.gates import gates
 
     passed = True
-    for gate in gates(results or default_results(), reference or default_reference(), store or default_store()):
+    for gate in gates(results or default_results(), reference or default_reference()):
         passed &= gate.passed
         _out(f"{'ok  ' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
     if not passed:
@@ -237,11 +230,23 @@ def _servable(data_root: Path | None) -> list[str]:
     return served
 
 
+def _usable_methods() -> list[str]:
+    """Every method that loads; those that do not are named and left out."""
+    loaded, broken = load_all(method_names(), load_method)
+    for error in broken.values():
+        _complain(f"left out: {error}")
+    return list(loaded)
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in split_list(text))
     except ValueError as error:
         raise KdbenchError(f"--seed '{text}': seeds are whole numbers, separated by commas.") from error
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(f"kdbench: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _out(text: str) -> None:

@@ -6,7 +6,7 @@ check_method("path/to/mine.py")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -179,9 +179,10 @@ def _copy(module: nn.Module) -> list[Tensor]:
     return [tensor.clone() for tensor in module.state_dict().values()]
 
 
-def check_method(name: str) -> Iterator[tuple[str, str, str]]:
-    """Runs every check on every pair; yields (pair, check, fault), the fault empty where the check passed."""
+def check_method(name: str) -> list[tuple[str, str, str]]:
+    """Runs every check on every pair; returns (pair, check, fault), the fault empty where the check passed."""
     plugin = load_method(name)
+    rows = []
     for text in PAIRS:
         for check in CHECKS:
             fault = ""
@@ -191,4 +192,5 @@ def check_method(name: str) -> Iterator[tuple[str, str, str]]:
                 fault = str(error) or type(error).__name__
             except Exception as error:  # a plug-in's own bug is a finding too, and the other checks go on
                 fault = f"{type(error).__name__}: {error}"
-            yield text, check.__name__, fault
+            rows.append((text, check.__name__, fault))
+    return rows

@@ -23,12 +23,12 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}", style="dim"),
+            TextColumn("{task.fields[losses]}", style="dim", markup=False),
             console=console,
             transient=True,
         )
@@ -53,7 +53,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """A line."""
-        self._console.print(text)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Lines:

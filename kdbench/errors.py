@@ -9,6 +9,9 @@ from difflib import get_close_matches
 class KdbenchError(Exception):
     """A request that cannot be served, or a run that cannot go on; printed without a traceback."""
 
+    status = 2
+    """The exit status: the request was wrong."""
+
 
 def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "") -> KdbenchError:
     """An error for a name that does not exist, with the names that do and the nearest of them."""

@@ -26,7 +26,7 @@ class Gate:
     detail: str
 
 
-def gates(results: Path, reference: Path | None, store: Path) -> Iterator[Gate]:
+def gates(results: Path, reference: Path | None) -> Iterator[Gate]:
     """Every gate in order."""
     folders = [folder for folder in (results, reference) if folder is not None and folder.is_dir()]
     yield _records_validate(folders)
@@ -35,7 +35,7 @@ def gates(results: Path, reference: Path | None, store: Path) -> Iterator[Gate]:
     if not smoke:
         yield Gate("pinned cells agree", False, f"no pinned {PINNED} record under {reference}; nothing was compared")
     for record in smoke:
-        yield _rerun_agrees(record, store)
+        yield _rerun_agrees(record)
 
 
 def _records_validate(folders: list[Path]) -> Gate:
@@ -63,15 +63,17 @@ def _is_pin(record: Record) -> bool:
     return record.spec.resolved.protocol == PINNED and record.spec.resolved.student is not None
 
 
-def _rerun_agrees(pinned: Record, store: Path) -> Gate:
+def _rerun_agrees(pinned: Record) -> Gate:
     cell = pinned.spec.resolved
     name = f"pinned {cell.benchmark} {cell.teacher}:{cell.student} {cell.method}{cell.variant and '@' + cell.variant}"
     try:
-        fresh = _rerun(pinned, store)
+        fresh = _rerun(pinned)
     except KdbenchError as error:
         return Gate(name, False, str(error))
     if pinned.result is None or fresh.result is None:
         return Gate(name, False, f"the cell failed: {fresh.error or pinned.error}")
+    if [d.domain for d in pinned.result.domains] != [d.domain for d in fresh.result.domains]:
+        return Gate(name, False, "the benchmark's domains are others than the pin's; pin again")
     if _same_machine(pinned, fresh):
         same = pinned.result.model_dump_json() == fresh.result.model_dump_json()
         return Gate(name, same, "identical result" if same else "the result differs in an equal environment")
@@ -83,13 +85,14 @@ def _rerun_agrees(pinned: Record, store: Path) -> Gate:
     )
 
 
-def _rerun(pinned: Record, store: Path) -> Record:
+def _rerun(pinned: Record) -> Record:
+    """The pin's cell once more, from nothing: its stand-ins too, and nobody's store is touched."""
     from kdbench.engine.grid import expand, make_lab, run_grid
     from kdbench.engine.progress import Silent
     from kdbench.spec import RunSpec
 
     cell = pinned.spec.resolved
-    with tempfile.TemporaryDirectory() as results:
+    with tempfile.TemporaryDirectory() as folder:
         spec = RunSpec(
             methods=(cell.method,),
             pairs=(f"{cell.teacher}:{cell.student}",),
@@ -98,9 +101,8 @@ def _rerun(pinned: Record, store: Path) -> Record:
             seeds=(cell.seed,),
             settings=tuple(f"{name}={value}" for name, value in cell.knobs.items()),
             device="cpu",
-            results=Path(results),
-            store=store,
-            fresh=True,
+            results=Path(folder, "results"),
+            store=Path(folder, "store"),
             references=False,
         )
         lab = make_lab(spec, Silent())

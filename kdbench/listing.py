@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from kdbench.errors import KdbenchError
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
@@ -27,21 +28,24 @@ def render(rows: Rows, format_: str) -> str:
 
 
 def _methods() -> Rows:
-    plugins, broken = load_all(method_names(), load_method)
-    rows = [{"name": name, **_method_row(plugin.method)} for name, plugin in plugins.items()]
+    loaded, broken = load_all(method_names(), _method_row)
+    rows: Rows = list(loaded.values())
     for name, error in broken.items():
         rows.append({"name": name, "idea": f"BROKEN: {error}", "paper": "", "stages": "", "needs": "", "knobs": ""})
     return rows
 
 
-def _method_row(method: Any) -> dict[str, str]:
+def _method_row(name: str) -> dict[str, str]:
     from kdbench.conformance import sample_pair
 
-    knobs = method.Config()
-    built = method(knobs, sample_pair())
-    stages = built.stages()
+    method = load_method(name).method
+    try:
+        stages = method(method.Config(), sample_pair()).stages()
+    except Exception as error:
+        raise KdbenchError(f"{type(error).__name__}: {error}") from error
     needs = sorted({part.value for stage in stages for part in stage.parts if part.value.startswith("teacher")})
     return {
+        "name": name,
         "idea": (method.__doc__ or "").strip().splitlines()[0] if method.__doc__ else "",
         "paper": method.paper,
         "stages": " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages),
@@ -79,10 +83,10 @@ def _worlds(benchmark: Any) -> str:
 
 
 def _pairs() -> Rows:
-    from kdbench.models.zoo import CNN_PAIRS, PAPER_PAIRS, parse_pair
+    from kdbench.models.zoo import NAMED_PAIRS, PAPER_PAIRS, parse_pair
 
     rows = []
-    for name in (*PAPER_PAIRS, *CNN_PAIRS):
+    for name in NAMED_PAIRS:
         pair = parse_pair(name)
         origin = "GKD's paper" if name in PAPER_PAIRS else "kdbench's extension"
         rows.append({"pair": name, "family": pair.family, "from": origin})

@@ -9,7 +9,7 @@ from pathlib import Path
 def checkout() -> Path | None:
     """The root of the checkout that this package runs from, if it runs from one."""
     root = Path(__file__).resolve().parent.parent
-    return root if (root / "setup.cfg").is_file() and (root / "results").is_dir() else None
+    return root if (root / "setup.cfg").is_file() and (root / "methods").is_dir() else None
 
 
 def default_results() -> Path:

@@ -134,29 +134,36 @@ def _load(plugin: Plugin, what: str, pick: Callable[[Any, str], Any]) -> Any:
         raise _wrap_failure(plugin, what) from error
 
 
+def _find(name: str, what: str, found: dict[str, Plugin]) -> Plugin:
+    path = Path(name)
+    if path.suffix != ".py":
+        if normal(name) not in found:
+            raise unknown(what, name, found, "A path to a file works too.")
+        return found[normal(name)]
+    if not path.is_file():
+        raise KdbenchError(f"there is no {what} file {path}. Give a {what}'s name or the path of an existing file.")
+    path = path.resolve()
+    known = found.get(normal(path.stem))
+    if known is None:
+        # The path is part of the module's name: two files of one stem must not replace each other.
+        return _from_file(path, f"kdbench_plugin_{digest(str(path), 8)}")
+    if Path(known.origin).resolve() != path:
+        raise KdbenchError(f"two plug-ins are named '{known.name}': {known.origin} and {path}. Rename one of them.")
+    return known
+
+
 def load_method(name: str, folder: Path | None = None) -> MethodPlugin:
     """A method by name, or by the path of its file."""
-    path = Path(name)
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise KdbenchError(f"there is no method file {path}. Give a method's name or the path of an existing file.")
-        path = path.resolve()
-        # The path is part of the module's name: two files of one stem must not replace each other.
-        plugin = _from_file(path, f"kdbench_plugin_{digest(str(path), 8)}")
-    else:
-        found = discover("kdbench.methods", folder)
-        if normal(name) not in found:
-            raise unknown("method", name, found, "A path to a file works too.")
-        plugin = found[normal(name)]
+    plugin = _find(name, "method", discover("kdbench.methods", folder))
     return MethodPlugin(plugin.name, _load(plugin, "method", _method_in))
 
 
 def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
-    """A benchmark by name."""
-    found = discover("kdbench.benchmarks", folder)
-    if normal(name) not in found:
-        raise unknown("benchmark", name, found)
-    benchmark: Benchmark = _load(found[normal(name)], "benchmark", _benchmark_in)
+    """A benchmark by name, or by the path of its file."""
+    plugin = _find(name, "benchmark", discover("kdbench.benchmarks", folder))
+    benchmark: Benchmark = _load(plugin, "benchmark", _benchmark_in)
+    if normal(benchmark.name) != plugin.name:
+        raise KdbenchError(f"{plugin.origin} calls its benchmark '{benchmark.name}'; it has to be '{plugin.name}'.")
     return benchmark
 
 

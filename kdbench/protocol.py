@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kdbench.errors import unknown
 from kdbench.identity import digest
-from kdbench.types import Part, Phase
+from kdbench.types import Phase
 
 
 class Frozen(BaseModel):
@@ -127,8 +127,3 @@ def find_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
-
-
-def lr_factor(recipe: Recipe, part: str) -> float:
-    """What the recipe multiplies its learning rate with for a part."""
-    return recipe.encoder_lr if part == Part.STUDENT_ENCODER else 1.0

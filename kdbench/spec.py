@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdbench.errors import KdbenchError, unknown
+from kdbench.identity import digest
 
 if TYPE_CHECKING:
     from kdbench.method import Knobs
@@ -79,7 +80,9 @@ def make_knobs(plugin: MethodPlugin, values: Mapping[str, Any]) -> Knobs:
         return config.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
+        name = str((*first["loc"], "")[0])
+        if name not in config.model_fields:
+            raise KdbenchError(f"the knobs of method '{plugin.name}' do not fit together: {first['msg']}.") from error
         raise KdbenchError(
             f"knob '{name}' of method '{plugin.name}' cannot be '{first['input']}': {first['msg']}. "
             f"The default is {config.model_fields[name].default}."
@@ -95,4 +98,7 @@ def variant(knobs: Knobs, label: str = "") -> str:
         for name, field in type(knobs).model_fields.items()
         if getattr(knobs, name) != field.default
     }
-    return label or ",".join(f"{name}={changed[name]}" for name in sorted(changed))
+    name = ",".join(f"{name}={changed[name]}" for name in sorted(changed))
+    # A variant is part of a file's name; what such a name cannot hold is replaced, and a digest keeps it distinct.
+    safe = re.sub(r"[^A-Za-z0-9._=,+-]", "_", name)[:100]
+    return label or (name if safe == name else f"{safe}-{digest(name, 6)}")

@@ -18,13 +18,14 @@ PLUGINS = {path.stem for path in METHODS + BENCHMARKS}
 WITH_DATA_SET_NAMES = ("kdbench.data.real", "kdbench.benchmark")
 
 # Who may import what of kdbench; a package stands for its modules. Prefixes; the module itself is always allowed.
-SMALL = ("kdbench.errors", "kdbench.identity")
+SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files")
 ARROWS = {
     "kdbench.errors": (),
     "kdbench.identity": (),
+    "kdbench.files": ("kdbench.errors",),
     "kdbench.types": (),
     "kdbench.places": (),
-    "kdbench.benchmark": (),
+    "kdbench.benchmark": ("kdbench.errors",),
     "kdbench.method": ("kdbench.types",),
     "kdbench.losses": ("kdbench.types",),
     "kdbench.protocol": (*SMALL, "kdbench.types"),
@@ -35,7 +36,8 @@ ARROWS = {
     "kdbench.report": (*SMALL, "kdbench.benchmark"),
     "kdbench.engine": (
         *SMALL, "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol", "kdbench.spec",
-        "kdbench.report.records", "kdbench.report.scores", "kdbench.report.pictures", "kdbench.method", "kdbench.types",
+        "kdbench.report.records", "kdbench.report.scores", "kdbench.report.names",
+        "kdbench.report.pictures", "kdbench.method", "kdbench.types",
         "kdbench.benchmark",
     ),
     "kdbench.conformance": (

@@ -6,17 +6,19 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from filelock import FileLock
 from torch import Tensor
 
 from kdbench.data import synthetic
-from kdbench.identity import digest
+from kdbench.files import naming_a_full_disk
+from kdbench.identity import code_digest, digest
 
 FIELDS = ("image", "label", "coarse", "depth", "object")
 
@@ -39,13 +41,14 @@ class RenderedSet:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """World version, rendition, split, count and size."""
+        """World version, rendition, split, count and size, and all that decides how they are drawn."""
         return {
             "world": self.world,
             "rendition": self.rendition,
             "split": self.split,
             "count": self.count,
             "size": self.size,
+            "drawing": _drawing(),
         }
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class RenderedSet:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Every field of the scenes as (count, ...) memory maps; drawn on the first use, once for all processes."""
-        target = self.folder / f"{self.rendition}-{self.split}-{digest([self.identity, _drawing_code()])}"
+        target = self.folder / f"{self.rendition}-{self.split}-{digest(self.identity)}"
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 self._draw(target)
@@ -70,12 +73,15 @@ class RenderedSet:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         scenes = [synthetic.draw(self.rendition, self.split, index, self.size) for index in range(self.count)]
-        for name in FIELDS:
-            np.save(partial / f"{name}.npy", np.stack([getattr(scene, name) for scene in scenes]))
-        partial.rename(target)
+        with naming_a_full_disk(target):
+            for name in FIELDS:
+                np.save(partial / f"{name}.npy", np.stack([getattr(scene, name) for scene in scenes]))
+            partial.rename(target)
 
 
-def _drawing_code() -> str:
-    """The drawing code's own digest, so that a world under development never serves yesterday's pictures."""
-    folder = Path(synthetic.__file__).parent
-    return digest([path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))])
+@cache
+def _drawing() -> dict[str, str]:
+    """The drawing code and the libraries that it draws with: a changed world never serves yesterday's pictures."""
+    files = sorted(Path(synthetic.__file__).parent.glob("*.py"))
+    code = digest([code_digest(path) for path in (*files, Path(__file__))])
+    return {"code": code, "numpy": np.__version__, "pillow": PIL.__version__}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdbench.benchmark import Benchmark, Domain
@@ -10,7 +10,7 @@ from kdbench.data import synthetic
 from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.rendered import RenderedSet
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, unknown
 from kdbench.protocol import Protocol
 
 
@@ -21,9 +21,10 @@ class Worlds:
     protocol: Protocol
     renders: Path
     data_root: Path | None = None
+    _opened: dict[tuple[Domain, str], DomainSet] = field(default_factory=dict, repr=False)
 
     def check(self, benchmark: Benchmark) -> None:
-        """Raises where a domain of the benchmark cannot be had, before anything is trained."""
+        """Raises where a domain of the benchmark cannot be had, before anything is trained; opens every set once."""
         for domain in benchmark.evaluated():
             if self.data_root is None and domain.synthetic is None:
                 raise KdbenchError(
@@ -36,6 +37,13 @@ class Worlds:
                     f"'{domain.name}'. Leave --data-root out to run it in the built-in world. Data sets that are read: "
                     f"{', '.join(sorted(ADAPTERS))}."
                 )
+        opened = [
+            self.proxy(benchmark.proxy),
+            *map(self.train, benchmark.sources),
+            *map(self.val, benchmark.evaluated()),
+        ]
+        for samples in opened:
+            len(samples)
 
     def world_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
@@ -58,8 +66,15 @@ class Worlds:
         return RenderedSet(name, name, "train", count, self.protocol.image_size, self.renders)
 
     def _open(self, domain: Domain, split: str, count: int) -> DomainSet:
+        if (domain, split) not in self._opened:
+            self._opened[domain, split] = self._make(domain, split, count)
+        return self._opened[domain, split]
+
+    def _make(self, domain: Domain, split: str, count: int) -> DomainSet:
         if self.data_root is not None and domain.real is not None:
             parts = domain.real.train if split == "train" else domain.real.val
+            if domain.real.dataset not in ADAPTERS:
+                raise unknown(f"data set (of domain '{domain.name}')", domain.real.dataset, ADAPTERS)
             return RealSet(domain.name, ADAPTERS[domain.real.dataset], self.data_root, parts, self.protocol.image_size)
         if domain.synthetic is None:
             raise KdbenchError(f"domain '{domain.name}' is in neither world: add --data-root DIR.")

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
 from kdbench.data.worlds import Worlds
-from kdbench.engine.keys import TRAINING, environment, harness_code, loss_code, weights_digest
+from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
 from kdbench.engine.pretrain import Pretraining
 from kdbench.engine.progress import Progress
@@ -48,7 +48,7 @@ class Cell:
     def name(self) -> str:
         """As progress shows it."""
         if self.method is None:
-            return f"{self.benchmark.name} · teacher {self.teacher.name}"
+            return f"{self.benchmark.name} · teacher"
         label = f"{self.method.name}[{self.variant}]" if self.variant else self.method.name
         return f"{self.benchmark.name} · {label}"
 
@@ -173,7 +173,8 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
         "phase": stage.phase,
         "trains": sorted(stage.trains),
         "inputs": {name: origin.key for name, origin in inputs.items()},
-        "loss": [stage.loss.__qualname__, loss_code(stage)],
+        "loss": [getattr(stage.loss, "__qualname__", ""), code_of(stage.loss)],
+        "method": method_code(networks.method) if networks.method is not None and bound else None,
         "knobs": cell.knobs.model_dump(mode="json") if bound else None,
         "recipe": recipe.model_dump(mode="json"),
         "steps": steps,

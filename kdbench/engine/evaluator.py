@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,18 @@ def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Eval
     ]
     if len(corners) == 1:
         return _resized(model(image).logits, (height, width))
-    windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in corners])
-    logits = torch.cat(
-        [_resized(model(part).logits, (height, width)) for part in torch.split(windows, evaluation.batch)]
-    )
-    total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
-    count = logits.new_zeros(image.shape[-2:])
-    for (y, x), scores in zip(corners, torch.split(logits, len(image)), strict=True):
-        total[..., y : y + height, x : x + width] += scores
-        count[y : y + height, x : x + width] += 1
+    total: Tensor | None = None
+    count = image.new_zeros(image.shape[-2:])
+    # Some windows of all images at a time, so that no more than a batch's logits are held at full size.
+    for group in batched(corners, max(1, evaluation.batch // len(image))):
+        windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in group])
+        logits = _resized(model(windows).logits, (height, width))
+        if total is None:
+            total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
+        for (y, x), scores in zip(group, torch.split(logits, len(image)), strict=True):
+            total[..., y : y + height, x : x + width] += scores
+            count[y : y + height, x : x + width] += 1
+    assert total is not None
     return total / count
 
 
@@ -76,9 +79,15 @@ def evaluate(
     return torch.cat(counts).cpu().numpy()
 
 
+def batched(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+    """Consecutive pieces of at most a size (itertools has it from Python 3.12 on)."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == size:
-        return logits
+        return logits.float()
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 

@@ -17,12 +17,14 @@ from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.progress import Progress
 from kdbench.engine.runner import CellRun, Outcome
-from kdbench.engine.store import Store, write_atomically
+from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 from kdbench.method import Knobs
 from kdbench.models.zoo import Pair, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.protocol import find_protocol
+from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
 from kdbench.spec import RunSpec, assign_settings, make_knobs, variant
 
@@ -92,12 +94,13 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     """What would run: every cell's stages, and which of them are stored already or shared with an earlier cell."""
     seen: set[str] = set()
     for cell in cells:
-        pair = f"{cell.teacher.name}:{cell.student.name}" if cell.student else cell.teacher.name
+        roles = [cell.teacher] + ([cell.student] if cell.student else [])
+        pair = " -> ".join(model_name(role.name, lab.protocol.zoo) for role in roles)
         yield f"{cell.name}  {pair}  seed {cell.seed}"
         for step in make_plan(lab, cell).stages:
             state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
             seen.add(step.key)
-            data = ", ".join(f"{samples.domain} ({len(samples)} images)" for samples in step.sets)
+            data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
             size = f"{step.steps} steps of {step.recipe.batch}"
             trains = ", ".join(sorted(step.stage.trains))
             yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
@@ -109,6 +112,8 @@ def _chosen(spec: RunSpec) -> list[Chosen]:
     if len(set(names)) != len(names):
         raise KdbenchError(f"a method is asked for twice: {', '.join(names)}.")
     settings = assign_settings(spec.settings, names)
+    if spec.label and len(plugins) > 1 and not any(settings.values()):
+        raise KdbenchError(f"--as {spec.label}: with several methods, --set has to say which of them the label is for.")
     chosen = []
     for plugin in plugins:
         knobs = make_knobs(plugin, settings[plugin.name])

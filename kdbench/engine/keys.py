@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import hashlib
 import importlib
 import inspect
 from functools import cache
@@ -13,28 +13,20 @@ import numpy
 import PIL
 import timm
 import torch
+import torchvision
 from torch import nn
 
-from kdbench.identity import digest
-from kdbench.method import Stage
+from kdbench.identity import code_digest, digest
+from kdbench.method import Method
 
 NETWORKS = ("kdbench.models.backbones", "kdbench.models.decoders", "kdbench.models.segmentor", "kdbench.types")
-LOOP = (*NETWORKS, "kdbench.data", "kdbench.identity", "kdbench.engine.trainer")
+LOADING = ("kdbench.data.loading", "kdbench.data.transforms", "kdbench.identity")
+LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer")
 TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
 PRETRAINING = (*LOOP, "kdbench.engine.pretrain")
-TESTING = (*NETWORKS, "kdbench.data", "kdbench.engine.evaluator")
-"""The harness modules whose code decides the numbers of a stage, of a stand-in's pretraining, and of a test."""
-
-
-def code_digest(path: Path) -> str:
-    """A Python file without comments, layout and docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:]
-    return digest(ast.dump(tree))
+TESTING = (*NETWORKS, "kdbench.engine.evaluator")
+"""The harness modules whose code decides the numbers of a stage, of a stand-in's pretraining, and of a test. What draws
+or reads images stands in the identity of the data instead: a new data set changes no other's key."""
 
 
 @cache
@@ -53,36 +45,35 @@ def _module_code(module_name: str, path: str) -> str:
     return code_digest(Path(path))
 
 
-def _code_of(thing: Any) -> str:
+def code_of(thing: Any) -> str:
+    """The code of the module that defines a function or a class."""
     module = inspect.getmodule(thing)
     if module is None or not module.__file__:
         return digest(repr(thing))
     return _module_code(module.__name__, module.__file__)
 
 
-def loss_code(stage: Stage) -> list[str]:
-    """The code of the module that defines the stage's loss and, for a bound loss, of the method's own classes."""
-    owner = getattr(stage.loss, "__self__", None)
-    classes = (
-        [] if owner is None else [c for c in type(owner).__mro__ if not c.__module__.startswith(("torch", "builtins"))]
-    )
-    return [_code_of(thing) for thing in (stage.loss, *classes)]
+def method_code(method: Method) -> list[str]:
+    """The code of a method's class, its bases and its sub-modules' classes, without the libraries'."""
+    classes = {base for module in method.modules() for base in type(module).__mro__}
+    own = [cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins", "timm")]
+    return sorted({code_of(cls) for cls in own})
 
 
 def weights_digest(module: nn.Module) -> str:
     """The content of a module's parameters and buffers."""
-    state = module.state_dict()
-    return digest([(name, str(t.dtype), list(t.shape), _bytes_digest(t)) for name, t in sorted(state.items())])
-
-
-def _bytes_digest(tensor: torch.Tensor) -> str:
-    return digest(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes().hex())
+    state = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """The libraries and settings that decide the last bit."""
     return {
         "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
         "timm": timm.__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,

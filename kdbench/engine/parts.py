@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -76,12 +77,25 @@ def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) ->
         raise KdbenchError(f"{who}: a method needs stages with distinct names, got {[stage.name for stage in stages]}.")
     known = networks.modules()
     for stage in stages:
+        _check_loss(method, stage)
         wrong = sorted((stage.trains | stage.reset | stage.scratch) - set(known))
         if wrong or not stage.trains:
             raise KdbenchError(
                 f"{who}, stage '{stage.name}': {'unknown parts ' + ', '.join(wrong) if wrong else 'nothing trains'}. "
                 f"Known: {', '.join(known)}."
             )
+
+
+def _check_loss(method: Method, stage: Stage) -> None:
+    """A stage's key covers the code and the knobs of a loss that is the method's own or a plain function, no others."""
+    owner = getattr(stage.loss, "__self__", None)
+    name = getattr(stage.loss, "__qualname__", "")
+    plain = inspect.isfunction(stage.loss) and "<" not in name
+    if owner is not method and not plain:
+        raise KdbenchError(
+            f"{type(method).__name__}, stage '{stage.name}': its loss is {name or stage.loss!r}. Give a method of the "
+            "class (loss=self.loss) or a function of a module: what a closure holds cannot be part of the stage's key."
+        )
 
 
 class View:

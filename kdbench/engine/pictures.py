@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.evaluator import predict
 from kdbench.engine.runner import CellRun
+from kdbench.report.names import benchmark_title, domain_name, model_name
 from kdbench.report.pictures import colourise, contact_sheet
 from kdbench.spec import RunSpec
 
@@ -37,7 +39,7 @@ def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]
         yield path
 
 
-def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec):  # type: ignore[no-untyped-def]
+def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec) -> Image:
     benchmark = cells[0].benchmark
     palette = benchmark.labels.palette
     rows, samples = [], {}
@@ -49,14 +51,15 @@ def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec):  # type: ignore[no-untyp
         for place, (image, label) in enumerate(samples[domain.name]):
             tiles = [image.permute(1, 2, 0).numpy(), colourise(label.numpy(), palette)]
             tiles += [colourise(found[domain.name][place], palette) for found in predictions]
-            rows.append((domain.name, tiles))
+            rows.append((domain_name(domain.name, lab.worlds.val(domain).world), tiles))
     world = lab.worlds.world_of(benchmark)
     titles = [_title(cell) for cell in cells]
     return contact_sheet(
         rows,
         ["image", "label", *titles],
         legend=list(zip(benchmark.labels.classes, palette, strict=True)),
-        title=f"{benchmark.name}: {benchmark.title}, world {world}, protocol {lab.protocol.id}",
+        title=f"{benchmark.name}: {benchmark_title(benchmark.title, world)}, {_pair(cells[0])}, world {world}, "
+        f"protocol {lab.protocol.id}, decoder {lab.protocol.decoder}",
     )
 
 
@@ -67,7 +70,7 @@ def _predictions(
     run.prepare()
     model, device = run.deployed(), lab.fabric.device
     found: dict[str, list[np.ndarray]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), lab.fabric.autocast():
         for name, pairs in samples.items():
             found[name] = []
             for image, label in pairs:
@@ -79,11 +82,15 @@ def _predictions(
 
 
 def _chosen(count: int) -> list[int]:
-    return [round((i + 0.5) * count / IMAGES) for i in range(min(IMAGES, count))]
+    return [int((i + 0.5) * count / IMAGES) for i in range(min(IMAGES, count))]
 
 
 def _title(cell: Cell) -> str:
-    zoo = f"{cell.protocol.zoo}:" if cell.protocol.zoo == "mini" else ""
     if cell.method is None:
-        return f"teacher {zoo}{cell.teacher.name}"
+        return f"teacher {model_name(cell.teacher.name, cell.protocol.zoo)}"
     return f"{cell.method.name} {cell.variant}".strip()
+
+
+def _pair(cell: Cell) -> str:
+    roles = [cell.teacher] + ([cell.student] if cell.student else [])
+    return " -> ".join(model_name(role.name, cell.protocol.zoo) for role in roles)

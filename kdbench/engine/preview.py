@@ -13,6 +13,7 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.worlds import Worlds
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import find_protocol
+from kdbench.report.names import benchmark_title, domain_name
 from kdbench.report.pictures import colourise, contact_sheet
 
 
@@ -38,15 +39,17 @@ def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
     for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
         for domain in domains:
             images, labels = _samples(worlds.val(domain), count)
-            rows.append((f"{domain.name} ({role})", images))
+            name = domain_name(domain.name, worlds.val(domain).world)
+            rows.append((f"{name} ({role})", images))
             rows.append(("labels", [colourise(label, palette) for label in labels]))
-    rows.append((f"{benchmark.proxy.name} (no labels)", _samples(worlds.proxy(benchmark.proxy), count)[0]))
+    proxy = worlds.proxy(benchmark.proxy)
+    rows.append((f"{domain_name(benchmark.proxy.name, proxy.world)} (no labels)", _samples(proxy, count)[0]))
     world = worlds.world_of(benchmark)
     return contact_sheet(
         rows,
         [""] * count,
         legend=list(zip(benchmark.labels.classes, palette, strict=True)),
-        title=f"{benchmark.name}: {benchmark.title}, {world if world == 'real' else f'built-in world {world}'}",
+        title=f"{benchmark.name}: {benchmark_title(benchmark.title, world)}, world {world}",
     )
 
 

@@ -20,7 +20,7 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.evaluator import evaluate
-from kdbench.engine.keys import TESTING, environment, harness_code, loss_code
+from kdbench.engine.keys import TESTING, environment, harness_code, method_code
 from kdbench.engine.parts import views
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
@@ -58,6 +58,7 @@ class CellRun:
         self._key = digest([
             [step.key for step in self.plan.stages],
             [samples.identity for samples in map(self._lab.worlds.val, self._cell.benchmark.evaluated())],
+            self._deploy_code(),
             self._lab.protocol.id,
             harness_code(TESTING),
         ])  # fmt: skip
@@ -73,8 +74,6 @@ class CellRun:
             domains, per_image = self._evaluate_all()
             result = Result(domains=domains, stages=stages, parameters=self._parameters())
             return Outcome(self._record("done", result=result), per_image)
-        except OSError:
-            raise
         except Exception as error:
             return Outcome(self._record("failed", error=_describe(error)), {})
 
@@ -83,6 +82,10 @@ class CellRun:
         assert self.plan is not None
         for step in self.plan.stages:
             self._run_stage(step)
+        return self._deploy_last()
+
+    def _deploy_last(self) -> nn.Module:
+        assert self.plan is not None
         return self._deploy(len(self.plan.stages[-1].keep) - 1)
 
     def _run_stage(self, step: Planned) -> StageResult:
@@ -94,7 +97,7 @@ class CellRun:
                 self._cached.append(step.stage.name)
             else:
                 step.folder.finish(self._train(step, what))
-        summary = step.folder.summary()
+            summary = step.folder.summary()
         self._seconds[step.stage.name] = round(summary["seconds"], 2)
         return StageResult(
             name=step.stage.name,
@@ -145,6 +148,7 @@ class CellRun:
 
     def _evaluate_all(self) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
         domains = list(self._cell.benchmark.evaluated())
+        self._deploy_last()
         results, per_image = [], {}
         self._lab.progress.begin(f"{self._cell.name} · testing", len(domains))
         try:
@@ -182,21 +186,24 @@ class CellRun:
             samples.identity, lab.protocol.evaluation.model_dump(), classes, harness_code(TESTING),
             environment(lab.fabric.device, lab.protocol.precision),
         ])  # fmt: skip
-        return lab.store.evaluation(
-            key, lambda: evaluate(self._deploy(point), samples, classes, lab.protocol.evaluation, lab.fabric.device)
-        )
+
+        def compute() -> np.ndarray:
+            with lab.fabric.autocast():
+                return evaluate(self._deploy(point), samples, classes, lab.protocol.evaluation, lab.fabric.device)
+
+        return lab.store.evaluation(key, compute)
 
     def _deploy_code(self) -> Any:
         assert self.plan is not None
         method = self.plan.networks.method
         if method is None or type(method).deploy is Method.deploy:
             return None
-        return [loss_code(self.plan.stages[-1].stage), self._cell.knobs.model_dump(mode="json")]
+        return [method_code(method), self._cell.knobs.model_dump(mode="json")]
 
     def _parameters(self) -> dict[str, int]:
         assert self.plan is not None
         networks = self.plan.networks
-        model = self._deploy(len(self.plan.stages[-1].keep) - 1)
+        model = self._deploy_last()
         counts = {
             "deployed": model,
             "teacher": networks.teacher,

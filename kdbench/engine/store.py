@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,29 +17,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 
 States = dict[str, dict[str, Tensor]]
 """Part name -> state dict."""
 SEPARATOR = "::"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole content under the final name, or nothing; a full disk is an error that says what to do."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise KdbenchError(
-                f"no space left to write {path} ({len(content) / 2**20:.1f} MiB). Free some, or name another disk with "
-                "--store or --results; the same command then continues where it stopped."
-            ) from error
-        raise
 
 
 @dataclass(frozen=True)
@@ -67,9 +46,9 @@ class StageFolder:
         self._checkpoint.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Forgets the stage."""
-        shutil.rmtree(self.path)
-        self.path.mkdir()
+        """Makes the stage unfinished. Its points stay for those who read them, until the same content replaces them."""
+        (self.path / "stage.json").unlink(missing_ok=True)
+        self._checkpoint.unlink(missing_ok=True)
 
     def save_point(self, number: int, states: States) -> None:
         """Keeps the trained parts as they are at a point of the stage."""

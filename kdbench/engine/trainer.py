@@ -17,7 +17,8 @@ from kdbench.engine.progress import Progress
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
-from kdbench.protocol import Recipe, lr_factor
+from kdbench.protocol import Recipe
+from kdbench.types import ENCODERS
 
 REPORT_EVERY = 10
 """Steps between two looks at the losses: each look waits for the device."""
@@ -62,8 +63,12 @@ class LossLog:
     def flush(self, what: str) -> dict[str, float]:
         """Fetches what is pending; a loss that is not finite stops the stage. Returns the latest terms."""
         if self._pending:
-            names = list(self._pending[-1])
-            rows = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._pending]).tolist()
+            names = list(dict.fromkeys(name for terms in self._pending for name in terms))
+            nothing = torch.zeros_like(next(iter(self._pending[0].values())))
+            # A term may begin or end within a stage, as after a warm-up; where it is absent it counts as zero.
+            rows = torch.stack([
+                torch.stack([terms.get(name, nothing) for name in names]) for terms in self._pending
+            ]).tolist()  # fmt: skip
             self._pending.clear()
             for row in rows:
                 self._append(what, dict(zip(names, row, strict=True)))
@@ -77,8 +82,8 @@ class LossLog:
                 f"{what}: the loss is not finite at step {step} ({shown}). Lower the weight of the term that grew "
                 "(--set KNOB=VALUE) or look for a division or a logarithm without a floor in its loss; then run again."
             )
-        for name, value in terms.items():
-            self.curves.setdefault(name, []).append(value)
+        for name in dict.fromkeys((*self.curves, *terms)):
+            self.curves.setdefault(name, [0.0] * step).append(terms.get(name, 0.0))
 
     def summary(self) -> dict[str, list[float]]:
         """Each term's mean over tenths of the stage, to five digits."""
@@ -103,7 +108,7 @@ def make_optimizer(trained: Mapping[str, nn.Module], recipe: Recipe) -> torch.op
     groups = []
     for name, module in trained.items():
         parameters = [p for p in module.parameters() if p.requires_grad]
-        rate = recipe.lr * lr_factor(recipe, name)
+        rate = recipe.lr * (recipe.encoder_lr if name in ENCODERS else 1.0)
         for decayed in (True, False):
             chosen = [p for p in parameters if (p.ndim > 1) == decayed]
             decay = recipe.weight_decay if decayed else 0.0

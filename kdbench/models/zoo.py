@@ -89,3 +89,4 @@ PAPER_PAIRS = (
     "dinov2-l:dinov2-b", "eva02-b:eva02-s", "eva02-l:eva02-b",
 )  # fmt: skip
 CNN_PAIRS = ("dinov2-b:resnet18", "dinov2-l:resnet50", "dinov2-b:mit-b0")
+NAMED_PAIRS = (*PAPER_PAIRS, *CNN_PAIRS)

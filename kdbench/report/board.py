@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdbench.errors import KdbenchError, unknown
+from kdbench.report.names import benchmark_title, domain_name, model_name
 from kdbench.report.records import DomainResult, Record, Resolved, read_record, record_files
 from kdbench.report.scores import domain_miou, domains
 
 ROLES = ("teacher", "undistilled", "distilled")
-REAL = "real"
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,6 @@ class Board:
             f"{who}; world {self.world}, protocol {self.protocol_id}, decoder {self.decoder}",
             "mIoU in %; gap: source minus mean of targets",
         )
-
-
-def model_name(name: str, zoo: str) -> str:
-    """A stand-in never goes by the bare name of the model that it stands for."""
-    return f"mini:{name}" if zoo == "mini" else name
-
-
-def domain_name(name: str, world: str) -> str:
-    """A drawn domain never goes by the bare name of the data set that it imitates."""
-    return name if world == REAL else f"synthetic {name}-like"
 
 
 def load(
@@ -207,7 +197,7 @@ def _board(pair: str, entries: list[Entry]) -> Board:
         world=cell.world,
         worlds={shown[name]: world for name, world in served.items()},
         benchmark=cell.benchmark,
-        title=cell.title if cell.world == REAL else f"synthetic likeness of {cell.title}",
+        title=benchmark_title(cell.title, cell.world),
         pair=pair,
         family=cell.family,
         decoder=cell.decoder,
@@ -259,11 +249,15 @@ def _row(seeds: list[Entry], targets: list[str], sources: list[str]) -> Row:
 
 
 def _scores(seeds: list[Entry]) -> dict[str, float | None]:
-    """Each domain's mean over the seeds; nothing where the seeds saw different domains or one of them failed."""
+    """Each domain's mean over the seeds; nothing where their domains or knobs differ, or one of them failed."""
     seen = [{domain.domain: domain_miou(domain) for domain in _domains(entry)} for entry in seeds]
-    if any(scores.keys() != seen[0].keys() for scores in seen):
+    if any(scores.keys() != seen[0].keys() for scores in seen) or _knobs_differ(seeds):
         return {}
     return {name: _mean([scores[name] for scores in seen]) for name in seen[0]}
+
+
+def _knobs_differ(seeds: list[Entry]) -> bool:
+    return any(entry.cell.knobs != seeds[0].cell.knobs for entry in seeds)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -281,6 +275,8 @@ def _remarks(seeds: list[Entry]) -> Iterator[str]:
         yield f"{f'seed {entry.cell.seed} ' if len(seeds) > 1 else ''}failed: {reason}"
     if not failed and len({frozenset(domain.domain for domain in _domains(entry)) for entry in seeds}) > 1:
         yield "blank: its seeds were tested on different domains"
+    if _knobs_differ(seeds):
+        yield "blank: its seeds were run with different knobs"
     committed = [str(entry.cell.seed) for entry in seeds if entry.reference]
     if 0 < len(committed) < len(seeds):
         yield f"seed {', '.join(committed)}: reference"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdbench.report.board import model_name
+from kdbench.report.names import model_name
 from kdbench.report.records import Record
 from kdbench.report.scores import domain_miou, domains
 

@@ -62,10 +62,10 @@ def test_an_entry_point_is_a_plug_in_like_any_other(tmp_path: Path, monkeypatch:
     write(tmp_path, "outside_package.py", METHOD + BENCHMARK)
     monkeypatch.syspath_prepend(tmp_path)
     for group in ("kdbench.methods", "kdbench.benchmarks"):
-        points = [importlib.metadata.EntryPoint("from-outside", "outside_package", group)]
+        points = [importlib.metadata.EntryPoint("other", "outside_package", group)]
         monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group, points=points: points)
-        assert "from_outside" in discover(group)
-    assert load_benchmark("from-outside").name == "other"
+        assert "other" in discover(group)
+    assert load_benchmark("other").name == "other"
     points = [importlib.metadata.EntryPoint("by-class", "outside_package:Mine", "kdbench.methods")]
     monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: points)
     assert load_method("by_class").method.__name__ == "Mine"
@@ -103,5 +103,10 @@ def test_a_missing_file_and_a_benchmark_without_its_value_are_errors(tmp_path: P
 def test_a_benchmark_file_is_a_benchmark(tmp_path: Path) -> None:
     write(tmp_path, "other.py", BENCHMARK)
     assert load_benchmark("other", tmp_path).title == "Other"
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(KdbenchError, match=r"two plug-ins are named 'other'"):
+        load_benchmark(str(write(tmp_path / "elsewhere", "other.py", BENCHMARK)), tmp_path)
+    with pytest.raises(KdbenchError, match="calls its benchmark 'other'; it has to be 'renamed'"):
+        load_benchmark(str(write(tmp_path, "renamed.py", BENCHMARK)))
     with pytest.raises(KdbenchError, match=r"unknown benchmark 'othre'\. Did you mean 'other'"):
         load_benchmark("othre", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from kdbench.errors import KdbenchError
-from kdbench.identity import digest
+from kdbench.identity import code_digest, digest
 
 
 class FilePair(NamedTuple):
@@ -73,9 +74,16 @@ class RealSet:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """The data set, and every file's name and size."""
+        """The data set, every file's name and size, and the code that reads them."""
         listing = [(p.image.name, p.image.stat().st_size, p.label.stat().st_size) for p in self.files]
-        return {"dataset": self.adapter.name, "parts": self.parts, "size": self.size, "files": digest(listing)}
+        return {
+            "dataset": self.adapter.name,
+            "parts": self.parts,
+            "size": self.size,
+            "files": digest(listing),
+            "reading": [code_digest(Path(__file__)), code_digest(Path(inspect.getfile(self.adapter.pairs)))],
+            "classes": digest(self.adapter.to_class.tolist()),
+        }
 
     def __len__(self) -> int:
         return len(self.files)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine.store import StageFolder, Store, write_atomically
+from kdbench.engine.store import StageFolder, Store
 from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 
 
 def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(
@@ -20,13 +21,11 @@ def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(
     target = tmp_path / "record.json"
     write_atomically(target, b"old")
 
-    def full(self: Path, content: bytes) -> int:
-        with open(self, "wb") as file:
-            file.write(content[:2])
+    def full(source: str, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(KdbenchError, match=r"no space left to write .*record\.json .*--store"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(KdbenchError, match=r"no space left to write .*record\.json\. .*--store"):
         write_atomically(target, b"new content")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]

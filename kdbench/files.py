@@ -1,0 +1,48 @@
+"""Writing so that a reader sees the whole file or none, and a full disk is an error that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdbench.errors import KdbenchError
+
+
+class DiskFullError(KdbenchError):
+    """No space is left; the request was right, so the status is that of a failed run."""
+
+    status = 1
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Turns the system's error on a full disk into one that names the file and the repair."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"no space left to write {path}. Free some, or name another disk with --store or --results; the same "
+            "command then continues where it stopped."
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The whole content under the final name, or nothing; the name of the partial file is nobody else's."""
+    with naming_a_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+                raise
