@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL.Image import Image
+from torchvision.transforms.v2 import functional as vision
 
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.evaluator import predict
@@ -49,7 +50,8 @@ def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec) -> Image:
     predictions = [_predictions(lab, cell, spec, samples) for cell in cells]
     for domain in benchmark.targets:
         for place, (image, label) in enumerate(samples[domain.name]):
-            tiles = [image.permute(1, 2, 0).numpy(), colourise(label.numpy(), palette)]
+            shown = vision.resize(image, list(label.shape), antialias=True)
+            tiles = [shown.permute(1, 2, 0).numpy(), colourise(label.numpy(), palette)]
             tiles += [colourise(found[domain.name][place], palette) for found in predictions]
             rows.append((domain_name(domain.name, lab.worlds.val(domain).world), tiles))
     world = lab.worlds.world_of(benchmark)

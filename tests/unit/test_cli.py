@@ -85,10 +85,11 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     done = kdbench(
-        "run", "--method", str(bad), "--pair", "dinov2-s:deit-s", "--benchmark", "g2c", "--protocol", "smoke",
-        "--no-references", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results"),
+        "run", "--method", f"{bad},baseline", "--pair", "dinov2-s:deit-s", "--benchmark", "g2c", "--protocol", "smoke",
+        "--no-references", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results"), "--pictures",
     )  # fmt: skip
     assert done.returncode == 1
+    assert "picture: " in done.stdout
     assert "ValueError: no (at bad.py, line 6, in loss)" in done.stdout
 
 
@@ -109,6 +110,18 @@ def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, .
     assert done.returncode == 2, done.stdout
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_all_pairs_are_those_that_the_list_names(tmp_path: Path) -> None:
+    done = kdbench(
+        "run", "--method", "baseline", "--pair", "all", "--benchmark", "g2c", "--protocol", "smoke", "--dry-run",
+        "--store", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pairs = json.loads(kdbench("list", "pairs", "--format", "json").stdout)
+    for row in pairs:
+        teacher, student = row["pair"].split(":")
+        assert f"mini:{teacher} -> mini:{student}" in done.stdout
 
 
 def test_lists_are_tables_markdown_or_json() -> None:

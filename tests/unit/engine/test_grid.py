@@ -143,3 +143,88 @@ def test_a_wrong_request_is_refused_with_its_repair(
 ) -> None:
     with pytest.raises(KdbenchError, match=message):
         plan_cells(**fields)
+
+
+def plugin(folder: Path, name: str, body: str) -> str:
+    """A method file whose class body is given."""
+    path = folder / f"{name}.py"
+    path.write_text(
+        "from kdbench.method import Knobs, Method, Stage, task_loss\nfrom kdbench.types import STUDENT, Phase\n"
+        f"\n\nclass Made(Method):\n{body}",
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def test_a_closure_is_no_loss_because_its_key_could_not_tell_its_knobs(run_cells: Run, tmp_path: Path) -> None:
+    body = (
+        "    def stages(self):\n"
+        "        loss = lambda b, s, t: task_loss(b, s, t)\n"
+        "        return (Stage('s', Phase.TASK, trains=STUDENT, uses=STUDENT, loss=loss),)\n"
+    )
+    (done,) = run_cells(methods=(plugin(tmp_path, "closed", body),))
+    assert "its loss is Made.stages.<locals>.<lambda>. Give a method of the class" in done.record.error
+
+
+def test_a_file_that_takes_a_shipped_methods_name_is_refused(plan_cells: Callable[..., tuple], tmp_path: Path) -> None:
+    path = plugin(tmp_path, "baseline", "    pass\n")
+    with pytest.raises(KdbenchError, match=r"two plug-ins are named 'baseline': .* and .*baseline\.py"):
+        plan_cells(methods=(path,))
+    shipped = Path(__file__).parents[3] / "methods" / "baseline.py"
+    _, cells = plan_cells(methods=(str(shipped),), references=True)
+    assert [cell.method and cell.method.name for cell in cells] == [None, "baseline"]
+
+
+def test_a_data_root_that_is_not_there_is_refused_before_anything_runs(
+    plan_cells: Callable[..., tuple], tmp_path: Path
+) -> None:
+    with pytest.raises(KdbenchError, match=r"--data-root .*gone is not a folder"):
+        plan_cells(benchmarks=("camvid",), data_root=tmp_path / "gone")
+    with pytest.raises(KdbenchError, match="data set 'camvid' is not under"):
+        plan_cells(benchmarks=("camvid",), data_root=tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_changed_deployment_is_a_changed_cell(run_cells: Run, tmp_path: Path) -> None:
+    body = (
+        "    def stages(self):\n"
+        "        return (Stage('s', Phase.TASK, trains=STUDENT, uses=STUDENT, loss=task_loss),)\n\n"
+        "    def deploy(self, student, teacher):\n"
+        "        return {}\n"
+    )
+    found = []
+    for model in ("student", "teacher"):
+        path = tmp_path / "deployed.py"
+        path.unlink(missing_ok=True)
+        (tmp_path / model).mkdir()
+        file = plugin(tmp_path / model, "deployed", body.format(model))
+        (done,) = run_cells(methods=(file,))
+        assert not done.cached
+        found.append((done.record.spec.resolved.key, result(done)))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
+
+
+def test_an_unreadable_store_is_a_failed_record_not_the_end_of_the_grid(
+    run_cells: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdbench.engine.runner import CellRun
+
+    whole = CellRun._train
+    calls = []
+
+    def broken(self: CellRun, *arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise PermissionError(13, "Permission denied", "/store/x")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(CellRun, "_train", broken)
+    first, second = run_cells(methods=("baseline", "feature_kd"), fresh=True)
+    assert "Permission denied" in first.record.error
+    assert second.record.status == "done"
+
+
+def test_a_label_without_a_setting_is_refused_where_methods_are_several(plan_cells: Callable[..., tuple]) -> None:
+    with pytest.raises(KdbenchError, match="--as warm"):
+        plan_cells(methods=("gkd", "cwd"), label="warm")

@@ -144,3 +144,21 @@ def test_curves_are_means_over_tenths() -> None:
         log.add({"a": torch.tensor(float(value))})
     log.flush("toy")
     assert log.summary() == {"a": [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5, 16.5, 18.5]}
+
+
+def test_a_term_may_begin_and_end_within_a_stage(tmp_path: Path) -> None:
+    """As a warm-up does; where it is absent it counts as zero, and a bad value of it is seen."""
+    log = LossLog()
+    for step in range(4):
+        terms = {"a": torch.tensor(1.0)}
+        if step in (1, 2):
+            terms["late"] = torch.tensor(float(step))
+        log.add(terms)
+        if step == 0:
+            log.flush("toy")
+    log.flush("toy")
+    assert log.curves == {"a": [1.0] * 4, "late": [0.0, 1.0, 2.0, 0.0]}
+    log.add({"late": torch.tensor(math.nan)})
+    log.add({"a": torch.tensor(1.0)})
+    with pytest.raises(KdbenchError, match="not finite at step 4"):
+        log.flush("toy")

@@ -221,3 +221,15 @@ def test_no_records_at_all_says_where_and_what_to_type(tmp_path: Path) -> None:
         load(tmp_path / "runs", tmp_path / "reference")
     for part in (str(tmp_path / "runs"), str(tmp_path / "reference"), "kdbench run"):
         assert part in str(caught.value)
+
+
+def test_seeds_with_different_knobs_are_not_averaged(make_record) -> None:
+    """As a label that was given to two settings would do."""
+    entries = [
+        Entry(make_record({"cityscapes": 40.0 + seed}, seed=seed, variant="warm", knobs={"temperature": 2.0 + seed}))
+        for seed in (0, 1)
+    ]
+    (board,) = boards(entries)
+    (row,) = board.rows
+    assert row.targets == (None,)
+    assert "different knobs" in row.remark
