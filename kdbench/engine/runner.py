@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,7 +251,12 @@ class CellRun:
                 stage_seconds=self._seconds,
                 cached=self._cached,
                 peak_memory_mb=_peak_memory(self._lab.fabric.device),
-                host={"machine": platform.machine(), "processor": _processor(), "system": platform.system()},
+                host={
+                    "machine": platform.machine(),
+                    "system": platform.system(),
+                    "processor": _processor(),
+                    "vector_code": torch.backends.cpu.get_cpu_capability(),
+                },
                 versions={
                     name: str(value)
                     for name, value in environment(self._lab.fabric.device, self._lab.protocol.precision).items()
@@ -269,9 +275,14 @@ def _peak_memory(device: torch.device) -> float:
 
 
 def _processor() -> str:
+    """The model's name: libraries pick other kernels on another model, and the last bit follows them."""
     if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return str(torch.backends.cpu.get_cpu_capability())
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _describe(error: Exception) -> str:
