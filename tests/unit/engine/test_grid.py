@@ -163,7 +163,7 @@ def test_a_closure_is_no_loss_because_its_key_could_not_tell_its_knobs(run_cells
         "        return (Stage('s', Phase.TASK, trains=STUDENT, uses=STUDENT, loss=loss),)\n"
     )
     (done,) = run_cells(methods=(plugin(tmp_path, "closed", body),))
-    assert "its loss is Made.stages.<locals>.<lambda>. Give a method of the class" in done.record.error
+    assert "its loss is 'Made.stages.<locals>.<lambda>'. Give a method of the class" in done.record.error
 
 
 def test_a_file_that_takes_a_shipped_methods_name_is_refused(plan_cells: Callable[..., tuple], tmp_path: Path) -> None:
