@@ -68,9 +68,7 @@ def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec) -> Image:
 def _predictions(
     lab: Lab, cell: Cell, spec: RunSpec, samples: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
 ) -> dict[str, list[np.ndarray]]:
-    run = CellRun(lab, cell, spec.passed())
-    run.prepare()
-    model, device = run.deployed(), lab.fabric.device
+    model, device = CellRun(lab, cell, spec.passed()).deployed(), lab.fabric.device
     found: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), lab.fabric.autocast():
         for name, pairs in samples.items():

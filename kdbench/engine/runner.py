@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,17 @@ class CellRun:
         self._began = datetime.datetime.now(datetime.UTC)
         self._seconds: dict[str, float] = {}
         self._cached: list[str] = []
-        self.plan: Plan | None = None
-        self._key = ""
+        self._key, self._remark = "", ""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The cell's networks and stages."""
+        return make_plan(self._lab, self._cell)
 
     def prepare(self) -> str:
         """Plans the cell; returns its key, which changes with anything that its result depends on."""
-        self.plan = make_plan(self._lab, self._cell)
+        method = self.plan.networks.method
+        self._remark = method.remark if method is not None else ""
         self._key = digest([
             [step.key for step in self.plan.stages],
             [samples.identity for samples in map(self._lab.worlds.val, self._cell.benchmark.evaluated())],
@@ -68,9 +74,7 @@ class CellRun:
     def run(self) -> Outcome:
         """Trains and evaluates; whatever goes wrong in the cell becomes a failed record."""
         try:
-            if self.plan is None:
-                self.prepare()
-            assert self.plan is not None
+            self.prepare()
             stages = [self._run_stage(step) for step in self.plan.stages]
             domains, per_image = self._evaluate_all()
             result = Result(domains=domains, stages=stages, parameters=self._parameters())
@@ -80,13 +84,11 @@ class CellRun:
 
     def deployed(self) -> nn.Module:
         """The evaluated segmentor with the weights of the last point, every stage being done."""
-        assert self.plan is not None
         for step in self.plan.stages:
             self._run_stage(step)
         return self._deploy_last()
 
     def _deploy_last(self) -> nn.Module:
-        assert self.plan is not None
         return self._deploy(len(self.plan.stages[-1].keep) - 1)
 
     def _run_stage(self, step: Planned) -> StageResult:
@@ -112,7 +114,6 @@ class CellRun:
         )
 
     def _train(self, step: Planned, what: str) -> dict[str, Any]:
-        assert self.plan is not None
         networks, stage = self.plan.networks, step.stage
         networks.load(step.inputs)
         trained = networks.freeze_all_but(stage.trains)
@@ -135,7 +136,6 @@ class CellRun:
         return train(self._lab.fabric, job, step.folder, self._lab.progress)
 
     def _deploy(self, point: int) -> nn.Module:
-        assert self.plan is not None
         networks = self.plan.networks
         origins = self.plan.at(point)
         networks.load({name: origins[name] for name in deployed_parts(self.plan)})
@@ -163,7 +163,6 @@ class CellRun:
         return results, per_image
 
     def _evaluate(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
-        assert self.plan is not None
         samples = self._lab.worlds.val(domain)
         classes = len(self._cell.benchmark.labels)
         *earlier, last = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))]
@@ -178,7 +177,6 @@ class CellRun:
         return result, hits(last)
 
     def _counts(self, domain: Domain, samples: DomainSet, point: int) -> np.ndarray:
-        assert self.plan is not None
         lab, plan = self._lab, self.plan
         classes = len(self._cell.benchmark.labels)
         origins = plan.at(point)
@@ -195,14 +193,12 @@ class CellRun:
         return lab.store.evaluation(key, compute)
 
     def _deploy_code(self) -> Any:
-        assert self.plan is not None
         method = self.plan.networks.method
         if method is None or type(method).deploy is Method.deploy:
             return None
         return [method_code(method), self._cell.knobs.model_dump(mode="json")]
 
     def _parameters(self) -> dict[str, int]:
-        assert self.plan is not None
         networks = self.plan.networks
         model = self._deploy_last()
         counts = {
@@ -217,7 +213,6 @@ class CellRun:
         """What is run, in the words of a record."""
         cell, lab = self._cell, self._lab
         method = cell.method
-        remark = self.plan.networks.method.remark if self.plan and self.plan.networks.method is not None else ""
         return Resolved(
             protocol=lab.protocol.name,
             protocol_id=lab.protocol.id,
@@ -235,7 +230,7 @@ class CellRun:
             knobs=cell.knobs.model_dump(mode="json"),
             variant=cell.variant,
             seed=cell.seed,
-            remark=remark,
+            remark=self._remark,
             key=self._key,
         )
 
