@@ -239,10 +239,10 @@ def _usable_methods() -> list[str]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in split_list(text))
-    except ValueError as error:
-        raise KdbenchError(f"--seed '{text}': seeds are whole numbers, separated by commas.") from error
+    parts = split_list(text)
+    if not all(part.isdecimal() for part in parts):
+        raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas.")
+    return tuple(int(part) for part in parts)
 
 
 def _complain(text: str) -> None:

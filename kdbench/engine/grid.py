@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
 
 def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     """Runs the cells in order; a failed one leaves its record and the others go on."""
+    _check_places(spec)
     for cell in cells:
         run = CellRun(lab, cell, spec.passed())
         path = spec.results / record_path(run.resolved())
@@ -88,6 +90,19 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
         outcome = run.run()
         _write(path, outcome)
         yield Done(cell, outcome.record, cached=False)
+
+
+def _check_places(spec: RunSpec) -> None:
+    """Raises before anything is computed where its result could not be written."""
+    for option, folder in (("--results", spec.results), ("--store", spec.store)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise KdbenchError(
+                f"{option} {folder} cannot be written: {error.strerror}. Name another folder."
+            ) from error
 
 
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
@@ -112,8 +127,8 @@ def _chosen(spec: RunSpec) -> list[Chosen]:
     if len(set(names)) != len(names):
         raise KdbenchError(f"a method is asked for twice: {', '.join(names)}.")
     settings = assign_settings(spec.settings, names)
-    if spec.label and len(plugins) > 1 and not any(settings.values()):
-        raise KdbenchError(f"--as {spec.label}: with several methods, --set has to say which of them the label is for.")
+    if spec.label and not any(settings.values()):
+        raise KdbenchError(f"--as {spec.label}: a label names what --set changes, and nothing is set.")
     chosen = []
     for plugin in plugins:
         knobs = make_knobs(plugin, settings[plugin.name])

@@ -22,7 +22,7 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.evaluator import evaluate
-from kdbench.engine.keys import TESTING, environment, harness_code, method_code
+from kdbench.engine.keys import TESTING, environment, harness_code, method_code, weights_digest
 from kdbench.engine.parts import views
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
@@ -117,6 +117,7 @@ class CellRun:
         networks, stage = self.plan.networks, step.stage
         networks.load(step.inputs)
         trained = networks.freeze_all_but(stage.trains)
+        before = {name: weights_digest(module) for name, module in trained.items()}
         networks.forget(stage.trains)
         for module in networks.modules().values():
             self._lab.fabric.to_device(module)
@@ -133,7 +134,16 @@ class CellRun:
             checkpoint_every=self._lab.protocol.checkpoint_every,
             passes=lambda: student.images,
         )
-        return train(self._lab.fabric, job, step.folder, self._lab.progress)
+        summary = train(self._lab.fabric, job, step.folder, self._lab.progress)
+        idle = [
+            name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
+        ]
+        if idle:
+            raise KdbenchError(
+                f"stage '{stage.name}' trains {', '.join(idle)}, but nothing in it moved: its loss does not reach it. "
+                "Add the term that does (the task loss, for a decoder) or take it out of `trains`."
+            )
+        return summary
 
     def _deploy(self, point: int) -> nn.Module:
         networks = self.plan.networks
@@ -283,6 +293,8 @@ def _processor() -> str:
 def _describe(error: Exception) -> str:
     if isinstance(error, KdbenchError):
         return str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    # The author's own line says more than the depths of a library that it called.
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
     file = frame.filename.rpartition("/")[2]
     return f"{type(error).__name__}: {error} (at {file}, line {frame.lineno}, in {frame.name})"

@@ -132,7 +132,7 @@ def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path:
         ({"settings": ("mask_ratio=often",)}, "knob 'mask_ratio' of method 'gkd' cannot be 'often'"),
         ({"settings": ("mask_ratio=1.5",)}, "less than or equal to 1"),
         ({"settings": ("mask_ratio",)}, "write knob=value"),
-        ({"label": "a/b"}, "letters, digits"),
+        ({"label": "a/b", "settings": ("token=2",)}, "letters, digits"),
         ({"methods": ("gkd", "cwd"), "settings": ("temperature=2",)}, "write method.knob=value"),
         ({"benchmarks": ("camvid",)}, "Add --data-root"),
         ({"data_root": Path("/nowhere")}, "cannot run on real images yet"),
@@ -225,6 +225,28 @@ def test_an_unreadable_store_is_a_failed_record_not_the_end_of_the_grid(
     assert second.record.status == "done"
 
 
+def test_a_part_that_no_loss_reaches_is_a_failure_not_a_row(run_cells: Run, tmp_path: Path) -> None:
+    """As where a method forgets the task loss: its decoder would stay random and still be ranked."""
+    body = (
+        "    def loss(self, batch, student, teacher):\n"
+        "        return {'x': student.encode(batch.image).final.square().mean()}\n"
+    )
+    (done,) = run_cells(methods=(plugin(tmp_path, "forgetful", body),))
+    assert "trains student.decoder, but nothing in it moved" in done.record.error
+
+
+def test_an_error_inside_a_library_names_the_authors_line(run_cells: Run, tmp_path: Path) -> None:
+    body = "    def loss(self, batch, student, teacher):\n        return {'x': self.config.nothing}\n"
+    (done,) = run_cells(methods=(plugin(tmp_path, "typo", body),))
+    assert "(at typo.py, line 7, in loss)" in done.record.error
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(run_cells: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(KdbenchError, match=r"--results .*file cannot be written"):
+        run_cells(results=tmp_path / "file")
+
+
 def test_a_label_without_a_setting_is_refused_where_methods_are_several(plan_cells: Callable[..., tuple]) -> None:
     with pytest.raises(KdbenchError, match="--as warm"):
-        plan_cells(methods=("gkd", "cwd"), label="warm")
+        plan_cells(methods=("gkd",), label="warm")
