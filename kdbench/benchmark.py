@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kdbench.errors import KdbenchError
 
@@ -50,7 +50,6 @@ class Benchmark:
     targets: tuple[Domain, ...]
     proxy: Domain
     labels: LabelSpace
-    summary: str = field(default="")
 
     def __post_init__(self) -> None:
         """Refuses what would train on a target, or show one domain under two names."""

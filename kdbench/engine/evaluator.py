@@ -49,7 +49,7 @@ def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Eval
 
 def predict(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation, size: tuple[int, int]) -> Tensor:
     """Classes (B, h, w) at the label's size (h, w), from images (B, 3, H, W) in [0, 1]."""
-    # max() and not argmax(): along the channels of such maps torch's argmax takes some thirty times as long on a CPU.
+    # max() and not argmax(), which is many times slower along the channels of such maps on a CPU.
     return _resized(class_scores(model, image, evaluation), size).max(1).indices
 
 
