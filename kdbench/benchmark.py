@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from kdbench.errors import KdbenchError
 
@@ -33,11 +33,16 @@ class RealData:
 
 @dataclass(frozen=True)
 class Domain:
-    """Where images come from. synthetic: the rendition in the built-in world, if any; real: the data set, if any."""
+    """Where images come from.
+
+    synthetic: the rendition in the built-in world, if any; adjust: ranges that replace some of its own, by the name of
+    what varies (docs/world.md). real: the data set, if any.
+    """
 
     name: str
     synthetic: str | None = None
     real: RealData | None = None
+    adjust: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Benchmark:
 
 def _contents(domain: Domain, training: bool) -> set[str]:
     """What a domain shows, by the names of its rendition and of its parts of a data set."""
-    shown = {f"synthetic {domain.synthetic}"} if domain.synthetic else set()
+    shown = {f"synthetic {domain.synthetic} {sorted(domain.adjust.items())}"} if domain.synthetic else set()
     if domain.real:
         parts = domain.real.train if training else domain.real.val
         shown |= {f"{domain.real.dataset} {part}" for part in parts}

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from tabulate import tabulate
 
 from kdbench import __version__
 from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 from kdbench.models.zoo import NAMED_PAIRS
 from kdbench.places import default_reference, default_results, default_store
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
@@ -22,6 +24,8 @@ from kdbench.spec import RunSpec, split_list
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+models_app = typer.Typer(no_args_is_help=True, help="The mini zoo's stand-ins.", rich_markup_mode=None)
+app.add_typer(models_app, name="models")
 
 Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
 Results = Annotated[Path | None, typer.Option(help="Where records are written and read. [results/runs]")]
@@ -215,6 +219,100 @@ def preview(
     names = split_list(benchmark, _servable(data_root))
     for path in write_previews(names, protocol, data_root, store or default_store(), count, output):
         _out(f"picture: {path}")
+
+
+@data_app.command()
+def distances(
+    kind: Annotated[
+        Literal["all", "street", "aerial"], typer.Option(help="Which domains are compared with each other.")
+    ] = "all",
+    store: StoreOption = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-distances"),
+) -> None:
+    """How far apart the built-in world's domains lie: a reference network trained on each, tested on every other.
+
+    Writes a matrix of mIoU (CSV) and its heat map (PNG) for each kind of domain.
+    """
+    from kdbench.display import progress_for
+    from kdbench.engine.distances import Distances
+    from kdbench.report.charts import heat_map
+
+    measured = Distances(store or default_store(), device, progress_for(Console()))
+    output.mkdir(parents=True, exist_ok=True)
+    for name in ("street", "aerial") if kind == "all" else (kind,):
+        matrix = measured.matrix(name)
+        matrix.round(1).to_csv(output / f"distances-{name}.csv")
+        heat_map(matrix, "trained on", "tested on", f"mIoU (%) of a reference network, {name} domains").savefig(
+            output / f"distances-{name}.png"
+        )
+        _out(matrix.round(1).to_markdown())
+        _out(f"written: {output}/distances-{name}.csv and .png")
+
+
+@models_app.command("train")
+def train_models(
+    names: Annotated[str, typer.Argument(help="Stand-ins, comma-separated, or `all`; teachers first.")],
+    store: StoreOption = None,
+    output: Annotated[Path, typer.Option(help="A folder for the weights and their cards.")] = Path("kdbench-zoo"),
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+) -> None:
+    """Pretrain stand-ins of the mini zoo as those shipped were; the same command continues what was stopped."""
+    from kdbench.display import progress_for
+    from kdbench.pretraining.courses import COURSES, find_course
+    from kdbench.pretraining.train import make_school
+
+    console = Console()
+    school = make_school(store or default_store(), output, device, progress_for(console))
+    for course in [find_course(name) for name in split_list(names, list(COURSES))]:
+        card = school.train(course)
+        _out(f"{card.role}: {card.parameters / 1e6:.2f} M parameters, {card.seconds:.0f} s, sha256 {card.sha256[:16]}")
+
+
+@models_app.command("verify")
+def verify_models(
+    weights_dir: Annotated[Path | None, typer.Option(help="A folder of stand-ins. [those shipped]")] = None,
+) -> None:
+    """Compare every stand-in's weights with its card and its architecture. Exit status 1 on a fault."""
+    from kdbench.models.shipped import SHIPPED, Zoo
+    from kdbench.models.zoo import ROLES
+
+    zoo, faults = Zoo(weights_dir or SHIPPED), 0
+    for name in ROLES:
+        try:
+            card = zoo.check(name)
+            _out(f"ok    {name}: {card.bytes / 1e6:.2f} MB, sha256 {card.sha256}")
+        except KdbenchError as error:
+            faults += 1
+            _out(f"FAIL  {error}")
+    if faults:
+        raise typer.Exit(1)
+
+
+@models_app.command("ladder")
+def climb_ladder(
+    store: StoreOption = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-ladder"),
+) -> None:
+    """What each pretraining objective gives a foundation stand-in, label-free first: one row a rung."""
+    from kdbench.display import progress_for
+    from kdbench.engine.grid import make_lab
+    from kdbench.pretraining.ladder import climb
+    from kdbench.pretraining.train import make_school
+
+    progress, place, names = progress_for(Console()), store or default_store(), _servable(None)
+    request = RunSpec(methods=(), pairs=(), benchmarks=(), device=device, results=output, store=place)
+    rows = []
+    for rung in climb(make_school(place, output, device, progress), make_lab(request, progress), names, output):
+        scores = {
+            f"{n}: {k}": round(v[n], 1) for n in names for k, v in (("source", rung.source), ("targets", rung.targets))
+        }
+        rows.append({"objective": rung.objective, "seconds": round(rung.seconds), **scores})
+        _out(f"{rung.objective}: targets " + ", ".join(f"{n} {rung.targets[n]:.1f}" for n in names))
+    text = tabulate(rows, headers="keys", tablefmt="github")
+    write_atomically(output / "ladder.md", (text + "\n").encode())
+    _out(f"{text}\nwritten: {output / 'ladder.md'}")
 
 
 def _servable(data_root: Path | None) -> list[str]:

@@ -57,7 +57,7 @@ def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
     """The method on a pair of stand-ins."""
 
     def segmentor(name: str, part: str) -> Segmentor:
-        encoder = seeded(lambda: build_stand_in(ROLES[name], SIZE), "conformance", part)
+        encoder = seeded(lambda: build_stand_in(ROLES[name]), "conformance", part)
         # LayerNorms' and zero-initialised residuals' start values hide missing gradients and moves.
         _roughen(encoder)
         return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "conformance", part))

@@ -18,13 +18,15 @@ class Frozen(BaseModel):
 
 
 class Augmentation(Frozen):
-    """Random views of a training image: crop area, flip, and strengths of the colour jitter."""
+    """Random views of a training image: crop area, chances of a flip and of grey, strengths of the colour jitter."""
 
     scale: tuple[float, float] = (0.4, 1.0)
     flip: float = 0.5
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.3
+    hue: float = 0.0
+    grey: float = 0.0
 
 
 class Recipe(Frozen):
@@ -55,13 +57,12 @@ class Protocol(Frozen):
 
     name: str
     summary: str
-    zoo: Literal["mini"]
+    zoo: Literal["mini-v1"]
     decoder: str
     image_size: tuple[int, int]
     train_images: int
     proxy_images: int
     val_images: int
-    pretraining: dict[str, Recipe]
     recipes: dict[Phase, Recipe]
     evaluation: Evaluation
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -79,16 +80,12 @@ class Protocol(Frozen):
 MINI = Protocol(
     name="mini",
     summary="minutes on a laptop: small stand-ins for the models; where the absolute numbers mean little",
-    zoo="mini",
+    zoo="mini-v1",
     decoder="light",
     image_size=(64, 128),
     train_images=600,
     proxy_images=1500,
     val_images=48,
-    pretraining={
-        "foundation": Recipe(steps=800, batch=16, lr=1e-3, warmup=60, clip=1.0),
-        "local": Recipe(steps=300, batch=32, lr=1e-3, warmup=30, clip=1.0),
-    },
     recipes={
         Phase.FIT_TEACHER: Recipe(steps=250, batch=16, lr=1e-3, warmup=10, schedule="poly"),
         Phase.PROXY: Recipe(steps=240, batch=16, lr=1e-3, warmup=20),
@@ -100,16 +97,12 @@ MINI = Protocol(
 SMOKE = Protocol(
     name="smoke",
     summary="seconds: every path once, nothing learnt",
-    zoo="mini",
+    zoo="mini-v1",
     decoder="light",
     image_size=(32, 64),
     train_images=24,
     proxy_images=24,
     val_images=8,
-    pretraining={
-        "foundation": Recipe(steps=4, batch=4, lr=1e-3),
-        "local": Recipe(steps=4, batch=4, lr=1e-3),
-    },
     recipes={
         Phase.FIT_TEACHER: Recipe(steps=6, batch=4, lr=1e-3, schedule="poly"),
         Phase.PROXY: Recipe(steps=8, batch=4, lr=1e-3, warmup=2),

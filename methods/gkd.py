@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 from kdbench.losses import resize, tokens
 from kdbench.method import Knobs, Method, Stage, knob, task_loss
-from kdbench.types import STUDENT, Batch, PairSpec, Part, Phase, Segmentor
+from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
 
 HEADS = frozenset({"token_head", "feature_head", "patch_head"})
 
 
 class GKDKnobs(Knobs):
-    """Weights of the three losses and the masking rule."""
+    """Weights of the three losses, the masking rule, and the paper's two ablations."""
 
     token: float = knob(1.0, "GKD, alpha = 1, and every released script", ge=0)
     feature: float = knob(1.0, "GKD, beta = 1, and every released script", ge=0)
     patch: float = knob(1.0, "GKD, gamma = 1, and every released script", ge=0)
     mask_probability: float = knob(0.5, "GKD scripts: the first half of each batch is masked", ge=0, le=1)
     mask_ratio: float = knob(0.5, "GKD scripts: half of a masked image's tokens", ge=0, le=1)
+    match: Literal["qsd", "scaled", "mse"] = knob("qsd", "GKD, eq. of section 3: unscaled attention; mse: its ablation")
+    single_stage: bool = knob(False, "GKD's ablation: distilled and taught at once on the source, without the proxy")
 
 
 class QSD(nn.Module):
@@ -32,8 +34,9 @@ class QSD(nn.Module):
     teacher's tokens position by position, which reach it through the attention weights alone.
     """
 
-    def __init__(self, student: int, teacher: int) -> None:
+    def __init__(self, student: int, teacher: int, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.query = nn.Sequential(nn.LayerNorm(student), nn.Linear(student, teacher))
         self.value = nn.Sequential(nn.LayerNorm(student), nn.Linear(student, teacher))
 
@@ -42,7 +45,27 @@ class QSD(nn.Module):
         query, value = self.query(student).float(), self.value(student).float()
         # Unscaled logits have a deviation of about sqrt(C_t): under autocast they would saturate in half precision.
         with torch.autocast(query.device.type, enabled=False):
-            return F.scaled_dot_product_attention(query, teacher.float(), value, scale=1.0)
+            return F.scaled_dot_product_attention(query, teacher.float(), value, scale=self.scale)
+
+
+class Direct(nn.Module):
+    """The head of the ablation with a plain squared error: student tokens, mapped position by position."""
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.value = nn.Sequential(nn.LayerNorm(student), nn.Linear(student, teacher))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Student tokens (B, N, C_s) to (B, N, C_t); the teacher's are not looked at."""
+        value: Tensor = self.value(student).float()
+        return value
+
+
+def make_head(match: str, student: int, teacher: int) -> nn.Module:
+    """The head that brings student tokens to the teacher's; `scaled` divides the logits as usual attention does."""
+    if match == "mse":
+        return Direct(student, teacher)
+    return QSD(student, teacher, teacher**-0.5 if match == "scaled" else 1.0)
 
 
 def first_half_masks(
@@ -67,11 +90,14 @@ class GKD(Method):
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
         widths = pair.student.final_channels, pair.teacher.final_channels
-        self.token_head, self.feature_head, self.patch_head = QSD(*widths), QSD(*widths), QSD(*widths)
+        self.token_head, self.feature_head, self.patch_head = (make_head(config.match, *widths) for _ in range(3))
         if pair.student.convolutional:
             self.remark = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
+        if self.config.single_stage:
+            uses = STUDENT | {Part.TEACHER_ENCODER}
+            return (Stage("joint", Phase.TASK, trains=STUDENT | HEADS, uses=uses, loss=self.joint_loss),)
         learns = HEADS | {Part.STUDENT_ENCODER}
         return (
             Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss),
@@ -79,13 +105,22 @@ class GKD(Method):
             Stage("task", Phase.TASK, trains=frozenset({Part.STUDENT_DECODER}), uses=STUDENT, loss=task_loss),
         )
 
+    def joint_loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        """The three terms beside the task's, for the ablation in a single stage."""
+        output = student(batch.image)
+        assert batch.label is not None
+        return {**student.task_loss(output, batch.label), **self._terms(batch, output.features, student, teacher)}
+
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        return self._terms(batch, student.encode(batch.image), student, teacher)
+
+    def _terms(self, batch: Batch, whole: Features, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         target = teacher.encode(batch.image)
         grid = (target.final.shape[-2], target.final.shape[-1])
         mask = first_half_masks(
             len(batch.image), grid, self.config.mask_probability, self.config.mask_ratio, batch.image.device
         )
-        whole, masked = student.encode(batch.image), student.encode(batch.image, mask=mask)
+        masked = student.encode(batch.image, mask=mask)
         goal = tokens(target.final).float()
         class_goal = target.pooled.float().unsqueeze(1)
         class_token = self.token_head(whole.pooled.unsqueeze(1), class_goal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import numpy as np
 import PIL
 import torch
 from filelock import FileLock
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from kdbench.data import synthetic
 from kdbench.files import naming_a_full_disk
 from kdbench.identity import code_digest, digest
-
-FIELDS = ("image", "label", "coarse", "depth", "object")
+from kdbench.types import IGNORE
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class RenderedSet:
     count: int
     size: tuple[int, int]
     folder: Path
+    adjust: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def world(self) -> str:
@@ -45,6 +46,7 @@ class RenderedSet:
         return {
             "world": self.world,
             "rendition": self.rendition,
+            "adjust": dict(self.adjust),
             "split": self.split,
             "count": self.count,
             "size": self.size,
@@ -57,7 +59,15 @@ class RenderedSet:
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """image (3, H, W) and label (H, W), uint8."""
         image = torch.from_numpy(self.arrays["image"][index].transpose(2, 0, 1).copy())
+        if "label" not in self.fields:
+            return image, torch.full(self.size, IGNORE, dtype=torch.uint8)
         return image, torch.from_numpy(self.arrays["label"][index].copy())
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What is kept of each scene: labels of labelled domains, what pretraining can learn of collections."""
+        labelled = synthetic.DOMAINS[self.rendition].classes > 0
+        return ("image", "label") if labelled else ("image", "coarse", "depth", "albedo", "object")
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -66,16 +76,22 @@ class RenderedSet:
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 self._draw(target)
-        return {name: np.load(target / f"{name}.npy", mmap_mode="r") for name in FIELDS}
+        return {name: np.load(target / f"{name}.npy", mmap_mode="r") for name in self.fields}
 
     def _draw(self, target: Path) -> None:
         partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        scenes = [synthetic.draw(self.rendition, self.split, index, self.size) for index in range(self.count)]
         with naming_a_full_disk(target):
-            for name in FIELDS:
-                np.save(partial / f"{name}.npy", np.stack([getattr(scene, name) for scene in scenes]))
+            kept: dict[str, np.ndarray] = {}
+            for index in range(self.count):
+                scene = synthetic.draw(self.rendition, self.split, index, self.size, self.adjust)
+                for name in self.fields:
+                    value = np.asarray(getattr(scene, name))
+                    if name not in kept:
+                        kept[name] = open_memmap(partial / f"{name}.npy", "w+", value.dtype, (self.count, *value.shape))
+                    kept[name][index] = value
+            kept.clear()
             partial.rename(target)
 
 

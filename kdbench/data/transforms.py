@@ -18,7 +18,10 @@ class RandomView:
         self._transform = v2.Compose([
             v2.RandomResizedCrop(size, augmentation.scale, ratio=(0.8 * aspect, 1.25 * aspect), antialias=True),
             v2.RandomHorizontalFlip(augmentation.flip),
-            v2.ColorJitter(augmentation.brightness, augmentation.contrast, augmentation.saturation),
+            v2.ColorJitter(
+                augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
+            ),
+            v2.RandomGrayscale(augmentation.grey),
         ])  # fmt: skip
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -61,10 +61,6 @@ class Worlds:
         """The domain's validation split."""
         return self._open(domain, "val", self.protocol.val_images)
 
-    def collection(self, name: str, count: int) -> RenderedSet:
-        """A collection of the built-in world, for pretraining its stand-ins."""
-        return RenderedSet(name, name, "train", count, self.protocol.image_size, self.renders)
-
     def _open(self, domain: Domain, split: str, count: int) -> DomainSet:
         if (domain, split) not in self._opened:
             self._opened[domain, split] = self._make(domain, split, count)
@@ -78,4 +74,5 @@ class Worlds:
             return RealSet(domain.name, ADAPTERS[domain.real.dataset], self.data_root, parts, self.protocol.image_size)
         if domain.synthetic is None:
             raise KdbenchError(f"domain '{domain.name}' is in neither world: add --data-root DIR.")
-        return RenderedSet(domain.name, domain.synthetic, split, count, self.protocol.image_size, self.renders)
+        size = self.protocol.image_size
+        return RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning.fabric import Fabric
 
@@ -16,13 +16,13 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.worlds import Worlds
 from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
-from kdbench.engine.pretrain import Pretraining
 from kdbench.engine.progress import Progress
 from kdbench.engine.store import StageFolder, Store
 from kdbench.identity import digest
 from kdbench.method import FIT_TEACHER, Knobs, Method, Stage
 from kdbench.models.backbones import build_stand_in
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import Role
 from kdbench.plugins import MethodPlugin
 from kdbench.protocol import Protocol, Recipe
@@ -62,11 +62,7 @@ class Lab:
     store: Store
     fabric: Fabric
     progress: Progress
-
-    @property
-    def pretraining(self) -> Pretraining:
-        """How this protocol's stand-ins come by their weights."""
-        return Pretraining(self.protocol, self.worlds, self.store, self.fabric, self.progress)
+    zoo: Zoo = field(default_factory=Zoo)
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def _build(lab: Lab, cell: Cell) -> Networks:
     classes = len(cell.benchmark.labels)
 
     def segmentor(role: Role, encoder: Part, decoder: Part) -> Segmentor:
-        body = seeded(lambda: build_stand_in(role, lab.protocol.image_size), cell.seed, encoder, role.name)
+        body = seeded(lambda: build_stand_in(role), cell.seed, encoder, role.name)
         head = seeded(lambda: build_decoder(lab.protocol.decoder, body.spec, classes), cell.seed, decoder)
         return Segmentor(body, head)
 
@@ -148,8 +144,12 @@ def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
     found: dict[str, Origin] = {}
     for name in networks.modules():
         role = pretrained.get(Part(name)) if name in set(Part) else None
-        found[name] = lab.pretraining.origin(role) if role is not None else _as_built(networks, name)
+        found[name] = _shipped(lab.zoo, role) if role is not None else _as_built(networks, name)
     return found
+
+
+def _shipped(zoo: Zoo, role: Role) -> Origin:
+    return Origin(f"zoo-{zoo.card(role.name).sha256}", lambda: zoo.load(role.name))
 
 
 def _as_built(networks: Networks, name: str) -> Origin:

@@ -23,9 +23,8 @@ NETWORKS = ("kdbench.models.backbones", "kdbench.models.decoders", "kdbench.mode
 LOADING = ("kdbench.data.loading", "kdbench.data.transforms", "kdbench.identity")
 LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer")
 TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
-PRETRAINING = (*LOOP, "kdbench.engine.pretrain")
 TESTING = (*NETWORKS, "kdbench.engine.evaluator")
-"""The harness modules whose code decides the numbers of a stage, of a stand-in's pretraining, and of a test. What draws
+"""The harness modules whose code decides the numbers of a stage and of a test. What draws
 or reads images stands in the identity of the data instead: a new data set changes no other's key."""
 
 

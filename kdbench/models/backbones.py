@@ -19,6 +19,8 @@ from kdbench.types import Features, FeatureSpec
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PATCH = 8
+ZOO_SIZE = (64, 128)
+"""Height and width of the images that the stand-ins are pretrained on; other sizes resample the positions."""
 
 
 class Encoder(nn.Module):
@@ -113,11 +115,11 @@ class PyramidEncoder(Encoder):
         )
 
 
-def build_stand_in(role: Role, image_size: tuple[int, int]) -> Encoder:
+def build_stand_in(role: Role) -> Encoder:
     """The small stand-in that plays a role, with random weights; a ViT's grid is the image at stride 8."""
     size = dict(role.stand_in)
     if role.kind in ("vit", "eva"):
-        common = {"img_size": image_size, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
+        common = {"img_size": ZOO_SIZE, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
         network = VisionTransformer if role.kind == "vit" else Eva
         return TokenEncoder(network(**common, **size, dynamic_img_size=True), PATCH)
     if role.kind == "resnet":

@@ -17,27 +17,32 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class LightDecoder(nn.Module):
-    """A light head as SegFormer's: every level to one width and grid (stride 4 or the finest), then a fusion."""
+    """A light head as SegFormer's: every level to one width and the finest grid, fused, then up by sub-pixel steps.
+
+    Sub-pixel steps (Shi et al., CVPR 2016) let a token say what lies where inside its patch: poles and riders are
+    smaller than a patch of the mini protocol's images.
+    """
 
     WIDTH = 64
-    STRIDE = 4
+    STRIDE = 2
 
     def __init__(self, spec: FeatureSpec, classes: int) -> None:
         super().__init__()
-        self.upsample = max(1, min(spec.strides) // self.STRIDE)
+        middle = max(1, min(spec.strides) // (2 * self.STRIDE))
         self.project = nn.ModuleList(nn.Conv2d(channels, self.WIDTH, 1) for channels in spec.channels)
-        self.fuse = nn.Sequential(
-            nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1), nn.GroupNorm(8, self.WIDTH), nn.ReLU(inplace=True)
-        )
-        self.classify = nn.Conv2d(self.WIDTH, classes, 1)
+        self.norm = nn.GroupNorm(8, self.WIDTH)
+        self.refine = nn.Sequential(
+            nn.Conv2d(self.WIDTH, self.WIDTH * middle**2, 1), nn.PixelShuffle(middle),
+            nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1), nn.GroupNorm(8, self.WIDTH), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.classify = nn.Sequential(nn.Conv2d(self.WIDTH, classes * 4, 1), nn.PixelShuffle(2))
 
     def forward(self, features: Features) -> SegOutput:
-        """Logits (B, K, h, w) at the finest level's grid times the up-sampling to stride 4."""
-        height, width = max(tuple(level.shape[-2:]) for level in features.levels)
-        size = (height * self.upsample, width * self.upsample)
+        """Logits (B, K, h, w) at stride 2 (at half the finest level's stride where that is finer)."""
+        size = max(tuple(level.shape[-2:]) for level in features.levels)
         levels = [project(level) for project, level in zip(self.project, features.levels, strict=True)]
-        fused = _sum_by_grid(levels, size)
-        return SegOutput(features, self.classify(self.fuse(fused)))
+        fused = F.relu(self.norm(_sum_by_grid(levels, (size[0], size[1]))))
+        return SegOutput(features, self.classify(self.refine(fused)))
 
     def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over labelled pixels."""

@@ -20,33 +20,33 @@ class Role:
     stand_in: dict[str, Any] = field(default_factory=dict)
 
 
-def _vit(width: int, depth: int, **more: Any) -> dict[str, Any]:
-    return {"embed_dim": width, "depth": depth, "num_heads": width // 32, **more}
+def _vit(width: int, **more: Any) -> dict[str, Any]:
+    return {"embed_dim": width, "depth": 6, "num_heads": width // 32, **more}
 
 
-def _eva(width: int, depth: int) -> dict[str, Any]:
-    return _vit(width, depth, mlp_ratio=8 / 3, swiglu_mlp=True, use_rot_pos_emb=True)
+def _eva(width: int) -> dict[str, Any]:
+    return _vit(width, mlp_ratio=8 / 3, swiglu_mlp=True, use_rot_pos_emb=True)
 
 
 LAYER_SCALE = {"init_values": 1.0}
 ROLES = {
     role.name: role
     for role in (
-        Role("dinov2-s", "foundation", "vit", _vit(96, 6, **LAYER_SCALE)),
-        Role("dinov2-b", "foundation", "vit", _vit(128, 8, **LAYER_SCALE)),
-        Role("dinov2-l", "foundation", "vit", _vit(192, 8, **LAYER_SCALE)),
-        Role("eva02-s", "foundation", "eva", _eva(96, 6)),
-        Role("eva02-b", "foundation", "eva", _eva(128, 8)),
-        Role("eva02-l", "foundation", "eva", _eva(192, 8)),
-        Role("deit-s", "local", "vit", _vit(96, 6)),
-        Role("deit-b", "local", "vit", _vit(128, 8)),
-        Role("dino-s", "local", "vit", _vit(96, 6)),
-        Role("dino-b", "local", "vit", _vit(128, 8)),
+        Role("dinov2-s", "foundation", "vit", _vit(64, **LAYER_SCALE)),
+        Role("dinov2-b", "foundation", "vit", _vit(96, **LAYER_SCALE)),
+        Role("dinov2-l", "foundation", "vit", _vit(128, **LAYER_SCALE)),
+        Role("eva02-s", "foundation", "eva", _eva(64)),
+        Role("eva02-b", "foundation", "eva", _eva(96)),
+        Role("eva02-l", "foundation", "eva", _eva(128)),
+        Role("deit-s", "local", "vit", _vit(64)),
+        Role("deit-b", "local", "vit", _vit(96)),
+        Role("dino-s", "local", "vit", _vit(64)),
+        Role("dino-b", "local", "vit", _vit(96)),
         Role("resnet18", "local", "resnet", {"block": "basic", "layers": (1, 1, 1, 1), "channels": (24, 32, 64, 96)}),
         Role(
             "resnet50", "local", "resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}
         ),
-        Role("mit-b0", "local", "pvt", {"embed_dims": (32, 64, 128), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
+        Role("mit-b0", "local", "pvt", {"embed_dims": (24, 48, 96), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
     )
 }
 

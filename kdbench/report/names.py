@@ -7,7 +7,7 @@ REAL = "real"
 
 def model_name(name: str, zoo: str) -> str:
     """A model's name, marked where it is a small stand-in."""
-    return f"mini:{name}" if zoo == "mini" else name
+    return f"mini:{name}" if zoo.startswith("mini") else name
 
 
 def domain_name(name: str, world: str) -> str:

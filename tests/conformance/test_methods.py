@@ -65,7 +65,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     networks = built("baseline", PAIR).networks
     encoders = dict(zip(PAIR.split(":"), (networks.teacher.encoder, networks.student.encoder), strict=True))
     # Drawing weights takes longest, and for these faults any will do.
-    monkeypatch.setattr(conformance, "build_stand_in", lambda role, size: copy.deepcopy(encoders[role.name]))
+    monkeypatch.setattr(conformance, "build_stand_in", lambda role: copy.deepcopy(encoders[role.name]))
     monkeypatch.setattr(conformance, "PAIRS", (PAIR,))
 
     def make(further: str = "") -> Bench:

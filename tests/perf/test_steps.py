@@ -47,7 +47,7 @@ def all_cores() -> Iterator[None]:
 
 def networks(method: str, teacher: str = "dinov2-b", student: str = "deit-s") -> Networks:
     def segmentor(name: str) -> Segmentor:
-        encoder = build_stand_in(ROLES[name], MINI.image_size)
+        encoder = build_stand_in(ROLES[name])
         return Segmentor(encoder, build_decoder("light", encoder.spec, CLASSES))
 
     plugin, models = load_method(method).method, (segmentor(teacher), segmentor(student))

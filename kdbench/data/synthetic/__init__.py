@@ -1,6 +1,16 @@
 """The built-in world: street and aerial domains with labels, and two collections without, drawn on the fly."""
 
-from kdbench.data.synthetic.domains import CATEGORIES, DOMAINS, OBJECTS, SPLITS, WORLD, DomainSpec, Scene, draw
+from kdbench.data.synthetic.domains import (
+    CATEGORIES,
+    DOMAINS,
+    OBJECTS,
+    SPLITS,
+    WORLD,
+    DomainSpec,
+    Scene,
+    causes,
+    draw,
+)
 from kdbench.data.synthetic.things import COARSE
 
-__all__ = ["CATEGORIES", "COARSE", "DOMAINS", "OBJECTS", "SPLITS", "WORLD", "DomainSpec", "Scene", "draw"]
+__all__ = ["CATEGORIES", "COARSE", "DOMAINS", "OBJECTS", "SPLITS", "WORLD", "DomainSpec", "Scene", "causes", "draw"]

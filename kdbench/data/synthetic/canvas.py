@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from typing import TypeVar
 
 import numpy as np
@@ -74,6 +75,20 @@ class Layout:
     object: int = -1
 
 
+def _pixel(value: float) -> int:
+    return floor(value + 0.5)
+
+
+def _grid(points: Sequence[Point]) -> list[tuple[int, int]]:
+    # Whole coordinates, so that no machine's arithmetic moves a label over a pixel's edge inside Pillow.
+    return [(floor(x + 0.5), floor(y + 0.5)) for x, y in points]
+
+
+def _bounds(x: float, y: float, rx: float, ry: float) -> tuple[int, int, int, int]:
+    left, top = _pixel(x - rx), _pixel(y - ry)
+    return left, top, max(left, _pixel(x + rx) - 1), max(top, _pixel(y + ry) - 1)
+
+
 class Canvas:
     """Shapes in pixel coordinates; later shapes cover earlier ones."""
 
@@ -87,32 +102,33 @@ class Canvas:
 
     def poly(self, points: Sequence[Point], fill: Ink) -> None:
         """A filled polygon."""
-        self._pen.polygon(points, fill)
+        self._pen.polygon(_grid(points), fill)
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, fill: Ink) -> None:
         """A filled rectangle, at least one pixel wide and high; x0 <= x1 and y0 <= y1."""
-        left, top, right, bottom = round(x0), round(y0), round(x1) - 1, round(y1) - 1
+        left, top = floor(x0 + 0.5), floor(y0 + 0.5)
+        right, bottom = floor(x1 + 0.5) - 1, floor(y1 + 0.5) - 1
         self._pen.rectangle((left, top, right if right > left else left, bottom if bottom > top else top), fill)
 
     def disc(self, x: float, y: float, rx: float, ry: float, fill: Ink) -> None:
         """A filled ellipse."""
-        self._pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill)
+        self._pen.ellipse(_bounds(x, y, rx, ry), fill)
 
     def ring(self, x: float, y: float, rx: float, ry: float, fill: Ink, width: float) -> None:
         """The outline of an ellipse."""
-        self._pen.ellipse((x - rx, y - ry, x + rx, y + ry), None, fill, max(1, round(width)))
+        self._pen.ellipse(_bounds(x, y, rx, ry), None, fill, max(1, _pixel(width)))
 
     def line(self, points: Sequence[Point], fill: Ink, width: float) -> None:
         """An open line, at least one pixel wide."""
-        self._pen.line(points, fill, max(1, round(width)))
+        self._pen.line(_grid(points), fill, max(1, _pixel(width)))
 
     def shade_disc(self, x: float, y: float, rx: float, ry: float, strength: int = 255) -> None:
         """An elliptic shadow on whatever is flat there."""
-        self._shadow_pen.ellipse((x - rx, y - ry, x + rx, y + ry), strength)
+        self._shadow_pen.ellipse(_bounds(x, y, rx, ry), strength)
 
     def shade_poly(self, points: Sequence[Point], strength: int = 255) -> None:
         """A polygonal shadow on whatever is flat there."""
-        self._shadow_pen.polygon(points, strength)
+        self._shadow_pen.polygon(_grid(points), strength)
 
     def layout(self, horizon: int | None, ground_depth: NDArray[np.uint8] | None = None, subject: int = -1) -> Layout:
         """Close the drawing; ground_depth (H,) replaces the depth of flat things."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,15 @@ from kdbench.data.synthetic.looks import BOXES
 from kdbench.data.synthetic.objects import SUBJECTS, subject
 from kdbench.data.synthetic.render import render
 from kdbench.data.synthetic.street import Mood, street
-from kdbench.data.synthetic.styles import TILE_H, TILE_W, Ranges, sample
-from kdbench.data.synthetic.things import AERIAL_CLASSES, COARSE_OF, IGNORE, LABEL_OF, STREET_CLASSES
+from kdbench.data.synthetic.styles import CAUSES, TILE_H, TILE_W, Ranges, sample
+from kdbench.data.synthetic.things import AERIAL_CLASSES, BASE, COARSE_OF, IGNORE, LABEL_OF, STREET_CLASSES
 from kdbench.errors import KdbenchError, unknown
 
-WORLD: Final = "synthetic-v0"
+Geometry = TypeVar("Geometry", Mood, Town)
+_NOTHING: Final[Ranges] = MappingProxyType({})
+_STYLE: Final = frozenset(name for names in CAUSES.values() for name in names)
+
+WORLD: Final = "synthetic-v1"
 SPLITS: Final = ("train", "val")
 CATEGORIES: Final[tuple[str, ...]] = (*SUBJECTS, "street scene", "aerial scene")
 OBJECTS: Final = len(CATEGORIES)
@@ -36,6 +40,7 @@ class Scene:
     image: NDArray[np.uint8]  # (H, W, 3)
     label: NDArray[np.uint8]  # (H, W), class of the domain's label space, 255 = ignore; collections: all 255
     coarse: NDArray[np.uint8]  # (H, W), index into COARSE
+    albedo: NDArray[np.uint8]  # (H, W, 3), the materials' own colours, before any style
     depth: NDArray[np.uint8]  # (H, W), 0 = far .. 255 = near; from above: height over ground
     object: int  # collections: index into CATEGORIES; -1 for the benchmark domains
 
@@ -58,27 +63,35 @@ class DomainSpec:
 
 
 _MOODS: Final[Mapping[str, Mood]] = {
-    "gtav": Mood(lanes=(4.0, 6.5), setback=(2.0, 4.5), built=0.55, verge=0.35, traffic=0.45, people=0.5, bonnet=0.15),
+    "gtav": Mood(
+        lanes=(4.0, 6.5), setback=(2.0, 4.5), built=0.55, verge=0.35, traffic=0.45, parked=0.45, people=0.65, curve=0.005,
+        hill=0.0008, bonnet=0.15,
+    ),
     "cityscapes": Mood(
-        horizon=(0.4, 0.46), lanes=(3.2, 4.8), built=0.68, houses=0.2, trees=0.6, parked=0.5, people=0.6, bonnet=0.8
+        horizon=(0.4, 0.46), lanes=(3.2, 4.8), built=0.66, houses=0.2, trees=0.7, parked=0.55,
+        people=0.6, curve=0.003, hill=0.0004, bonnet=0.6
     ),
     "bdd100k": Mood(
-        focal=(1.1, 1.6), horizon=(0.44, 0.54), lanes=(4.2, 7.0), built=0.5, traffic=0.7, people=0.4, bonnet=0.5
+        focal=(1.1, 1.6), horizon=(0.42, 0.5), lanes=(4.2, 7.0), built=0.6, traffic=0.7, parked=0.4, people=0.55,
+        curve=0.003, bonnet=0.5
     ),
     "mapillary": Mood(
-        focal=(0.85, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.05, lanes=(2.8, 6.5), built=0.5, houses=0.5,
+        focal=(0.85, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.05, lanes=(2.8, 6.5), built=0.55, houses=0.5, curve=0.006, hill=0.0009,
         bonnet=0.15, junction=0.5,
     ),
-    "acdc": Mood(lanes=(3.2, 4.8), built=0.5, houses=0.5, verge=0.5, trees=0.6, traffic=0.45, people=0.45, bonnet=0.25),
+    "acdc": Mood(
+        lanes=(3.2, 4.8), built=0.52, houses=0.5, verge=0.35, trees=0.6, traffic=0.45, people=0.55, hill=0.0008, bonnet=0.25
+    ),
     "collection": Mood(
-        focal=(0.9, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.06, lanes=(2.8, 7.0), built=0.5, houses=0.5
+        focal=(0.9, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.06, lanes=(2.8, 7.0), built=0.5, houses=0.5,
+        curve=0.006, hill=0.0009,
     ),
 }  # fmt: skip
 _POTSDAM: Final = Town()
 _VAIHINGEN: Final = Town(
-    extent=(48, 60), lot=(15, 20), footprint=(0.42, 0.66), roof="tiles", flat=0.12, trees=3.2, yards=0.22
+    extent=(48, 60), lot=(15, 20), footprint=(0.56, 0.8), roof="tiles", flat=0.12, trees=3.0, yards=0.16, clutter=0.4
 )
-_ANYWHERE: Final = Town(extent=(34, 70), roof="roof", flat=0.4, trees=2.6)
+_ANYWHERE: Final = Town(extent=(34, 70), roof="roof", flat=0.4, trees=3.5)
 
 
 def _table() -> Mapping[str, DomainSpec]:
@@ -95,20 +108,35 @@ def _table() -> Mapping[str, DomainSpec]:
     return MappingProxyType({row.name: row for row in rows})
 
 
+_ALBEDO: Final = (BASE * 255).astype(np.uint8)
 DOMAINS: Final[Mapping[str, DomainSpec]] = _table()
 
 
-def _lay_out(spec: DomainSpec, split: str, index: int, height: int, width: int) -> Layout:
+def _lay_out(spec: DomainSpec, adjust: Ranges, split: str, index: int, height: int, width: int) -> Layout:
     dice = Dice(WORLD, "layout", spec.family, split, index)
     if isinstance(spec.geometry, Mood):
-        return street(dice, spec.geometry, index, height, width)
+        return street(dice, _adjusted(spec.geometry, adjust), index, height, width)
     if isinstance(spec.geometry, Town):
-        return aerial(dice, spec.geometry, index, height, width)
+        return aerial(dice, _adjusted(spec.geometry, adjust), index, height, width)
     if not dice.p(spec.scenes):
         return subject(dice, dice.i(len(SUBJECTS)), height, width)
     if dice.p(0.5):
         return street(dice, _MOODS["collection"], dice.i(16), height, width)
     return aerial(dice, dice.pick((_ANYWHERE, _POTSDAM, _VAIHINGEN)), dice.i(4), height, width)
+
+
+def _adjusted(geometry: Geometry, adjust: Ranges) -> Geometry:
+    chosen: dict[str, Any] = {f.name: adjust[f.name] for f in fields(geometry) if f.name in adjust}
+    return replace(geometry, **chosen)
+
+
+def _check_adjustment(domain: str, adjust: Ranges) -> None:
+    known = {name for names in causes(domain).values() for name in names} if adjust else set()
+    for name, (low, high) in adjust.items():
+        if name not in known:
+            raise unknown(f"cause to adjust in domain '{domain}'", name, sorted(known))
+        if not low <= high:
+            raise KdbenchError(f"'{name}' of domain '{domain}' ranges from {low} to {high}: write the smaller first")
 
 
 def _style_box(spec: DomainSpec, dice: Dice) -> Ranges:
@@ -135,14 +163,27 @@ def _check(domain: str, split: str, index: int, size: tuple[int, int]) -> Domain
     return DOMAINS[domain]
 
 
-def draw(domain: str, split: str, index: int, size: tuple[int, int]) -> Scene:
-    """The scene of that index at size (H, W); a pure function of its arguments and WORLD."""
+def causes(domain: str) -> Mapping[str, tuple[str, ...]]:
+    """What can be adjusted in a domain, by name: the fields of its geometry and of its style, grouped by cause."""
+    geometry = DOMAINS[domain].geometry
+    ranged = [f.name for f in fields(geometry) if isinstance(getattr(geometry, f.name), tuple)] if geometry else []
+    return {"geometry": tuple(ranged), **CAUSES}
+
+
+def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ranges = _NOTHING) -> Scene:
+    """The scene of that index at size (H, W); a pure function of its arguments and WORLD.
+
+    adjust: ranges that replace the domain's own, by a name of causes(); a new domain made from a known one.
+    """
     spec = _check(domain, split, index, size)
-    layout = _lay_out(spec, split, index, *size)
+    _check_adjustment(domain, adjust)
+    layout = _lay_out(spec, adjust, split, index, *size)
     dice = Dice(WORLD, "style", domain, split, index)
-    image = render(layout, sample(_style_box(spec, dice), dice), dice)
+    ranges = {**_style_box(spec, dice), **{name: span for name, span in adjust.items() if name in _STYLE}}
+    image = render(layout, sample(ranges, dice), dice)
     label = LABEL_OF[layout.thing] if spec.classes else np.full(size, IGNORE, np.uint8)
     category = -1
     if not spec.classes:
         category = layout.object if layout.object >= 0 else len(SUBJECTS) + (layout.horizon is None)
-    return Scene(np.ascontiguousarray(image), label, COARSE_OF[layout.thing], layout.depth, category)
+    albedo = _ALBEDO[layout.look, layout.tone >> 4]
+    return Scene(np.ascontiguousarray(image), label, COARSE_OF[layout.thing], albedo, layout.depth, category)

@@ -9,9 +9,10 @@ from kdbench.data.synthetic.view import View, depth_of
 
 def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, house: bool, end: bool) -> None:
     """A building along the road; x is its street side, end tells that its near face stands in the open."""
-    floor, floors = 3.1, 2 if house else 2 + dice.i(5)
+    tower = not house and dice.p(0.2)
+    floor, floors = 3.1, 2 if house else 7 + dice.i(5) if tower else 3 + dice.i(4)
     height = floor * floors + 0.6
-    variant, tint, shops = dice.i(16), dice.i(16), dice.p(0.5) and not house
+    variant, tint, shops = dice.i(16), dice.i(16), dice.p(0.55) and not house
     lamps, panes = dice.i(16), 2 + dice.i(3)
     light = 10 if side * view.sun >= 0 else 7
     if side * view.sun < 0:
@@ -23,7 +24,10 @@ def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, 
         view.flank(x, 0, height, za, zb, wall)
         if z0 < 60:
             glass = ink(BUILDING, "window", depth, lamps + floors)
-            _windows(view, x, za, zb, floors, floor, panes, (wall, glass), shops, tint)
+            if tower:
+                _curtain(view, x, za, zb, height, floor, (wall, glass))
+            else:
+                _windows(view, x, za, zb, floors, floor, panes, (wall, glass), shops, tint)
     outer = x + side * 9
     depth = depth_of(z0)
     wall = ink(BUILDING, "facade", depth, variant, 11 if light < 10 else 9)
@@ -44,6 +48,30 @@ def building(view: View, dice: Dice, x: float, z0: float, z1: float, side: int, 
         view.flank(x, height, height + 0.5, z0, z1, toned(roof, 7))
 
 
+def _curtain(view: View, x: float, z0: float, z1: float, height: float, floor: float, inks: tuple[Ink, Ink]) -> None:
+    """A glass front: bands of storeys over one pane."""
+    wall, glass = inks
+    view.flank(x, 3.6, height - 0.4, z0, z1, toned(glass, 13))
+    for level in range(2, int(height / floor)):
+        view.flank(x, level * floor, level * floor + 0.45, z0, z1, toned(wall, 12))
+
+
+def front(view: View, dice: Dice, x0: float, x1: float, z: float) -> None:
+    """A building that faces the camera, as behind a T-junction."""
+    depth, floors, tint = depth_of(z), 2 + dice.i(4), dice.i(16)
+    height, lamps = 3.1 * floors + 0.6, dice.i(16)
+    view.face(x0, x1, 0, height, z, ink(BUILDING, "facade", depth, dice.i(16), 9))
+    if dice.p(0.4):
+        gable = [(x0 - 0.4, height - 0.1), (x1 + 0.4, height - 0.1), (x1 - 2.5, height + 2.8), (x0 + 2.5, height + 2.8)]
+        view.shape(gable, 0.0, z, ink(BUILDING, "roof", depth, tint, 9))
+    columns = max(2, int((x1 - x0) / 2.8))
+    for level in range(floors):
+        for k in range(columns):
+            x = x0 + (x1 - x0) * (k + 0.5) / columns
+            pane = ink(BUILDING, "window", depth, lamps + level * 5 + k * 3)
+            view.face(x - 0.6, x + 0.6, level * 3.1 + 1.0, level * 3.1 + 2.4, z, pane)
+
+
 def _windows(
     view: View, x: float, z0: float, z1: float, floors: int, floor: float, panes: int,
     inks: tuple[Ink, Ink], shops: bool, tint: int,
@@ -62,7 +90,7 @@ def _windows(
 
 
 def tree(view: View, dice: Dice, x: float, z: float, tall: float = 1.0) -> None:
-    """A broad-leaved tree, a conifer or a poplar."""
+    """A round tree, a spreading one, a poplar or a conifer."""
     if view.hidden(x, 3.5, z):
         return
     depth, kind, size = depth_of(z), dice.i(4), tall * dice.u(0.75, 1.25)
@@ -79,14 +107,16 @@ def tree(view: View, dice: Dice, x: float, z: float, tall: float = 1.0) -> None:
             tier = [(-w * size, y * size), (w * size, y * size), (0, (y + 2.8) * size)]
             view.shape(tier, x, z, dark if y < 1 else mid)
         return
-    trunk = 2.4 * size
+    trunk = (2.4, 3.4, 1.6, 0.0)[kind] * size
     view.face(x - 0.17 * size, x + 0.17 * size, 0, trunk + 1, z, bark)
-    narrow = 0.6 if kind == 2 else 1.0
-    y = trunk + 1.7 * size
-    view.ball(x, y, z, 2.1 * size * narrow, 2.1 * size, dark)
+    narrow, tallness = ((1.0, 1.0), (1.45, 0.62), (0.5, 1.5), (1.0, 1.0))[kind]
+    y = trunk + 1.7 * size * tallness
+    view.ball(x, y, z, 2.1 * size * narrow, 2.1 * size * tallness, dark)
     for _ in range(4 if z < 40 else 2):
-        dx, dy, r = dice.u(-1.3, 1.3) * narrow, dice.u(-0.9, 1.1), dice.u(0.9, 1.4)
-        view.ball(x + dx * size, y + dy * size, z, r * size * narrow, r * size * 0.9, mid if dy < 0.3 else pale)
+        dx, dy, r = dice.u(-1.3, 1.3) * narrow, dice.u(-0.9, 1.1) * tallness, dice.u(0.9, 1.4)
+        view.ball(
+            x + dx * size, y + dy * size, z, r * size * narrow, r * size * 0.9 * tallness, mid if dy < 0.3 else pale
+        )
 
 
 def bush(view: View, dice: Dice, x: float, z: float) -> None:
@@ -118,28 +148,26 @@ def wall(view: View, dice: Dice, x: float, z0: float, z1: float, side: int) -> N
 
 
 def fence(view: View, dice: Dice, x: float, z0: float, z1: float) -> None:
-    """A fence along the road: mesh, rails and posts."""
+    """A fence along the road: rails and posts, and between them what stands behind."""
     height, variant, pale = dice.u(1.2, 2.0), dice.i(16), dice.p(0.4)
-    depth, posts = depth_of((z0 + z1) / 2), max(3, round((z1 - z0) / 1.6))
+    depth, posts = depth_of((z0 + z1) / 2), max(3, int((z1 - z0) / 0.9))
     mesh = ink(FENCE, "rail" if pale else "fence", depth, variant, 7)
-    view.flank(x, 0.05, height, z0, z1, toned(mesh, 3))
     for y in (0.15, 0.5, 0.92):
-        view.flank(x, height * y - 0.07, height * y + 0.08, z0, z1, toned(mesh, 10))
+        view.flank(x, height * y - 0.08, height * y + 0.08, z0, z1, toned(mesh, 10))
     for k in range(posts + 1):
         z = z0 + (z1 - z0) * k / posts
-        view.canvas.line([view.at(x, 0, z), view.at(x, height + 0.1, z)], toned(mesh, 12), 0.12 * view.scale(z))
+        view.canvas.line([view.at(x, 0, z), view.at(x, height + 0.1, z)], toned(mesh, 12), 0.14 * view.scale(z))
 
 
 def barrier(view: View, dice: Dice, x: float, z: float) -> None:
-    """A construction fence across the view."""
+    """A construction fence across the view, open between its bars."""
     depth, width = depth_of(z), dice.u(1.5, 3.0)
     mesh = ink(FENCE, "rail", depth, dice.i(16), 4)
-    view.face(x - width, x + width, 0.1, 1.5, z, mesh)
     for y in (0.25, 0.8, 1.4):
         view.face(x - width, x + width, y, y + 0.12, z, toned(mesh, 11))
-    for k in range(7):
-        xk = x - width + k * width / 3
-        view.face(xk - 0.05, xk + 0.05, 0, 1.55, z, toned(mesh, 11))
+    for k in range(13):
+        xk = x - width + k * width / 6
+        view.face(xk - 0.05, xk + 0.05, 0, 1.55, z, toned(mesh, 9))
 
 
 def lamp_post(view: View, dice: Dice, x: float, z: float, side: int) -> None:
@@ -181,11 +209,14 @@ def traffic_light(view: View, dice: Dice, x: float, z: float, side: int) -> None
         view.light(xk, y + (0.36, 0.0, -0.36)[state], z, 0.7, colour)
 
 
+_OCTAGON = ((1, 0.414), (0.414, 1), (-0.414, 1), (-1, 0.414), (-1, -0.414), (-0.414, -1), (0.414, -1), (1, -0.414))
+
+
 def sign(view: View, dice: Dice, x: float, z: float) -> None:
-    """A traffic sign on its pole: disc, triangle, square or board."""
+    """A traffic sign on its pole: disc, triangle, square, diamond, octagon or board."""
     if view.hidden(x, 1.0, z):
         return
-    depth, kind, y = depth_of(z), dice.i(6), dice.u(2.1, 2.7)
+    depth, kind, y = depth_of(z), dice.i(7), dice.u(2.1, 2.7)
     view.face(x - 0.06, x + 0.06, 0, y, z, ink(POLE, "pole", depth, dice.i(16)))
     red, white, blue, yellow = (ink(SIGN, f"sign-{name}", depth) for name in ("red", "white", "blue", "yellow"))
     if kind == 0:
@@ -202,6 +233,9 @@ def sign(view: View, dice: Dice, x: float, z: float) -> None:
     elif kind == 4:
         view.ball(x, y, z, 0.42, 0.42, red)
         view.face(x - 0.28, x + 0.28, y - 0.09, y + 0.09, z, white)
+    elif kind == 5:
+        view.shape([(a * 0.46, y + b * 0.46) for a, b in _OCTAGON], x, z, red)
+        view.face(x - 0.26, x + 0.26, y - 0.06, y + 0.06, z, white)
     else:
         view.face(x - 0.95, x + 0.95, y, y + 0.9, z, dice.pick((blue, blue, yellow)))
         view.face(x - 0.7, x + 0.5, y + 0.4, y + 0.55, z, white)

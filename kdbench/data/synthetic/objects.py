@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -55,6 +54,13 @@ def _animal(view: View, dice: Dice, z: float) -> None:
     view.stroke([(-sign * 0.6 * s, 0.75 * k * s), (-sign * 0.95 * s, (0.75 * k + 0.35) * s)], 0, z, dark, 0.1 * s)
 
 
+# Twelve points around a circle as constants: a cosine may differ between machines.
+_CIRCLE: Final = (
+    (1.0, 0.0), (0.866, 0.5), (0.5, 0.866), (0.0, 1.0), (-0.5, 0.866), (-0.866, 0.5),
+    (-1.0, 0.0), (-0.866, -0.5), (-0.5, -0.866), (0.0, -1.0), (0.5, -0.866), (0.866, -0.5),
+)  # fmt: skip
+
+
 def _flower(view: View, dice: Dice, z: float) -> None:
     petals, r, y = 5 + dice.i(4), dice.u(0.55, 0.8), dice.u(2.0, 2.7)
     stem, colour = _part(PLANT, "needle", z, 8, 11), _part(PLANT, "plain", z, dice.pick((0, 3, 4, 5, 7, 10, 1)))
@@ -62,8 +68,8 @@ def _flower(view: View, dice: Dice, z: float) -> None:
     for x, dy in ((0.5, 0.7), (-0.5, 1.1)):
         view.ball(x, dy, z, 0.5, 0.18, stem)
     for k in range(petals):
-        a = 2 * math.pi * k / petals
-        view.ball(r * math.cos(a), y + r * math.sin(a), z, 0.52, 0.52, toned(colour, 9 + k % 3))
+        dx, dy = _CIRCLE[k * len(_CIRCLE) // petals]
+        view.ball(r * dx, y + r * dy, z, 0.52, 0.52, toned(colour, 9 + k % 3))
     view.ball(0, y, z, 0.4, 0.4, _part(PLANT, "sign-yellow", z, dice.i(16)))
 
 

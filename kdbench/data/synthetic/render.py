@@ -70,9 +70,12 @@ def _sky(picture: Array, layout: Layout, style: Style, dice: Dice) -> None:
 
 
 def _snow(picture: Array, layout: Layout, style: Style, dice: Dice) -> None:
+    """White covers where snow stays; slush on the road, with borders where it was pushed aside, in place."""
     h, w = layout.look.shape
     hold = SNOW[layout.look]
-    cover = np.clip(3.0 * (style.snow * hold - 0.32) + 0.55 * hold * _tile("coarse", dice, h, w), 0, 0.92)
+    spread = _blurred((hold * 255).astype(np.uint8), _pixel(1.8, h)) * np.float32(1.25 / 255)
+    hold = np.where(FLAT[layout.thing] > 0, np.maximum(hold, np.minimum(spread, 1)), hold)
+    cover = np.clip(2.2 * (style.snow * hold - 0.2) + 0.16 * hold * _tile("coarse", dice, h, w), 0, 0.92)
     shade = 0.75 + 0.25 * _SHADES[layout.tone & 15]
     for channel, white in enumerate((0.86, 0.89, 0.94)):
         picture[channel] += cover * (white * shade - picture[channel])
@@ -97,7 +100,7 @@ def _night(picture: Array, glow: Array, layout: Layout, style: Style) -> Array:
     halo = Image.new("RGB", (w, h))
     pen = ImageDraw.Draw(halo)
     for x, y, r, kind in layout.lights:
-        r = max(_pixel(0.8, h), min(_pixel(9, h), 0.7 * r))
+        r = max(_pixel(0.8, h), min(_pixel(5, h), 0.5 * r))
         pen.ellipse((x - r, y - r, x + r, y + r), tuple(round(190 * c) for c in _LAMPS[kind]))
     pools = [(w * 0.5, h * 0.9, w * 0.42, h * 0.34)]
     cone = Image.new("L", (w, h))
@@ -111,10 +114,10 @@ def _night(picture: Array, glow: Array, layout: Layout, style: Style) -> Array:
     lit = np.asarray(cone.filter(ImageFilter.BoxBlur(_pixel(6, h))), np.float32) / 255
     spill = np.asarray(halo.filter(ImageFilter.BoxBlur(_pixel(2.4, h))), np.float32).transpose(2, 0, 1) / 255
     k = np.float32(style.night)
-    ambient = (1 - 0.78 * k) * np.array((1.0, 1.0, 1.12), np.float32)[:, None, None]
+    ambient = (1 - 0.8 * k) * np.array((1.0, 1.0, 1.12), np.float32)[:, None, None]
     sky = np.where(layout.thing == SKY, 1 - 0.55 * k, 1).astype(np.float32)
     warm = np.array((1.0, 0.86, 0.6), np.float32)[:, None, None]
-    lit_scene = picture * (sky * ambient + k * warm * (0.75 * lit) + k * 0.9 * spill) + k * (0.5 * spill + glow * 0.75)
+    lit_scene = picture * (sky * ambient + k * warm * (0.95 * lit) + k * 0.9 * spill) + k * (0.5 * spill + glow * 0.75)
     return lit_scene.astype(np.float32, copy=False)
 
 

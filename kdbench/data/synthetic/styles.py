@@ -30,7 +30,6 @@ class Style:
     palette_gap: float = 0.0
     palette_jitter: float = 0.0  # of each image
     saturation: float = 1.0
-    infrared: float = 0.0  # 1: the bands are near infrared, red, green
     texture: float = 1.0  # gain on every material's grain
     blotch: float = 1.0  # gain on every material's coarse variation
     hatch: float = 0.0  # regular pattern on textured materials
@@ -57,15 +56,16 @@ class Style:
     black: float = 0.0  # lifted black level
     vignette: float = 0.0
     jpeg: float = 0.0
+    bands: float = 0.0  # which three of infrared, red, green and blue are shown (an integer, index into BANDS)
 
 
 CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
-    "palette": ("palette", "palette_gap", "palette_jitter", "saturation", "infrared"),
+    "palette": ("palette", "palette_gap", "palette_jitter", "saturation"),
     "texture": ("texture", "blotch", "hatch"),
     "illumination": ("exposure", "sun", "softness", "warmth", "sky", "clouds", "dusk", "night"),
     "weather": ("fog", "rain", "wet", "snow", "flakes"),
     "sensor": (
-        "blur", "noise", "white_red", "white_blue", "tint", "contrast", "gamma", "black", "vignette", "jpeg",
+        "blur", "noise", "white_red", "white_blue", "tint", "contrast", "gamma", "black", "vignette", "jpeg", "bands",
     ),
 }  # fmt: skip
 
@@ -75,6 +75,9 @@ def sample(ranges: Ranges, dice: Dice) -> Style:
     # Every field draws, so that a range added to a domain leaves its other fields as they were.
     return Style(**{f.name: dice.u(*ranges.get(f.name, (f.default, f.default))) for f in fields(Style)})
 
+
+# Indices into (infrared, red, green, blue): RGB, IRRG, two other false colours, and red alone as grey.
+BANDS: Final = ((1, 2, 3), (0, 1, 2), (0, 2, 3), (1, 0, 3), (1, 1, 1))
 
 # Grey materials vary in brightness and hardly in hue: nobody has seen a green road.
 _CHROMA = np.ptp(BASE, axis=2).mean(axis=1) / BASE.mean(axis=(1, 2))
@@ -103,13 +106,14 @@ def colours(style: Style, dice: Dice) -> tuple[Array, Array]:
     """Reflectance and own light of every look and variant, (3, LOOKS * 16) each."""
     jitter = style.palette_jitter * _offsets(dice) + style.palette_gap * _gap(int(style.palette))
     table = BASE * np.exp(jitter)
+    bands = BANDS[int(style.bands)]
+    if style.bands >= 1:
+        # Plants, water and glass answer in their own way; a variant that is redder than its look answers more.
+        red, own = table[..., :1], NIR[:, None, None]
+        infrared = own * np.exp(jitter[..., :1]) * (0.4 + 0.6 * red / red.mean(1, keepdims=True))
+        infrared = np.where(own > 0, infrared, np.float32(1.1) * red)
+        table = np.concatenate((infrared, table), axis=2)[..., bands]
     grey = _mean(table)
-    if style.infrared >= 0.5:
-        # A response of its own for each material; a variant that is redder than its look answers more.
-        red = table[..., :1]
-        infrared = NIR[:, None, None] * np.exp(jitter[..., :1]) * (0.4 + 0.6 * red / red.mean(1, keepdims=True))
-        table = np.concatenate((infrared, table[..., :2]), axis=2)
-        grey = _mean(table)
     table = grey + style.saturation * (table - grey)
     flat = (3, LOOKS * 16)
     return (

@@ -48,7 +48,8 @@ COARSE_OF[:THINGS] = np.array(_STREET_COARSE + _AERIAL_COARSE + tuple(range(len(
 # Things that lie on the ground: shadows fall on them, and their depth follows the row in a perspective view.
 FLAT: Final[NDArray[np.float32]] = np.zeros(256, np.float32)
 FLAT[[ROAD, SIDEWALK, TERRAIN, SEALED, LAWN, CLUTTER, PART + GROUND]] = 1.0
-FLAT[AUTO] = 0.7
+# A car's own shadow starts beneath it.
+FLAT[AUTO] = 0.25
 
 Colour = tuple[int, int, int]
 
@@ -65,8 +66,8 @@ _SPREADS: Final[dict[str, tuple[Colour, ...]]] = {
         (198, 160, 110), (120, 126, 134), (176, 140, 128), (206, 176, 140),
     ),
     "roof": (
-        (150, 78, 60), (120, 70, 58), (96, 94, 96), (132, 128, 124), (168, 92, 66), (84, 72, 68), (176, 172, 166),
-        (110, 104, 100), (140, 84, 62), (74, 76, 82), (158, 110, 86), (190, 186, 178), (128, 62, 50), (102, 86, 74),
+        (150, 78, 60), (108, 106, 108), (96, 94, 96), (132, 128, 124), (150, 146, 144), (84, 80, 80), (176, 172, 166),
+        (110, 104, 100), (140, 92, 74), (74, 76, 82), (158, 150, 146), (190, 186, 178), (122, 112, 106), (98, 92, 88),
         (146, 140, 132), (116, 116, 122),
     ),
     "tiles": (
@@ -99,7 +100,7 @@ class Look(NamedTuple):
     spread: str = ""  # key of the sixteen colours; empty: the one colour
     grain: float = 0.05  # amplitude of fine texture
     blotch: float = 0.05  # amplitude of coarse texture
-    nir: float = 0.35  # reflectance in the near infrared
+    nir: float = 0.0  # reflectance in the near infrared; 0: a tenth above its red, as minerals and paints
     snow: float = 0.0  # how much snow stays on it
     glow: float = 0.0  # light of its own, seen at night
     lit: float = 1.0  # share of its variants that glow
@@ -107,18 +108,18 @@ class Look(NamedTuple):
 
 _LOOKS: Final[dict[str, Look]] = {
     "void": Look((40, 42, 44), grain=0.03),
-    "sky": Look((150, 185, 225), grain=0.0, blotch=0.0),
-    "asphalt": Look((92, 92, 96), grain=0.08, blotch=0.08, nir=0.33, snow=0.62),
-    "marking": Look((205, 205, 198), grain=0.05, nir=0.62, snow=0.6),
-    "paving": Look((152, 142, 136), grain=0.13, blotch=0.05, nir=0.42, snow=0.85),
-    "kerb": Look((176, 172, 166), nir=0.45, snow=0.7),
-    "facade": Look((0, 0, 0), "facade", grain=0.07, blotch=0.06, snow=0.06),
-    "window": Look((64, 76, 92), grain=0.12, blotch=0.2, nir=0.15, glow=0.75, lit=0.3),
-    "shop": Look((96, 84, 80), "any", grain=0.25, glow=0.55, lit=0.7),
-    "roof": Look((0, 0, 0), "roof", grain=0.1, blotch=0.06, nir=0.4, snow=1.0),
-    "tiles": Look((0, 0, 0), "tiles", grain=0.13, blotch=0.06, nir=0.58, snow=1.0),
-    "wall": Look((150, 128, 116), grain=0.16, blotch=0.12, snow=0.15),
-    "fence": Look((132, 112, 92), grain=0.2, snow=0.1),
+    "sky": Look((150, 185, 225), grain=0.0, blotch=0.0, nir=0.25),
+    "asphalt": Look((92, 92, 96), grain=0.045, blotch=0.06, snow=0.42),
+    "marking": Look((205, 205, 198), grain=0.03, snow=0.4),
+    "paving": Look((152, 142, 136), grain=0.06, blotch=0.05, snow=0.85),
+    "kerb": Look((176, 172, 166), snow=0.7),
+    "facade": Look((0, 0, 0), "facade", grain=0.045, blotch=0.06, snow=0.06),
+    "window": Look((64, 76, 92), grain=0.08, blotch=0.12, nir=0.15, glow=0.75, lit=0.3),
+    "shop": Look((96, 84, 80), "any", grain=0.15, glow=0.55, lit=0.7),
+    "roof": Look((0, 0, 0), "roof", grain=0.045, blotch=0.06, snow=1.0),
+    "tiles": Look((0, 0, 0), "tiles", grain=0.055, blotch=0.06, snow=1.0),
+    "wall": Look((150, 128, 116), grain=0.09, blotch=0.08, snow=0.15),
+    "fence": Look((132, 112, 92), grain=0.1, snow=0.1),
     "rail": Look((206, 204, 198), grain=0.05),
     "pole": Look((112, 114, 116), grain=0.04),
     "lamp": Look((230, 226, 210), grain=0.0, glow=2.4),
@@ -130,30 +131,32 @@ _LOOKS: Final[dict[str, Look]] = {
     "sign-blue": Look((30, 80, 180), grain=0.02, glow=0.15),
     "sign-white": Look((238, 238, 234), grain=0.02, glow=0.15),
     "sign-yellow": Look((244, 204, 40), grain=0.02, glow=0.15),
-    "leaf": Look((72, 106, 48), grain=0.3, blotch=0.2, nir=0.82, snow=0.5),
-    "needle": Look((44, 78, 50), grain=0.26, blotch=0.15, nir=0.7, snow=0.6),
-    "trunk": Look((84, 66, 50), grain=0.15, nir=0.4),
-    "grass": Look((122, 140, 66), grain=0.12, blotch=0.16, nir=0.72, snow=1.0),
-    "soil": Look((150, 124, 90), grain=0.14, blotch=0.14, nir=0.46, snow=0.9),
-    "skin": Look((206, 160, 130), grain=0.03, nir=0.5),
+    "leaf": Look((72, 106, 48), grain=0.16, blotch=0.14, nir=0.68, snow=0.5),
+    "needle": Look((44, 78, 50), grain=0.14, blotch=0.12, nir=0.52, snow=0.6),
+    "trunk": Look((84, 66, 50), grain=0.1),
+    "grass": Look((122, 140, 66), grain=0.07, blotch=0.1, nir=0.7, snow=1.0),
+    "soil": Look((150, 124, 90), grain=0.08, blotch=0.1, snow=0.9),
+    "skin": Look((206, 160, 130), grain=0.03),
     "hair": Look((60, 44, 34), grain=0.05),
-    "cloth": Look((0, 0, 0), "cloth", grain=0.07),
+    "cloth": Look((0, 0, 0), "cloth", grain=0.07, nir=0.55),
     "helmet": Look((0, 0, 0), "any", grain=0.02),
-    "paint": Look((0, 0, 0), "paint", grain=0.02, blotch=0.03, nir=0.4, snow=0.2),
+    "paint": Look((0, 0, 0), "paint", grain=0.02, blotch=0.03, snow=0.2),
     "glass": Look((46, 56, 66), grain=0.05, blotch=0.12, nir=0.12, glow=0.1, lit=0.5),
     "tyre": Look((28, 28, 30), grain=0.05),
     "tail": Look((200, 30, 30), grain=0.0, glow=1.5),
     "head": Look((240, 236, 220), grain=0.0, glow=2.6),
     "transit": Look((0, 0, 0), "transit", grain=0.02, snow=0.15),
     "cargo": Look((214, 212, 206), "paint", grain=0.03, snow=0.15),
-    "metal": Look((150, 152, 156), grain=0.05, nir=0.4),
+    "metal": Look((150, 152, 156), grain=0.05),
     "frame": Look((0, 0, 0), "any", grain=0.02),
-    "bin": Look((70, 84, 74), grain=0.06, nir=0.3, snow=0.2),
-    "rubble": Look((158, 146, 128), grain=0.4, blotch=0.2, nir=0.4, snow=0.7),
+    "bin": Look((70, 84, 74), grain=0.06, snow=0.2),
+    "rubble": Look((158, 146, 128), grain=0.22, blotch=0.15, snow=0.7),
     "water": Look((58, 92, 110), grain=0.05, blotch=0.08, nir=0.04),
+    "pool": Look((96, 176, 200), grain=0.02, nir=0.05),
+    "court": Look((172, 88, 62), grain=0.03, snow=1.0),
     "panel": Look((38, 48, 82), grain=0.03, nir=0.12, snow=0.7),
-    "plain": Look((0, 0, 0), "any", grain=0.06, blotch=0.06, nir=0.45),
-    "fur": Look((150, 112, 72), "", grain=0.25, blotch=0.15, nir=0.5),
+    "plain": Look((0, 0, 0), "any", grain=0.06, blotch=0.06),
+    "fur": Look((150, 112, 72), "", grain=0.15, blotch=0.1),
 }
 
 LOOK: Final[dict[str, int]] = {name: index for index, name in enumerate(_LOOKS)}

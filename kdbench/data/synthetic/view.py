@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class Camera:
     yaw: float = 0.0  # share of the width
     curve: float = 0.0  # of the road, 1/m
     roll: float = 0.0  # pixels a pixel
+    hill: float = 0.0  # of the ground, 1/m: a dip ahead above 0, a crest below
 
 
 class View:
@@ -46,6 +48,9 @@ class View:
         self.camera = camera
         # Plain attributes: at() runs thousands of times a scene.
         self._x, self._y, self._curve, self._roll = camera.x, camera.height, camera.curve, camera.roll
+        self._hill = camera.hill
+        # Beyond its crest a hill hides the ground.
+        self.crest = min(FAR, sqrt(camera.height / -camera.hill)) if camera.hill < 0 else FAR
         self.f = camera.focal * height
         self.u0 = width * (0.5 + camera.yaw)
         self.v0 = height * camera.horizon
@@ -56,7 +61,7 @@ class View:
         """Pixel of a point."""
         f = self.f
         du = f * ((x - self._x) / z + self._curve * z)
-        return self.u0 + du, self.v0 + f * (self._y - y) / z + self._roll * du
+        return self.u0 + du, self.v0 + f * ((self._y - y) / z - self._hill * z) + self._roll * du
 
     def hidden(self, x: float, reach: float, z: float) -> bool:
         """Whether a thing of that reach to either side lies outside the picture or is too far to matter."""
@@ -84,10 +89,13 @@ class View:
 
     def strip(self, x0: float, x1: float, z0: float, z1: float, fill: Ink) -> None:
         """A piece of ground along the road, bent with it."""
+        z1 = min(z1, self.crest)
+        if z1 <= z0:
+            return
         steps = [z0]
-        if self.camera.curve:
-            while steps[-1] * 1.7 < z1:
-                steps.append(steps[-1] * 1.7)
+        if self._curve or self._hill:
+            while steps[-1] * 1.35 < z1:
+                steps.append(steps[-1] * 1.35)
         steps.append(z1)
         edge = [self.at(x0, 0, z) for z in steps] + [self.at(x1, 0, z) for z in reversed(steps)]
         self.canvas.poly(edge, fill)
@@ -147,7 +155,8 @@ class View:
     def layout(self, subject: int = -1) -> Layout:
         """Close the drawing."""
         h = self.canvas.h
-        below = np.maximum(np.arange(h) + 0.5 - self.v0, 0.3)
-        z = np.maximum(self.f * self.camera.height / below, NEAR)
+        rise = (np.arange(h) + 0.5 - self.v0) / self.f
+        root = np.sqrt(np.maximum(rise * rise + 4 * self._hill * self._y, 0.0))
+        z = np.maximum(2 * self._y / np.maximum(rise + root, 2 * self._y / FAR), NEAR)
         ground = (255 * (NEAR / z) ** _FALL).astype(np.uint8)
-        return self.canvas.layout(max(1, min(h - 2, round(self.v0))), ground, subject)
+        return self.canvas.layout(max(1, min(h - 2, floor(self.v0 + 0.5))), ground, subject)

@@ -15,6 +15,7 @@ import pytest
 
 from kdbench.data import synthetic
 from kdbench.data.synthetic import COARSE, DOMAINS, OBJECTS, Scene, draw
+from kdbench.data.synthetic.canvas import Canvas, ink
 from kdbench.data.synthetic.looks import BOXES
 from kdbench.data.synthetic.styles import CAUSES, Style
 from kdbench.errors import KdbenchError
@@ -37,7 +38,7 @@ def fingerprint(scene: Scene) -> str:
 
 
 def test_the_world_holds_the_benchmarks_domains() -> None:
-    assert synthetic.WORLD == "synthetic-v0"
+    assert synthetic.WORLD == "synthetic-v1"
     assert set(DOMAINS) == {
         "gtav", "cityscapes", "bdd100k", "mapillary", "acdc-night", "acdc-snow", "acdc-fog", "acdc-rain",
         "potsdam-rgb", "potsdam-irrg", "vaihingen-irrg", "proxy", "web",
@@ -100,6 +101,28 @@ def test_every_class_shows_in_a_small_validation_split(domain: str) -> None:
 
 
 @pytest.mark.parametrize("domain", STREET)
+def test_every_street_class_is_large_enough_to_score(domain: str) -> None:
+    labels = np.concatenate([scene.label.ravel() for scene in val(domain)])
+    counts = np.bincount(labels, minlength=256)[:19]
+    assert np.all(counts >= 60), counts
+    assert counts[0] > 0.25 * labels.size
+
+
+def test_rare_classes_take_turns_within_any_sixteen_indices() -> None:
+    rare = [12, 14, 15, 16, 17, 18]
+    for start in range(0, 33):
+        seen = np.concatenate([scene.label.ravel() for scene in val("gtav")[start : start + 16]])
+        assert np.all(np.bincount(seen, minlength=256)[rare] >= 60)
+
+
+def test_canvas_rounds_halves_up_on_either_side_of_zero() -> None:
+    canvas = Canvas(8, 8, ink(10, "sky", 0))
+    canvas.rect(-0.5, 0.5, 2.5, 2.4, ink(0, "asphalt", 0))
+    drawn = canvas.layout(None).thing
+    assert np.array_equal(np.argwhere(drawn == 0), [(1, 0), (1, 1), (1, 2)])
+
+
+@pytest.mark.parametrize("domain", STREET)
 def test_streets_are_mostly_road_building_vegetation_and_sky(domain: str) -> None:
     labels = np.concatenate([scene.label.ravel() for scene in val(domain)])
     share = np.bincount(labels, minlength=256) / labels.size
@@ -143,7 +166,7 @@ def test_plants_are_red_in_the_infrared_only(domain: str) -> None:
     label = np.concatenate([scene.label.ravel() for scene in val(domain)])
     redness = image[:, 0] - image[:, 1:].mean(axis=1)
     gap = redness[(label == 2) | (label == 3)].mean() - redness[label == 0].mean()
-    assert gap > 25 if DOMAINS[domain].styles[0][1].get("infrared") else gap < 15
+    assert gap > 25 if DOMAINS[domain].styles[0][1].get("bands") else gap < 15
 
 
 def test_street_depth_grows_towards_the_camera_and_sky_is_far() -> None:

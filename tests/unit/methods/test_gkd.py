@@ -70,6 +70,7 @@ def loss_of(method: GKD, batch, sides) -> dict[str, float]:
 
 def test_defaults_are_the_published_ones() -> None:
     published = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
+    published |= {"match": "qsd", "single_stage": False}
     assert GKDKnobs().model_dump() == published
 
 
@@ -289,3 +290,34 @@ def test_hidden_tokens_are_drawn_uniformly_and_for_each_image() -> None:
     assert len({bytes(row.numpy()) for row in mask}) == math.comb(8, 4)
     # 2000 draws of a half: a standard deviation of 0.011.
     assert (mask.float().mean(0) - 0.5).abs().max() < 0.06
+
+
+def test_scaled_attention_divides_the_scores_by_the_root_of_the_width(make_pair, random) -> None:
+    head = GKD(GKDKnobs(match="scaled"), make_pair(*WIDTHS)).token_head
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    expected = attend(head, student.double().numpy(), teacher.double().numpy(), scale=1 / math.sqrt(5))
+    assert np.allclose(head(student, teacher).detach().numpy(), expected, atol=1e-5)
+
+
+def test_the_mse_ablation_maps_every_token_alone(make_pair, make_batch, sides) -> None:
+    method = GKD(GKDKnobs(match="mse"), make_pair(*WIDTHS))
+    student, teacher = sides
+    mapped = np.array([[norm_and_map(method.patch_head.value, t) for t in image] for image in rows(student.masked)])
+    expected = ((mapped - rows(teacher.final)) ** 2).mean()
+    assert loss_of(method, make_batch(4), sides)["patch"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_single_stage_ablation_adds_the_task_loss(make_pair, make_batch, fake, random) -> None:
+    method = GKD(GKDKnobs(single_stage=True), make_pair(*WIDTHS))
+    student = fake(random(4, 4, 4, 4), random(4, 3, *GRID), random(4, 3), random(4, 3, *GRID))
+    sides = student, fake(None, random(4, 5, *GRID), random(4, 5))
+    (stage,) = method.stages()
+    assert stage.phase == Phase.TASK
+    assert stage.trains == HEADS | STUDENT
+    torch.manual_seed(0)
+    together = stage.loss(make_batch(4), *sides)
+    torch.manual_seed(0)
+    assert loss_of(method, make_batch(4), sides) == {
+        name: term.item() for name, term in together.items() if name != "task"
+    }
+    assert "task" in together

@@ -16,7 +16,7 @@ SIZE = (32, 64)
 
 @cache
 def encoder_of(name: str) -> Encoder:
-    built = seeded(lambda: build_stand_in(ROLES[name], SIZE), "test", name)
+    built = seeded(lambda: build_stand_in(ROLES[name]), "test", name)
     # A mask token of zeros, its start, would hide where it goes.
     with torch.no_grad():
         built.mask_token.normal_(generator=torch.Generator().manual_seed(0))

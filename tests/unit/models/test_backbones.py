@@ -115,7 +115,7 @@ def test_levels_are_the_blocks_at_the_papers_fractions_of_the_depth(encoder: Tok
 def test_taps_of_the_papers_depths(depth: int, taps: tuple[int, ...]) -> None:
     role = ROLES["deit-s"]
     small = {**role.stand_in, "depth": depth, "embed_dim": 32, "num_heads": 1}
-    assert build_stand_in(type(role)("any", "local", "vit", small), (16, 16)).taps == taps
+    assert build_stand_in(type(role)("any", "local", "vit", small)).taps == taps
 
 
 @roles(PYRAMIDS)
@@ -222,13 +222,13 @@ def test_the_mask_token_learns(encoder: Encoder, images) -> None:
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_the_mask_token_starts_at_zero(name: str) -> None:
-    assert not build_stand_in(ROLES[name], (HEIGHT, WIDTH)).mask_token.any()
+    assert not build_stand_in(ROLES[name]).mask_token.any()
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_seeded_builds_are_equal_and_leave_the_global_generator_alone(name: str) -> None:
     def build(purpose: str) -> dict[str, Tensor]:
-        return seeded(lambda: build_stand_in(ROLES[name], (HEIGHT, WIDTH)), purpose).state_dict()
+        return seeded(lambda: build_stand_in(ROLES[name]), purpose).state_dict()
 
     state = torch.get_rng_state()
     first, again, other = build("one"), build("one"), build("another")
@@ -238,5 +238,5 @@ def test_seeded_builds_are_equal_and_leave_the_global_generator_alone(name: str)
 
 
 def test_normalisation_is_no_part_of_the_weights() -> None:
-    state = build_stand_in(ROLES["deit-s"], (HEIGHT, WIDTH)).state_dict()
+    state = build_stand_in(ROLES["deit-s"]).state_dict()
     assert not {"mean", "std"} & set(state)

@@ -61,12 +61,12 @@ def label() -> Tensor:
 
 @pytest.mark.parametrize("encoder", list(ROLES), indirect=True)
 @pytest.mark.parametrize("size", [(32, 64), (48, 32)])
-def test_logits_are_at_a_quarter_of_the_image(encoder, size: tuple[int, int], images) -> None:
+def test_logits_are_at_half_the_image(encoder, size: tuple[int, int], images) -> None:
     decoder = LightDecoder(encoder.spec, CLASSES)
     with torch.no_grad():
         features = encoder(images(2, *size))
         output = decoder(features)
-    assert output.logits.shape == (2, CLASSES, size[0] // 4, size[1] // 4)
+    assert output.logits.shape == (2, CLASSES, size[0] // 2, size[1] // 2)
     assert output.features is features
 
 
@@ -92,7 +92,7 @@ def test_levels_of_one_grid_are_summed_as_if_each_were_resized_alone(bilinear_su
     generator = torch.Generator().manual_seed(2)
     levels = tuple(torch.randn(1, 4, 32 // s, 32 // s, generator=generator) for s in spec.strides)
     fused: list[Tensor] = []
-    decoder.fuse.register_forward_pre_hook(lambda _, inputs: fused.append(inputs[0]))
+    decoder.norm.register_forward_pre_hook(lambda _, inputs: fused.append(inputs[0]))
     with torch.no_grad():
         decoder(Features(levels, levels[-1], levels[-1].mean((2, 3)), {}))
         projected = [project(level) for project, level in zip(decoder.project, levels, strict=True)]

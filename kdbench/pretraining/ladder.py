@@ -1,0 +1,59 @@
+"""The ladder of objectives for a foundation stand-in, label-free first, each rung probed as a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.runner import CellRun
+from kdbench.errors import KdbenchError
+from kdbench.method import Knobs
+from kdbench.models.shipped import Zoo
+from kdbench.models.zoo import ROLES
+from kdbench.plugins import load_benchmark
+from kdbench.pretraining.courses import COURSES, ObjectiveName
+from kdbench.pretraining.train import School
+from kdbench.report.scores import domain_miou, domains
+
+RUNGS: tuple[ObjectiveName, ...] = ("self-distillation", "rendering", "rendering + coarse")
+ROLE = "dinov2-s"
+STEPS = 1500
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What an objective gave: mIoU in percent of a decoder fitted to the frozen encoder, by benchmark."""
+
+    objective: str
+    seconds: float
+    source: dict[str, float]
+    targets: dict[str, float]
+
+
+def climb(school: School, lab: Lab, benchmarks: Sequence[str], folder: Path) -> Iterator[Rung]:
+    """Pretrains one stand-in by every rung for the same number of steps, and probes it."""
+    base = COURSES[COURSES[ROLE].teacher or ROLE]
+    for objective in RUNGS:
+        zoo = Zoo(folder / objective.replace(" ", ""))
+        recipe = base.recipe.model_copy(update={"steps": STEPS})
+        course = replace(base, role=ROLE, objective=objective, teacher=None, recipe=recipe)
+        card = replace(school, zoo=zoo).train(course)
+        scores = [_probe(replace(lab, zoo=zoo), name) for name in benchmarks]
+        yield Rung(
+            objective,
+            card.seconds,
+            {name: source for name, (source, _) in zip(benchmarks, scores, strict=True)},
+            {name: target for name, (_, target) in zip(benchmarks, scores, strict=True)},
+        )
+
+
+def _probe(lab: Lab, benchmark: str) -> tuple[float, float]:
+    """mIoU on the source's own validation split, and the mean over the targets."""
+    cell = Cell(lab.protocol, load_benchmark(benchmark), ROLES[ROLE], None, None, Knobs(), "", 0)
+    record = CellRun(lab, cell, {}).run().record
+    if record.status != "done":
+        raise KdbenchError(f"probing {ROLE} on {benchmark}: {record.error}")
+    source, targets = domains(record, "source"), domains(record, "target")
+    return domain_miou(source[0]), sum(map(domain_miou, targets)) / len(targets)

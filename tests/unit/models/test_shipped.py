@@ -1,0 +1,78 @@
+"""The shipped zoo: cards, hashes, and what damage looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.errors import KdbenchError
+from kdbench.models.backbones import build_stand_in
+from kdbench.models.shipped import SHIPPED, Zoo
+from kdbench.models.zoo import ROLES
+
+FACTS = {
+    "world": "synthetic-v1", "collection": "proxy", "images": 1, "objective": "objects", "teacher": None,
+    "recipe": {}, "losses": {}, "seconds": 1.0, "made_with": {}, "command": "kdbench models train resnet18",
+}  # fmt: skip
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    made = Zoo(tmp_path)
+    made.write("resnet18", build_stand_in(ROLES["resnet18"]).state_dict(), **FACTS)
+    return made
+
+
+def test_weights_come_back_as_half_precision_kept_them(zoo: Zoo) -> None:
+    torch.manual_seed(0)
+    state = build_stand_in(ROLES["resnet18"]).state_dict()
+    zoo.write("resnet18", state, **FACTS)
+    read = zoo.load("resnet18")
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(read[name], tensor.half().float())
+
+
+def test_a_damaged_file_names_itself_its_hash_and_the_repair(zoo: Zoo, tmp_path: Path) -> None:
+    path = tmp_path / "resnet18.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(KdbenchError) as error:
+        zoo.load("resnet18")
+    for part in (str(path), zoo.card("resnet18").sha256, "kdbench models train resnet18"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.json"])
+def test_a_missing_file_names_itself_and_the_repair(zoo: Zoo, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).unlink()
+    with pytest.raises(KdbenchError, match=rf"{name} is missing.*kdbench models train resnet18"):
+        zoo.load("resnet18")
+
+
+def test_a_broken_card_is_named(zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "resnet18.json").write_text("{}")
+    with pytest.raises(KdbenchError, match=r"resnet18\.json is not a model card"):
+        zoo.card("resnet18")
+
+
+def test_weights_of_another_shape_are_named(zoo: Zoo) -> None:
+    state = build_stand_in(ROLES["resnet18"]).state_dict()
+    state["mask_token"] = torch.zeros(7)
+    zoo.write("resnet18", state, **FACTS)
+    with pytest.raises(KdbenchError, match=r"does not fit 'resnet18': mask_token \(7,\)"):
+        zoo.check("resnet18")
+
+
+def test_every_role_is_shipped_whole_and_the_zoo_is_small() -> None:
+    cards = [Zoo().check(name) for name in ROLES]
+    assert sum(card.bytes for card in cards) <= 15e6
+    assert {file.stem for file in SHIPPED.iterdir()} == set(ROLES)
+
+
+def test_foundation_stand_ins_never_learnt_a_benchmarks_classes() -> None:
+    for name in ROLES:
+        assert Zoo().card(name).collection in ("web", "proxy")
