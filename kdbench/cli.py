@@ -20,6 +20,7 @@ from kdbench.models.zoo import NAMED_PAIRS
 from kdbench.places import default_reference, default_results, default_store
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.spec import RunSpec, split_list
+from kdbench.types import Phase
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data.", rich_markup_mode=None)
@@ -175,12 +176,12 @@ def _print_boards(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "benchmarks", "pairs", "models", "protocols", "datasets"],
+        Literal["methods", "benchmarks", "pairs", "models", "protocols", "datasets", "domains"],
         typer.Argument(help="What to list."),
     ],
     format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
 ) -> None:
-    """What there is: methods, benchmarks, pairs, models, protocols or data sets."""
+    """What there is: methods, benchmarks, pairs, models, protocols, data sets or the built-in world's domains."""
     from kdbench.listing import listing, render
 
     _out(render(listing(what), format_))
@@ -200,6 +201,75 @@ def check(
         _out(f"{'ok  ' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
     if not passed:
         raise typer.Exit(1)
+
+
+@data_app.command("causes")
+def draw_causes(
+    source: Annotated[str, typer.Argument(help="A domain of the built-in world; `kdbench list domains`.")],
+    target: Annotated[str, typer.Argument(help="Another one of the same kind.")],
+    index: Annotated[int, typer.Option(min=0, help="Which scene.")] = 4,
+    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-causes"),
+) -> None:
+    """A picture of a domain shift cause by cause: palette, texture, illumination, weather, sensor."""
+    from kdbench.engine.preview import write_causes
+
+    _out(f"picture: {write_causes(source, target, index, (128, 256), output)}")
+
+
+@app.command()
+def budgets(
+    method: Annotated[str, typer.Option(help="Methods, comma-separated; the teacher's row for phase fit_teacher.")],
+    pair: Annotated[str, typer.Option(help="teacher:student.")],
+    phase: Annotated[Phase, typer.Option(help="The phase whose steps vary.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated.")],
+    protocol: Annotated[str, typer.Option(help="smoke or mini.")] = "mini",
+    seed: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    store: StoreOption = None,
+    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-budgets"),
+) -> None:
+    """mIoU against the steps of one phase, from a quarter to four times the protocol's: a table and a picture."""
+    import pandas as pd
+
+    from kdbench.display import progress_for
+    from kdbench.engine.budgets import measure
+    from kdbench.engine.grid import expand, make_lab
+    from kdbench.report.charts import curves
+
+    spec = RunSpec(
+        methods=split_list(method),
+        pairs=split_list(pair),
+        benchmarks=split_list(benchmark),
+        protocol=protocol,
+        seeds=_seeds(seed),
+        settings=tuple(set_ or ()),
+        device=device,
+        results=output,
+        store=store or default_store(),
+        references=phase == Phase.FIT_TEACHER,
+    )
+    lab = make_lab(spec, progress_for(Console()))
+    cells = [cell for cell in expand(spec, lab) if (cell.method is None) == (phase == Phase.FIT_TEACHER)]
+    rows = []
+    for point in measure(lab, cells, phase):
+        rows.append(vars(point))
+        _out(f"{point.method} {point.benchmark} s{point.seed}: {point.steps} steps, targets {point.targets:.1f}")
+    table = pd.DataFrame(rows)
+    output.mkdir(parents=True, exist_ok=True)
+    name = f"{phase}-{'-'.join(sorted(table.method.unique()))}"
+    table.round(2).to_csv(output / f"{name}.csv", index=False)
+    grouped = table.groupby(["method", "benchmark", "steps"]).targets.agg(["mean", "std"]).fillna(0.0).reset_index()
+    lines = {
+        f"{key[0]}, {key[1]}": [(row.steps, row["mean"], row["std"]) for _, row in group.iterrows()]
+        for key, group in grouped.groupby(["method", "benchmark"])
+    }
+    chosen = {"protocol": float(lab.protocol.recipes[phase].steps)}
+    title = f"Steps of {phase}, {pair}, {lab.protocol.id}"
+    curves(lines, title, chosen, f"steps of {phase}").savefig(output / f"{name}.png")
+    _out(f"written: {output / name}.csv and .png")
 
 
 @data_app.command()

@@ -122,6 +122,23 @@ def _protocols() -> Rows:
     ]
 
 
+def _domains() -> Rows:
+    from kdbench.data.synthetic import causes, describe
+
+    rows = []
+    for name, ranges in describe().items():
+        row = {"domain": name}
+        for cause, fields in causes(name).items():
+            row[cause] = ", ".join(f"{field} {_span(ranges[field])}" for field in fields if field in ranges) or "-"
+        rows.append(row)
+    return rows
+
+
+def _span(span: tuple[float, float]) -> str:
+    low, high = (f"{value:.4g}" for value in span)
+    return low if low == high else f"{low} to {high}"
+
+
 def _datasets() -> Rows:
     from kdbench.data.real import ADAPTERS
 
@@ -135,4 +152,5 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "models": _models,
     "protocols": _protocols,
     "datasets": _datasets,
+    "domains": _domains,
 }

@@ -40,12 +40,17 @@ ARROWS = {
         "kdbench.report.pictures", "kdbench.method", "kdbench.types",
         "kdbench.benchmark",
     ),
+    "kdbench.pretraining": (
+        *SMALL, "kdbench.engine", "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol",
+        "kdbench.report.scores", "kdbench.method", "kdbench.types",
+    ),
     "kdbench.conformance": (
         *SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types",
     ),
     "kdbench.gates": (*SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec"),
     "kdbench.listing": (
         *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models.zoo", "kdbench.protocol", "kdbench.data.real",
+        "kdbench.data.synthetic",
     ),
     "kdbench.display": (),
     "kdbench.cli": ("kdbench",),

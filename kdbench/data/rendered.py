@@ -72,11 +72,19 @@ class RenderedSet:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Every field of the scenes as (count, ...) memory maps; drawn on the first use, once for all processes."""
-        target = self.folder / f"{self.rendition}-{self.split}-{digest(self.identity)}"
-        with FileLock(f"{target}.lock"):
-            if not target.is_dir():
-                self._draw(target)
-        return {name: np.load(target / f"{name}.npy", mmap_mode="r") for name in self.fields}
+        with FileLock(f"{self._target}.lock"):
+            if not self.drawn:
+                self._draw(self._target)
+        return {name: np.load(self._target / f"{name}.npy", mmap_mode="r") for name in self.fields}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the store holds it already."""
+        return self._target.is_dir()
+
+    @cached_property
+    def _target(self) -> Path:
+        return self.folder / f"{self.rendition}-{self.split}-{digest(self.identity)}"
 
     def _draw(self, target: Path) -> None:
         partial = target.with_name(f"{target.name}.partial-{os.getpid()}")

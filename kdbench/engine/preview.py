@@ -10,6 +10,7 @@ from PIL.Image import Image
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
+from kdbench.data.synthetic import causes, describe, draw
 from kdbench.data.worlds import Worlds
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import find_protocol
@@ -51,6 +52,26 @@ def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
         legend=list(zip(benchmark.labels.classes, palette, strict=True)),
         title=f"{benchmark.name}: {benchmark_title(benchmark.title, world)}, world {world}",
     )
+
+
+def write_causes(source: str, target: str, index: int, size: tuple[int, int], output: Path) -> Path:
+    """One scene of a domain with each cause of another domain's appearance in turn, then with all of them."""
+    theirs = describe()[target]
+    columns, images = [f"{source}"], [draw(source, "val", index, size).image]
+    everything: dict[str, tuple[float, float]] = {}
+    for cause, fields in causes(source).items():
+        ranges = {field: theirs[field] for field in fields if field in theirs and cause != "geometry"}
+        everything |= ranges
+        if ranges:
+            columns.append(f"+ {cause}")
+            images.append(draw(source, "val", index, size, ranges).image)
+    columns += ["all of them", f"{target}"]
+    images += [draw(source, "val", index, size, everything).image, draw(target, "val", index, size).image]
+    sheet = contact_sheet([("", images)], columns, title=f"synthetic {source}-like to {target}-like, cause by cause")
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{source}-to-{target}.png"
+    sheet.save(path)
+    return path
 
 
 def _samples(samples: DomainSet, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

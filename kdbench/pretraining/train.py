@@ -42,6 +42,8 @@ class School:
             if self.store.stale(folder.path.name):
                 folder.clear()
             if not folder.done:
+                if not samples.drawn:
+                    self.progress.note(f"drawing {len(samples)} pictures of the collection {course.collection}, once")
                 folder.finish(train(self.fabric, self._job(course, objective, samples), folder, self.progress))
             summary, state = folder.summary(), folder.load_point(0, objective.result)
         return self.zoo.write(
@@ -68,10 +70,10 @@ class School:
         return RenderedSet(name, name, "train", IMAGES[name], ZOO_SIZE, self.store.renders)
 
     def _folder(self, course: Course) -> StageFolder:
-        role = ROLES[course.role]
+        role, taught = ROLES[course.role], course.teacher
         key = digest([
             role.name, role.kind, role.stand_in, course.objective, course.recipe.model_dump(mode="json"),
-            self.teachers(course.teacher).card(course.teacher).sha256 if course.teacher else None, self._samples(course).identity,
+            self.teachers(taught).card(taught).sha256 if taught else None, self._samples(course).identity,
             harness_code(CODE), environment(self.fabric.device, "32-true"),
         ])  # fmt: skip
         return self.store.stage(f"pretrained-{course.role}-{key}")

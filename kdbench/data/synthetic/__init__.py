@@ -9,8 +9,21 @@ from kdbench.data.synthetic.domains import (
     DomainSpec,
     Scene,
     causes,
+    describe,
     draw,
 )
 from kdbench.data.synthetic.things import COARSE
 
-__all__ = ["CATEGORIES", "COARSE", "DOMAINS", "OBJECTS", "SPLITS", "WORLD", "DomainSpec", "Scene", "causes", "draw"]
+__all__ = [
+    "CATEGORIES",
+    "COARSE",
+    "DOMAINS",
+    "OBJECTS",
+    "SPLITS",
+    "WORLD",
+    "DomainSpec",
+    "Scene",
+    "causes",
+    "describe",
+    "draw",
+]

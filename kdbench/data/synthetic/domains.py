@@ -64,8 +64,8 @@ class DomainSpec:
 
 _MOODS: Final[Mapping[str, Mood]] = {
     "gtav": Mood(
-        lanes=(4.0, 6.5), setback=(2.0, 4.5), built=0.55, verge=0.35, traffic=0.45, parked=0.45, people=0.65, curve=0.005,
-        hill=0.0008, bonnet=0.15,
+        lanes=(4.0, 6.5), setback=(2.0, 4.5), built=0.55, verge=0.35, traffic=0.45, parked=0.45, people=0.65,
+        curve=0.005, hill=0.0008, bonnet=0.15,
     ),
     "cityscapes": Mood(
         horizon=(0.4, 0.46), lanes=(3.2, 4.8), built=0.66, houses=0.2, trees=0.7, parked=0.55,
@@ -76,11 +76,12 @@ _MOODS: Final[Mapping[str, Mood]] = {
         curve=0.003, bonnet=0.5
     ),
     "mapillary": Mood(
-        focal=(0.85, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.05, lanes=(2.8, 6.5), built=0.55, houses=0.5, curve=0.006, hill=0.0009,
-        bonnet=0.15, junction=0.5,
+        focal=(0.85, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.05, lanes=(2.8, 6.5), built=0.55, houses=0.5,
+        curve=0.006, hill=0.0009, bonnet=0.15, junction=0.5,
     ),
     "acdc": Mood(
-        lanes=(3.2, 4.8), built=0.52, houses=0.5, verge=0.35, trees=0.6, traffic=0.45, people=0.55, hill=0.0008, bonnet=0.25
+        lanes=(3.2, 4.8), built=0.52, houses=0.5, verge=0.35, trees=0.6, traffic=0.45, people=0.55,
+        hill=0.0008, bonnet=0.25,
     ),
     "collection": Mood(
         focal=(0.9, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.06, lanes=(2.8, 7.0), built=0.5, houses=0.5,
@@ -168,6 +169,21 @@ def causes(domain: str) -> Mapping[str, tuple[str, ...]]:
     geometry = DOMAINS[domain].geometry
     ranged = [f.name for f in fields(geometry) if isinstance(getattr(geometry, f.name), tuple)] if geometry else []
     return {"geometry": tuple(ranged), **CAUSES}
+
+
+def describe() -> Mapping[str, Ranges]:
+    """Every domain's ranges by the names of causes(): the union of its boxes, and its geometry."""
+    table: dict[str, Ranges] = {}
+    for name, spec in DOMAINS.items():
+        ranges: dict[str, tuple[float, float]] = {
+            field: getattr(spec.geometry, field) for field in causes(name)["geometry"]
+        }
+        for _, box in spec.styles:
+            for field, (low, high) in box.items():
+                known = ranges.get(field, (low, high))
+                ranges[field] = (min(low, known[0]), max(high, known[1]))
+        table[name] = ranges
+    return table
 
 
 def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ranges = _NOTHING) -> Scene:

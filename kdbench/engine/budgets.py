@@ -1,0 +1,58 @@
+"""mIoU against the steps of one phase: what a protocol's budgets are chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.runner import CellRun
+from kdbench.errors import KdbenchError
+from kdbench.protocol import Protocol
+from kdbench.report.scores import domain_miou, domains
+from kdbench.types import Phase
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell at a scaled budget; mIoU in percent, mean of the targets and of the sources."""
+
+    phase: Phase
+    method: str
+    benchmark: str
+    seed: int
+    steps: int
+    targets: float
+    source: float
+
+
+def scaled(protocol: Protocol, phase: Phase, factor: float) -> Protocol:
+    """The protocol with another number of steps in one phase; schedules stretch with it."""
+    recipe = protocol.recipes[phase]
+    steps = max(1, round(recipe.steps * factor))
+    return protocol.model_copy(
+        update={"recipes": {**protocol.recipes, phase: recipe.model_copy(update={"steps": steps})}}
+    )
+
+
+def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[float] = FACTORS) -> Iterator[Point]:
+    """Runs each cell at each budget of the phase. No records are written: these are no results of the protocol."""
+    for factor in factors:
+        protocol = scaled(lab.protocol, phase, factor)
+        there = replace(lab, protocol=protocol)
+        for cell in cells:
+            record = CellRun(there, replace(cell, protocol=protocol), {}).run().record
+            if record.status != "done":
+                raise KdbenchError(f"{cell.name} at {factor} times the {phase} budget: {record.error}")
+            targets, sources = ([domain_miou(d) for d in domains(record, role)] for role in ("target", "source"))
+            yield Point(
+                phase,
+                record.spec.resolved.method,
+                cell.benchmark.name,
+                cell.seed,
+                protocol.recipes[phase].steps,
+                sum(targets) / len(targets),
+                sum(sources) / len(sources),
+            )

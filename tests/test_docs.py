@@ -1,0 +1,35 @@
+"""What the documents show is what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdbench.listing import listing, render
+from kdbench.plugins import load_benchmark
+
+ROOT = Path(__file__).parent.parent
+WORLD = (ROOT / "docs" / "world.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_domains_is_that_of_the_list() -> None:
+    (table,) = re.findall(r"<!-- domains -->\n(.*?)<!-- end -->", WORLD, flags=re.DOTALL)
+    assert table.strip() == render(listing("domains"), "markdown").strip()
+
+
+def test_the_examples_of_the_world_run(tmp_path: Path) -> None:
+    call, benchmark = re.findall(r"```python\n(.*?)```", WORLD, flags=re.DOTALL)
+    found: dict[str, object] = {}
+    exec(call, found)
+    assert found["scene"].image.shape == (64, 128, 3)
+    plugin = tmp_path / "fog_only.py"
+    plugin.write_text(benchmark, encoding="utf-8")
+    assert load_benchmark(str(plugin)).targets[0].adjust == {"fog": (0.02, 0.03)}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_pictures_and_pages_that_a_page_points_to_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).is_file(), target

@@ -1,0 +1,92 @@
+"""The world is frozen: label maps hash as they did, pictures look as they did, and causes can be adjusted by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdbench.data.rendered import RenderedSet
+from kdbench.data.synthetic import DOMAINS, WORLD, causes, draw
+from kdbench.errors import KdbenchError
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SIZE = (64, 128)
+script = importlib.util.spec_from_file_location("draw_world", GOLDEN / "draw_world.py")
+draw_world = importlib.util.module_from_spec(script)
+script.loader.exec_module(draw_world)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_label_maps_hash_as_frozen(domain: str) -> None:
+    frozen = json.loads((GOLDEN / WORLD / "labels.json").read_text())
+    assert draw_world.label_hashes(domain) == frozen[domain]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_pictures_agree_within_two_grey_levels_on_all_but_a_thousandth_of_the_pixels(domain: str) -> None:
+    frozen = np.asarray(Image.open(GOLDEN / WORLD / f"{domain}.png")).astype(int)
+    gap = np.abs(draw(domain, "val", 3, SIZE).image.astype(int) - frozen).max(axis=-1)
+    assert (gap > 2).mean() <= 0.001
+
+
+def test_every_domain_is_frozen() -> None:
+    assert set(json.loads((GOLDEN / WORLD / "labels.json").read_text())) == set(DOMAINS)
+
+
+def test_another_process_in_another_order_draws_the_same() -> None:
+    code = (
+        "import hashlib; from kdbench.data.synthetic import draw;"
+        "[draw('acdc-snow', 'val', i, (64, 128)) for i in (9, 2)];"
+        "print(hashlib.sha256(draw('mapillary', 'train', 5, (64, 128)).image.tobytes()).hexdigest())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    import hashlib
+
+    assert found == hashlib.sha256(draw("mapillary", "train", 5, SIZE).image.tobytes()).hexdigest()
+
+
+def test_a_cause_is_adjusted_by_name_and_leaves_the_labels() -> None:
+    clear = draw("cityscapes", "val", 4, SIZE)
+    misty = draw("cityscapes", "val", 4, SIZE, {"fog": (0.05, 0.05)})
+    assert np.array_equal(clear.label, misty.label)
+    sharpness = [np.abs(np.diff(scene.image.astype(int), axis=1)).mean() for scene in (clear, misty)]
+    assert sharpness[1] < 0.75 * sharpness[0]
+
+
+def test_geometry_is_adjusted_by_name() -> None:
+    near, far = (draw("cityscapes", "val", 4, SIZE, {"focal": (f, f)}).label for f in (0.8, 2.0))
+    assert not np.array_equal(near, far)
+    wide = draw("potsdam-rgb", "val", 0, SIZE, {"extent": (90, 90)})
+    assert not np.array_equal(wide.label, draw("potsdam-rgb", "val", 0, SIZE).label)
+
+
+def test_causes_have_the_names_of_the_documentation() -> None:
+    assert list(causes("gtav")) == ["geometry", "palette", "texture", "illumination", "weather", "sensor"]
+    assert "focal" in causes("gtav")["geometry"]
+    assert "extent" in causes("potsdam-rgb")["geometry"]
+    assert causes("web")["geometry"] == ()
+
+
+@pytest.mark.parametrize(
+    ("adjust", "message"),
+    [({"fogg": (0, 1)}, "fogg.*fog"), ({"fog": (1, 0)}, "write the smaller first"), ({"extent": (1, 2)}, "extent")],
+)
+def test_a_wrong_adjustment_says_what_to_do(adjust: dict[str, tuple[float, float]], message: str) -> None:
+    with pytest.raises(KdbenchError, match=message):
+        draw("cityscapes", "val", 0, SIZE, adjust)
+
+
+def test_an_adjusted_set_is_another_set(tmp_path: Path) -> None:
+    plain, misty = (
+        RenderedSet("city", "cityscapes", "val", 2, SIZE, tmp_path, adjust) for adjust in ({}, {"fog": (0.05, 0.05)})
+    )
+    assert plain.identity != misty.identity
+    assert not np.array_equal(plain.arrays["image"], misty.arrays["image"])
+    assert np.array_equal(plain.arrays["label"], misty.arrays["label"])
