@@ -77,20 +77,24 @@ class Protocol(Frozen):
         return f"{self.name}-{digest(self.model_dump(mode='json', exclude={'summary', 'checkpoint_every'}), 8)}"
 
 
+# Hue as in the photometric distortion that the field trains with.
+_VIEWS = Augmentation(hue=0.1)
 MINI = Protocol(
     name="mini",
     summary="minutes on a laptop: small stand-ins for the models; where the absolute numbers mean little",
     zoo="mini-v1",
     decoder="light",
     image_size=(64, 128),
-    train_images=600,
-    proxy_images=1500,
+    train_images=1000,
+    proxy_images=3000,
     val_images=48,
     recipes={
-        Phase.FIT_TEACHER: Recipe(steps=250, batch=16, lr=1e-3, warmup=10, schedule="poly"),
-        Phase.PROXY: Recipe(steps=240, batch=16, lr=1e-3, warmup=20),
-        Phase.SOURCE: Recipe(steps=120, batch=16, lr=5e-4),
-        Phase.TASK: Recipe(steps=200, batch=16, lr=1e-3, encoder_lr=0.3, warmup=10, schedule="poly"),
+        Phase.FIT_TEACHER: Recipe(steps=800, batch=16, lr=4e-3, warmup=20, schedule="poly", augmentation=_VIEWS),
+        Phase.PROXY: Recipe(steps=400, batch=16, lr=1e-3, warmup=20, augmentation=_VIEWS),
+        Phase.SOURCE: Recipe(steps=150, batch=16, lr=1e-3, augmentation=_VIEWS),
+        Phase.TASK: Recipe(
+            steps=300, batch=16, lr=4e-3, encoder_lr=0.3, warmup=20, schedule="poly", augmentation=_VIEWS
+        ),
     },
     evaluation=Evaluation(window=(64, 128), stride=(32, 64), batch=16),
 )

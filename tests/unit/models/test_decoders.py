@@ -40,15 +40,18 @@ def at_pixel(map_: np.ndarray, y: int, x: int, size: tuple[int, int]) -> np.ndar
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> float:
-    """Mean of -log softmax over labelled pixels, one by one in float64."""
-    total, count = 0.0, 0
+    """Mean of -log softmax over labelled pixels, one by one in float64, each by the root of its class's rarity."""
+    total, count = 0.0, 0.0
     size = (label.shape[1], label.shape[2])
+    labels = label[label != 255].tolist()
+    weight = {name: math.sqrt(len(labels) / labels.count(name)) for name in set(labels)}
     for b, y, x in np.ndindex(*label.shape):
         if label[b, y, x] == 255:
             continue
         scores = at_pixel(logits[b].detach().double().numpy(), y, x, size)
-        total += math.log(sum(math.exp(score) for score in scores)) - scores[int(label[b, y, x])]
-        count += 1
+        own = weight[int(label[b, y, x])]
+        total += own * (math.log(sum(math.exp(score) for score in scores)) - scores[int(label[b, y, x])])
+        count += own
     return total / count
 
 
@@ -134,14 +137,15 @@ def test_ignored_pixels_get_no_gradient(label: Tensor) -> None:
     assert torch.equal(moved, label != 255)
 
 
-def test_the_mean_is_over_the_batchs_labelled_pixels_not_over_images() -> None:
+def test_the_mean_is_over_the_batch_and_a_class_weighs_by_the_root_of_its_rarity() -> None:
     # One labelled pixel against eight: the mean of the images' means would weigh them alike.
     label = torch.full((2, 3, 3), 255)
     label[0, 0, 0], label[1] = 0, 1
     label[1, 0, 0] = 255
     logits = torch.zeros(2, 2, 3, 3)
     logits[1, 1] = 10
-    expected = (math.log(2) + 8 * math.log1p(math.exp(-10))) / 9
+    rare, common = math.sqrt(9), math.sqrt(9 / 8)
+    expected = (rare * math.log(2) + 8 * common * math.log1p(math.exp(-10))) / (rare + 8 * common)
     assert pixel_cross_entropy(logits, label).item() == pytest.approx(expected, rel=1e-5)
 
 

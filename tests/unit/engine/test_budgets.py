@@ -1,0 +1,28 @@
+"""Budgets of one phase, scaled."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdbench.engine.budgets import measure, scaled
+from kdbench.protocol import MINI
+from kdbench.report.scores import domain_miou
+from kdbench.types import Phase
+
+
+def test_one_phase_is_scaled_and_the_id_tells() -> None:
+    longer = scaled(MINI, Phase.PROXY, 2.0)
+    assert longer.recipes[Phase.PROXY].steps == 2 * MINI.recipes[Phase.PROXY].steps
+    assert all(longer.recipes[phase] == MINI.recipes[phase] for phase in Phase if phase != Phase.PROXY)
+    assert longer.id != MINI.id
+    assert scaled(MINI, Phase.TASK, 1.0) == MINI
+
+
+def test_a_point_is_the_cell_of_that_budget(plan_cells, run_cells) -> None:
+    lab, cells = plan_cells(methods=("baseline",))
+    points = list(measure(lab, cells, Phase.TASK, (0.5, 1.0)))
+    steps = lab.protocol.recipes[Phase.TASK].steps
+    assert [point.steps for point in points] == [steps // 2, steps]
+    (done,) = run_cells(methods=("baseline",))
+    target, source = (domain_miou(domain) for domain in done.record.result.domains)
+    assert (points[1].targets, points[1].source) == pytest.approx((target, source))
