@@ -31,7 +31,7 @@ def test_every_command_of_the_readme_exists() -> None:
 
     from kdbench.cli import app
 
-    verbs = set(re.findall(r"^kdbench (\w+(?: preview)?)", README, flags=re.MULTILINE))
+    verbs = set(re.findall(r"^kdbench ((?:data |models )?\w+)", README, flags=re.MULTILINE))
     assert {"run", "leaderboard", "list", "check", "data preview"} <= verbs
     for verb in verbs:
         assert CliRunner().invoke(app, [*verb.split(), "--help"]).exit_code == 0, verb

@@ -88,7 +88,9 @@ class RenderedSet:
 
     def _draw(self, target: Path) -> None:
         partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
+        # The lock is held: whatever else lies there was left by a drawing that was stopped.
+        for left in target.parent.glob(f"{target.name}.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         with naming_a_full_disk(target):
             kept: dict[str, np.ndarray] = {}

@@ -37,6 +37,8 @@ class Worlds:
                     f"'{domain.name}'. Leave --data-root out to run it in the built-in world. Data sets that are read: "
                     f"{', '.join(sorted(ADAPTERS))}."
                 )
+            if self.data_root is None and domain.synthetic is not None:
+                synthetic.check_adjustment(domain.synthetic, domain.adjust)
         opened = [
             self.proxy(benchmark.proxy),
             *map(self.train, benchmark.sources),

@@ -149,7 +149,8 @@ def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
 
 
 def _shipped(zoo: Zoo, role: Role) -> Origin:
-    return Origin(f"zoo-{zoo.card(role.name).sha256}", lambda: zoo.load(role.name))
+    built = digest([zoo.card(role.name).sha256, role.kind, role.stand_in])
+    return Origin(f"zoo-{built}", lambda: zoo.load(role.name))
 
 
 def _as_built(networks: Networks, name: str) -> Origin:

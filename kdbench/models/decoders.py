@@ -20,8 +20,9 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """
     logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
     classes = logits.shape[1]
-    # One class more takes the ignored pixels, so that nothing waits for the device to count them.
-    counts = torch.bincount(label.where(label != IGNORE, classes).flatten(), minlength=classes + 1)[:classes]
+    # One class more takes the ignored pixels; scattered, because a bincount waits for the device.
+    flat = label.where(label != IGNORE, classes).flatten()
+    counts = flat.new_zeros(classes + 1).scatter_add_(0, flat, torch.ones_like(flat))[:classes]
     weight = (counts / counts.sum().clamp(min=1)).clamp(min=RAREST).rsqrt()
     total = F.cross_entropy(logits, label, weight, ignore_index=IGNORE, reduction="sum")
     return total / (weight * counts).sum().clamp(min=1)

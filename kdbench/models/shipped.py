@@ -61,9 +61,10 @@ class Zoo:
         try:
             return Card.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {_restore(role)}") from None
+            raise KdbenchError(f"{path} is missing. {self._restore(role)}") from None
         except ValidationError as error:
-            raise KdbenchError(f"{path} is not a model card: {error.errors()[0]['msg']}. {_restore(role)}") from None
+            reason = error.errors()[0]["msg"]
+            raise KdbenchError(f"{path} is not a model card: {reason}. {self._restore(role)}") from None
 
     def load(self, role: str) -> dict[str, Tensor]:
         """The weights in single precision, their hash compared with the card's."""
@@ -71,31 +72,47 @@ class Zoo:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {_restore(role)}") from None
+            raise KdbenchError(f"{path} is missing. {self._restore(role)}") from None
         found = hashlib.sha256(content).hexdigest()
         if found != card.sha256:
-            raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {card.sha256}. {_restore(role)}")
-        return {name: tensor.float() for name, tensor in from_bytes(content).items()}
+            raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {card.sha256}. {self._restore(role)}")
+        return {name: t.float() if t.dtype == torch.float16 else t for name, t in from_bytes(content).items()}
 
     def check(self, role: str) -> Card:
-        """Raises where the stored weights are damaged or do not fit the architecture."""
+        """Raises where the stored weights are damaged, are not finite or do not fit the architecture."""
         card, state = self.card(role), self.load(role)
+        if card.architecture != _architecture(role):
+            raise KdbenchError(
+                f"{self.folder / role}.json describes another architecture: {card.architecture}, not "
+                f"{_architecture(role)}. {self._restore(role)}"
+            )
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise KdbenchError(f"{self.folder / role}.safetensors is not finite in {broken[0]}. {self._restore(role)}")
         expected = {name: tensor.shape for name, tensor in build_stand_in(ROLES[role]).state_dict().items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         wrong = sorted({name for name, _ in expected.items() ^ found.items()})
         if wrong:
             shown = ", ".join(f"{name} {tuple(found.get(name, ()))}" for name in wrong[:5])
-            raise KdbenchError(f"{self.folder / role}.safetensors does not fit '{role}': {shown}. {_restore(role)}")
+            raise KdbenchError(
+                f"{self.folder / role}.safetensors does not fit '{role}': {shown}. {self._restore(role)}"
+            )
         return card
 
+    def _restore(self, role: str) -> str:
+        return (
+            "Restore it with `git checkout` or a new installation, or train it again: "
+            f"kdbench models train {role} --output {self.folder}"
+        )
+
     def write(self, role: str, state: Mapping[str, Tensor], **facts: Any) -> Card:
-        """Stores weights in half precision with their card."""
-        content = to_bytes({name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()})
+        """Stores weights in half precision with their card; running statistics and counters stay as they are."""
+        content = to_bytes({name: _compact(name, tensor) for name, tensor in state.items()})
         card = Card(
             role=role,
             family=ROLES[role].family,
-            architecture={"kind": ROLES[role].kind, **ROLES[role].stand_in},
-            parameters=sum(tensor.numel() for tensor in state.values()),
+            architecture=_architecture(role),
+            parameters=sum(p.numel() for p in build_stand_in(ROLES[role]).parameters()),
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
             **facts,
@@ -106,5 +123,12 @@ class Zoo:
         return card
 
 
-def _restore(role: str) -> str:
-    return f"Restore it with `git checkout` or a new installation, or train it again: kdbench models train {role}"
+def _architecture(role: str) -> dict[str, Any]:
+    """What decides how weights are used, as JSON writes it."""
+    found: dict[str, Any] = json.loads(json.dumps({"kind": ROLES[role].kind, **ROLES[role].stand_in}))
+    return found
+
+
+def _compact(name: str, tensor: Tensor) -> Tensor:
+    kept = not tensor.is_floating_point() or "running_" in name
+    return (tensor if kept else tensor.to(torch.float16)).contiguous()

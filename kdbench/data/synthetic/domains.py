@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from kdbench.data.synthetic.looks import BOXES
 from kdbench.data.synthetic.objects import SUBJECTS, subject
 from kdbench.data.synthetic.render import render
 from kdbench.data.synthetic.street import Mood, street
-from kdbench.data.synthetic.styles import CAUSES, TILE_H, TILE_W, Ranges, sample
+from kdbench.data.synthetic.styles import BANDS, CAUSES, TILE_H, TILE_W, Ranges, Style, sample
 from kdbench.data.synthetic.things import AERIAL_CLASSES, BASE, COARSE_OF, IGNORE, LABEL_OF, STREET_CLASSES
 from kdbench.errors import KdbenchError, unknown
 
@@ -29,6 +30,10 @@ SPLITS: Final = ("train", "val")
 CATEGORIES: Final[tuple[str, ...]] = (*SUBJECTS, "street scene", "aerial scene")
 OBJECTS: Final = len(CATEGORIES)
 SMALLEST: Final = 16
+SHORTEST: Final = 0.05
+"""The smallest length or share that a geometry can be drawn with."""
+NEUTRAL: Final = MappingProxyType({f.name: getattr(Style(), f.name) for f in fields(Style)})
+"""What a style's fields are where a domain does not name them."""
 
 Kind = Literal["street", "aerial", "collection"]
 
@@ -131,13 +136,23 @@ def _adjusted(geometry: Geometry, adjust: Ranges) -> Geometry:
     return replace(geometry, **chosen)
 
 
-def _check_adjustment(domain: str, adjust: Ranges) -> None:
-    known = {name for names in causes(domain).values() for name in names} if adjust else set()
-    for name, (low, high) in adjust.items():
-        if name not in known:
-            raise unknown(f"cause to adjust in domain '{domain}'", name, sorted(known))
-        if not low <= high:
-            raise KdbenchError(f"'{name}' of domain '{domain}' ranges from {low} to {high}: write the smaller first")
+def check_adjustment(domain: str, adjust: Ranges) -> None:
+    """Raises where a domain is unknown, or what is adjusted in it has no such name or no such range."""
+    if domain not in DOMAINS:
+        raise unknown("domain of the built-in world", domain, DOMAINS)
+    found = causes(domain)
+    for name, span in adjust.items():
+        if not any(name in names for names in found.values()):
+            raise unknown(f"cause to adjust in domain '{domain}'", name, sorted({n for g in found.values() for n in g}))
+        pair = span if isinstance(span, tuple | list) and len(span) == 2 else (math.nan, math.nan)
+        least = SHORTEST if name in found["geometry"] else 0.0 if name == "bands" else -math.inf
+        most = len(BANDS) - 1 if name == "bands" else math.inf
+        if not least <= pair[0] <= pair[1] <= most or math.isinf(pair[1] - pair[0]):
+            limits = f", from {least:g} to {most:g}" if least > -math.inf else ""
+            raise KdbenchError(
+                f"'{name}' of domain '{domain}' cannot range over {span}: give (low, high), two numbers, the smaller "
+                f"first{limits}."
+            )
 
 
 def _style_box(spec: DomainSpec, dice: Dice) -> Ranges:
@@ -178,10 +193,9 @@ def describe() -> Mapping[str, Ranges]:
         ranges: dict[str, tuple[float, float]] = {
             field: getattr(spec.geometry, field) for field in causes(name)["geometry"]
         }
-        for _, box in spec.styles:
-            for field, (low, high) in box.items():
-                known = ranges.get(field, (low, high))
-                ranges[field] = (min(low, known[0]), max(high, known[1]))
+        for field in {field for _, box in spec.styles for field in box}:
+            spans = [box.get(field, (NEUTRAL[field],) * 2) for _, box in spec.styles]
+            ranges[field] = min(low for low, _ in spans), max(high for _, high in spans)
         table[name] = ranges
     return table
 
@@ -192,7 +206,8 @@ def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ran
     adjust: ranges that replace the domain's own, by a name of causes(); a new domain made from a known one.
     """
     spec = _check(domain, split, index, size)
-    _check_adjustment(domain, adjust)
+    if adjust:
+        check_adjustment(domain, adjust)
     layout = _lay_out(spec, adjust, split, index, *size)
     dice = Dice(WORLD, "style", domain, split, index)
     ranges = {**_style_box(spec, dice), **{name: span for name, span in adjust.items() if name in _STYLE}}

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.synthetic import DOMAINS, WORLD, causes, draw
+from kdbench.data.synthetic import DOMAINS, NEUTRAL, WORLD, causes, describe, draw
+from kdbench.data.synthetic.canvas import Dice
+from kdbench.data.synthetic.domains import _style_box
+from kdbench.data.synthetic.styles import sample
 from kdbench.errors import KdbenchError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -76,11 +79,30 @@ def test_causes_have_the_names_of_the_documentation() -> None:
 
 @pytest.mark.parametrize(
     ("adjust", "message"),
-    [({"fogg": (0, 1)}, "fogg.*fog"), ({"fog": (1, 0)}, "write the smaller first"), ({"extent": (1, 2)}, "extent")],
+    [
+        ({"fogg": (0, 1)}, "fogg.*fog"),
+        ({"fog": (1, 0)}, "the smaller first"),
+        ({"fog": 0.02}, "two numbers"),
+        ({"fog": (0, float("nan"))}, "two numbers"),
+        ({"bands": (5, 5)}, "from 0 to 4"),
+        ({"focal": (0, 1)}, "from 0.05"),
+        ({"extent": (1, 2)}, "extent"),
+    ],
 )
 def test_a_wrong_adjustment_says_what_to_do(adjust: dict[str, tuple[float, float]], message: str) -> None:
     with pytest.raises(KdbenchError, match=message):
         draw("cityscapes", "val", 0, SIZE, adjust)
+
+
+def test_the_published_ranges_hold_every_style() -> None:
+    for name, spec in DOMAINS.items():
+        ranges = describe()[name]
+        for index in range(60):
+            dice = Dice("test", name, index)
+            style = sample(_style_box(spec, dice), dice)
+            for field, value in vars(style).items():
+                low, high = ranges.get(field, (NEUTRAL[field],) * 2)
+                assert low <= value <= high, (name, field)
 
 
 def test_an_adjusted_set_is_another_set(tmp_path: Path) -> None:

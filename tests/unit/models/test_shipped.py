@@ -32,7 +32,32 @@ def test_weights_come_back_as_half_precision_kept_them(zoo: Zoo) -> None:
     read = zoo.load("resnet18")
     assert read.keys() == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(read[name], tensor.half().float())
+        kept = "running" in name or not tensor.is_floating_point()
+        assert torch.equal(read[name], tensor if kept else tensor.half().float())
+        assert read[name].dtype == tensor.dtype
+
+
+def test_running_statistics_beyond_half_precision_survive(zoo: Zoo) -> None:
+    state = build_stand_in(ROLES["resnet18"]).state_dict()
+    name = next(name for name in state if name.endswith("running_var"))
+    state[name] = torch.full_like(state[name], 1e6)
+    zoo.write("resnet18", state, **FACTS)
+    assert torch.equal(zoo.load("resnet18")[name], state[name])
+
+
+def test_weights_that_are_not_finite_are_named(zoo: Zoo) -> None:
+    state = build_stand_in(ROLES["resnet18"]).state_dict()
+    state["mask_token"] = torch.full_like(state["mask_token"], 1e6)
+    zoo.write("resnet18", state, **FACTS)
+    with pytest.raises(KdbenchError, match="not finite in mask_token"):
+        zoo.check("resnet18")
+
+
+def test_a_card_of_another_architecture_is_refused(zoo: Zoo, tmp_path: Path) -> None:
+    card = tmp_path / "resnet18.json"
+    card.write_text(card.read_text().replace('"basic"', '"bottleneck"'))
+    with pytest.raises(KdbenchError, match="another architecture"):
+        zoo.check("resnet18")
 
 
 def test_a_damaged_file_names_itself_its_hash_and_the_repair(zoo: Zoo, tmp_path: Path) -> None:
@@ -71,8 +96,3 @@ def test_every_role_is_shipped_whole_and_the_zoo_is_small() -> None:
     cards = [Zoo().check(name) for name in ROLES]
     assert sum(card.bytes for card in cards) <= 15e6
     assert {file.stem for file in SHIPPED.iterdir()} == set(ROLES)
-
-
-def test_foundation_stand_ins_never_learnt_a_benchmarks_classes() -> None:
-    for name in ROLES:
-        assert Zoo().card(name).collection in ("web", "proxy")
