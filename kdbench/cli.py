@@ -16,7 +16,7 @@ from tabulate import tabulate
 from kdbench import __version__
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
-from kdbench.models.zoo import NAMED_PAIRS
+from kdbench.models.zoo import NAMED_PAIRS, parse_pair
 from kdbench.places import default_reference, default_results, default_store
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.spec import RunSpec, split_list
@@ -218,10 +218,12 @@ def draw_causes(
 
 @app.command()
 def budgets(
-    method: Annotated[str, typer.Option(help="Methods, comma-separated; the teacher's row for phase fit_teacher.")],
-    pair: Annotated[str, typer.Option(help="teacher:student.")],
     phase: Annotated[Phase, typer.Option(help="The phase whose steps vary.")],
+    pair: Annotated[str, typer.Option(help="teacher:student, one.")],
     benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated.")],
+    method: Annotated[
+        str, typer.Option(help="Methods, comma-separated; left out for fit_teacher, where the teacher's row is run.")
+    ] = "",
     protocol: Annotated[str, typer.Option(help="smoke or mini.")] = "mini",
     seed: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
     set_: Annotated[
@@ -237,11 +239,14 @@ def budgets(
     from kdbench.display import progress_for
     from kdbench.engine.budgets import measure
     from kdbench.engine.grid import expand, make_lab
-    from kdbench.report.charts import curves
+    from kdbench.report.charts import budget_curves
 
+    parse_pair(pair)
+    if not method and phase != Phase.FIT_TEACHER:
+        raise KdbenchError(f"--phase {phase} needs --method: which methods' rows are run.")
     spec = RunSpec(
-        methods=split_list(method),
-        pairs=split_list(pair),
+        methods=split_list(method) if method else (),
+        pairs=(pair,),
         benchmarks=split_list(benchmark),
         protocol=protocol,
         seeds=_seeds(seed),
@@ -259,16 +264,10 @@ def budgets(
         _out(f"{point.method} {point.benchmark} s{point.seed}: {point.steps} steps, targets {point.targets:.1f}")
     table = pd.DataFrame(rows)
     output.mkdir(parents=True, exist_ok=True)
-    name = f"{phase}-{'-'.join(sorted(table.method.unique()))}"
+    name = "-".join([phase, pair.replace(":", "--"), *sorted({cell.name.replace(" · ", "-") for cell in cells})])
     table.round(2).to_csv(output / f"{name}.csv", index=False)
-    grouped = table.groupby(["method", "benchmark", "steps"]).targets.agg(["mean", "std"]).fillna(0.0).reset_index()
-    lines = {
-        f"{key[0]}, {key[1]}": [(row.steps, row["mean"], row["std"]) for _, row in group.iterrows()]
-        for key, group in grouped.groupby(["method", "benchmark"])
-    }
-    chosen = {"protocol": float(lab.protocol.recipes[phase].steps)}
-    title = f"Steps of {phase}, {pair}, {lab.protocol.id}"
-    curves(lines, title, chosen, f"steps of {phase}").savefig(output / f"{name}.png")
+    title = f"Steps of {phase}, {', '.join(['mini:' + p for p in pair.split(':')])}, {' '.join(set_ or ())}"
+    budget_curves(table, title, lab.protocol.recipes[phase].steps).savefig(output / f"{name}.png")
     _out(f"written: {output / name}.csv and .png")
 
 

@@ -29,11 +29,11 @@ class Point:
 
 
 def scaled(protocol: Protocol, phase: Phase, factor: float) -> Protocol:
-    """The protocol with another number of steps in one phase; schedules stretch with it."""
+    """The protocol with another number of steps in one phase; warm-up and schedule stretch with it."""
     recipe = protocol.recipes[phase]
-    steps = max(1, round(recipe.steps * factor))
+    steps, warmup = max(1, round(recipe.steps * factor)), round(recipe.warmup * factor)
     return protocol.model_copy(
-        update={"recipes": {**protocol.recipes, phase: recipe.model_copy(update={"steps": steps})}}
+        update={"recipes": {**protocol.recipes, phase: recipe.model_copy(update={"steps": steps, "warmup": warmup})}}
     )
 
 

@@ -60,7 +60,7 @@ class Distances:
     def _trained(self, name: str) -> Segmentor:
         samples, model = self._samples(name, "train"), _network(synthetic.DOMAINS[name].classes)
         key = digest([
-            samples.identity, RECIPE.model_dump(mode="json"), REFERENCE, harness_code((*LOOP, *TESTING)),
+            samples.identity, RECIPE.model_dump(mode="json"), REFERENCE, harness_code((*LOOP, *TESTING, __name__)),
             environment(self._fabric.device, "32-true"),
         ])  # fmt: skip
         folder = self._store.stage(f"distance-{name}-{key}")

@@ -10,8 +10,9 @@ from PIL.Image import Image
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
-from kdbench.data.synthetic import causes, describe, draw
+from kdbench.data.synthetic import DOMAINS, NEUTRAL, causes, check_adjustment, describe, draw
 from kdbench.data.worlds import Worlds
+from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import find_protocol
 from kdbench.report.names import benchmark_title, domain_name
@@ -56,13 +57,20 @@ def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
 
 def write_causes(source: str, target: str, index: int, size: tuple[int, int], output: Path) -> Path:
     """One scene of a domain with each cause of another domain's appearance in turn, then with all of them."""
-    theirs = describe()[target]
-    columns, images = [f"{source}"], [draw(source, "val", index, size).image]
+    for name in (source, target):
+        check_adjustment(name, {})
+    if DOMAINS[source].kind != DOMAINS[target].kind:
+        raise KdbenchError(f"'{source}' and '{target}' are of different kinds; name two of one kind.")
+    ours, theirs = describe()[source], describe()[target]
+    columns, images = [source], [draw(source, "val", index, size).image]
     everything: dict[str, tuple[float, float]] = {}
     for cause, fields in causes(source).items():
-        ranges = {field: theirs[field] for field in fields if field in theirs and cause != "geometry"}
+        if cause == "geometry":
+            continue
+        named = [field for field in fields if field in ours or field in theirs]
+        ranges = {field: theirs.get(field, (NEUTRAL[field],) * 2) for field in named}
         everything |= ranges
-        if ranges:
+        if any(span != ours.get(field) for field, span in ranges.items()):
             columns.append(f"+ {cause}")
             images.append(draw(source, "val", index, size, ranges).image)
     columns += ["all of them", f"{target}"]

@@ -1,7 +1,7 @@
 """Every stand-in's course: collection, objective and numbers. The largest of a family comes first and teaches the rest.
 
-Foundation models learn on "web". The ladder of objectives, label-free first, and what each rung gave is in
-docs/mini.md (`kdbench models ladder`). Local models learn on the proxy alone. None ever sees a benchmark's classes.
+Foundation models learn on "web", local ones on the proxy alone. None ever sees a benchmark's images or label maps; what
+the coarse groups and the main objects have in common with a benchmark's classes is said in docs/mini.md.
 """
 
 from __future__ import annotations
@@ -69,6 +69,14 @@ COURSES = {
         Course("mit-b0", "proxy", "objects", _local(600)),
     )
 }
+
+
+LADDER: tuple[tuple[ObjectiveName, Recipe], ...] = (
+    ("self-distillation", _views(1500)),
+    ("rendering", _foundation(1500)),
+    ("rendering + coarse", _foundation(1500)),
+)
+"""The objectives of a foundation stand-in, label-free first, each with the numbers that its kind has in COURSES."""
 
 
 def find_course(role: str) -> Course:

@@ -13,13 +13,11 @@ from kdbench.method import Knobs
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import ROLES
 from kdbench.plugins import load_benchmark
-from kdbench.pretraining.courses import COURSES, ObjectiveName
+from kdbench.pretraining.courses import COURSES, LADDER
 from kdbench.pretraining.train import School
 from kdbench.report.scores import domain_miou, domains
 
-RUNGS: tuple[ObjectiveName, ...] = ("self-distillation", "rendering", "rendering + coarse")
 ROLE = "dinov2-s"
-STEPS = 1500
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,10 @@ class Rung:
 
 def climb(school: School, lab: Lab, benchmarks: Sequence[str], folder: Path) -> Iterator[Rung]:
     """Pretrains one stand-in by every rung for the same number of steps, and probes it."""
-    base = COURSES[COURSES[ROLE].teacher or ROLE]
-    for objective in RUNGS:
+    for objective, recipe in LADDER:
         zoo = Zoo(folder / objective.replace(" ", ""))
-        recipe = base.recipe.model_copy(update={"steps": STEPS})
-        course = replace(base, role=ROLE, objective=objective, teacher=None, recipe=recipe)
-        card = replace(school, zoo=zoo).train(course)
+        course = replace(COURSES[ROLE], objective=objective, teacher=None, recipe=recipe)
+        card = replace(school, zoo=zoo).train(course, "kdbench models ladder")
         scores = [_probe(replace(lab, zoo=zoo), name) for name in benchmarks]
         yield Rung(
             objective,

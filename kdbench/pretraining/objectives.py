@@ -130,7 +130,7 @@ class SelfDistillation(Objective):
     """Label-free: a student follows a slow average of itself across views, and on hidden tokens.
 
     The class token's loss is DINO's (Caron et al. 2021), the hidden tokens' is iBOT's (Zhou et al. 2022), with the
-    Sinkhorn-Knopp assignment and the shared form of DINOv2 (Oquab et al. 2023). The slow average is what is kept.
+    Sinkhorn-Knopp assignment and the separate heads of DINOv2 (Oquab et al. 2023). The slow average is what is kept.
     """
 
     views = 2
@@ -159,7 +159,9 @@ class SelfDistillation(Objective):
             target: Features = self.slow(image)
             classes = sinkhorn(self.slow_head(target.pooled), self.TEACHER_TEMPERATURE)
         grid = (target.final.shape[-2], target.final.shape[-1])
-        mask = random_masks(len(image), grid, self.HIDDEN, 0.5, image.device) if self._tokens else None
+        count = lesson.views.shape[1]
+        masks = [random_masks(count, grid, self.HIDDEN, 0.5, image.device) for _ in lesson.views]
+        mask = torch.cat(masks) if self._tokens else None
         features: Features = self.encoder(image, mask)
         swapped = torch.cat(classes.chunk(2)[::-1])
         terms = {"class": self._entropy(swapped, self.head(features.pooled))}

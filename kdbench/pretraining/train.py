@@ -22,7 +22,7 @@ from kdbench.pretraining.lessons import lessons
 from kdbench.pretraining.objectives import FeatureModelling, InverseRendering, Objective, Objects, SelfDistillation
 
 CHECKPOINT_EVERY = 100
-CODE = (*LOOP, "kdbench.pretraining.objectives", "kdbench.pretraining.lessons")
+CODE = (*LOOP, *(f"kdbench.pretraining.{name}" for name in ("objectives", "lessons", "train")))
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,11 @@ class School:
     fabric: Fabric
     progress: Progress
 
-    def train(self, course: Course) -> Card:
+    def train(self, course: Course, command: str = "") -> Card:
         """Trains a stand-in to the end, from its checkpoint where there is one, and writes it with its card."""
         samples, folder = self._samples(course), self._folder(course)
         with folder.locked(lambda: self.progress.note(f"another run is pretraining {course.role}; waiting")):
             objective = self._objective(course)
-            if self.store.stale(folder.path.name):
-                folder.clear()
             if not folder.done:
                 if not samples.drawn:
                     self.progress.note(f"drawing {len(samples)} pictures of the collection {course.collection}, once")
@@ -58,7 +56,7 @@ class School:
             losses=summary["losses"],
             seconds=round(summary["seconds"], 1),
             made_with=environment(self.fabric.device, "32-true"),
-            command=f"kdbench models train {course.role}",
+            command=command or f"kdbench models train {course.role}",
         )
 
     def teachers(self, role: str) -> Zoo:

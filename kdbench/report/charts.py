@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,23 +25,22 @@ def heat_map(matrix: pd.DataFrame, rows: str, columns: str, title: str) -> Figur
     return figure
 
 
-def curves(
-    lines: Mapping[str, Sequence[tuple[float, float, float]]], title: str, marks: Mapping[str, float], over: str
-) -> Figure:
-    """Lines of (x, mean, deviation) with bands; marks are vertical lines at what was chosen."""
+def budget_curves(table: pd.DataFrame, title: str, chosen: int) -> Figure:
+    """mIoU on the targets against steps: a line a method and benchmark, with the deviation over seeds.
+
+    table: columns method, benchmark, seed, steps, targets. chosen: the protocol's steps, a vertical line.
+    """
     import seaborn
 
+    lines = table.assign(line=table.method + ", " + table.benchmark)
     figure, axes = _figure(7.2, 4.0)
-    colours = seaborn.color_palette("colorblind", len(lines))
-    for colour, (name, points) in zip(colours, lines.items(), strict=True):
-        x, mean, spread = (list(values) for values in zip(*points, strict=True))
-        axes.plot(x, mean, marker="o", markersize=4, color=colour, label=name)
-        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    for name, chosen in marks.items():
-        axes.axvline(chosen, color="0.4", linestyle=":", linewidth=1)
-        axes.text(chosen, axes.get_ylim()[0], f" {name}", fontsize=8, color="0.3", rotation=90, va="bottom")
-    axes.set(xlabel=over, ylabel="mIoU (%), mean of the targets")
+    seaborn.lineplot(
+        lines, x="steps", y="targets", hue="line", errorbar="sd", marker="o", palette="colorblind", ax=axes
+    )
+    axes.axvline(chosen, color="0.4", linestyle=":", linewidth=1)
+    axes.set(xscale="log", xlabel="steps (dotted: the protocol's)", ylabel="mIoU (%), mean of the targets")
+    axes.set_xticks(sorted(table.steps.unique()), [str(steps) for steps in sorted(table.steps.unique())])
+    axes.minorticks_off()
     axes.set_title(title, fontsize=11, loc="left")
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.25)
