@@ -46,7 +46,7 @@ ROLES = {
         Role(
             "resnet50", "local", "resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}
         ),
-        Role("mit-b0", "local", "pvt", {"embed_dims": (24, 48, 96), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
+        Role("mit-b0", "local", "pvt", {"embed_dims": (24, 48, 80), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
     )
 }
 

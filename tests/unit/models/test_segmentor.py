@@ -25,7 +25,7 @@ def test_calling_is_encoding_then_decoding(segmentor: Segmentor, images) -> None
     output, features = segmentor(image), segmentor.encode(image)
     assert torch.equal(output.logits, segmentor.decode(features).logits)
     assert torch.equal(output.features.final, features.final)
-    assert output.logits.shape == (2, CLASSES, 8, 16)
+    assert output.logits.shape == (2, CLASSES, 16, 32)
 
 
 @torch.no_grad()

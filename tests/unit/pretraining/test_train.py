@@ -36,7 +36,7 @@ def test_a_course_ends_in_weights_that_fit_and_a_card(school: School, role: str)
     assert card.command == f"kdbench models train {role}"
     assert card.recipe["steps"] == 3
     assert all(len(curve) == 3 for curve in card.losses.values())
-    assert {tensor.dtype for tensor in school.zoo.load(role).values()} == {torch.float32}
+    assert torch.float16 not in {tensor.dtype for tensor in school.zoo.load(role).values()}
 
 
 def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(
