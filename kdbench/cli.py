@@ -71,7 +71,7 @@ def run(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     results: Results = None,
     store: StoreOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again (not the stand-ins).")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     references: Annotated[bool, typer.Option(help="Also run the teacher and the undistilled student.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Write pictures of predictions side by side.")] = False,

@@ -86,7 +86,7 @@ def _rerun_agrees(pinned: Record) -> Gate:
 
 
 def _rerun(pinned: Record) -> Record:
-    """The pin's cell once more, from nothing: its stand-ins too, and nobody's store is touched."""
+    """The pin's cell once more, from nothing; nobody's store is touched."""
     from kdbench.engine.grid import expand, make_lab, run_grid
     from kdbench.engine.progress import Silent
     from kdbench.spec import RunSpec

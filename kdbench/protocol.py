@@ -100,7 +100,7 @@ MINI = Protocol(
 )
 SMOKE = Protocol(
     name="smoke",
-    summary="seconds: every path once, nothing learnt",
+    summary="seconds: every path once, hardly anything learnt",
     zoo="mini-v1",
     decoder="light",
     image_size=(32, 64),

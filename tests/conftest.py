@@ -1,4 +1,4 @@
-"""What tests share: a store with the smoke protocol's stand-ins, small requests, and the rule on skipped tests."""
+"""What tests share: a store, small requests, and the rule on skipped tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pytest_make_collect_report(collector: pytest.Collector):
 
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for tests that do not care what is in it: stand-ins are pretrained once."""
+    """One store for tests that do not care what is in it: stages that they share are trained once."""
     return tmp_path_factory.mktemp("store")
 
 
