@@ -32,6 +32,10 @@ Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
 Results = Annotated[Path | None, typer.Option(help="Where records are written and read. [results/runs]")]
 StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages are kept. [~/.cache/kdbench]")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, comma-separated.")]
+ProtocolName = Annotated[str, typer.Option(help="smoke or mini.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")]
 
 
 def main() -> None:
@@ -61,14 +65,12 @@ def run(
     benchmark: Annotated[
         str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
     ] = "all",
-    protocol: Annotated[str, typer.Option(help="smoke or mini.")] = "mini",
+    protocol: ProtocolName = "mini",
     data_root: DataRoot = None,
-    seed: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")
-    ] = None,
+    seed: Seeds = "0",
+    set_: Settings = None,
     as_: Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")] = "",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Device = "auto",
     results: Results = None,
     store: StoreOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
@@ -224,12 +226,10 @@ def budgets(
     method: Annotated[
         str, typer.Option(help="Methods, comma-separated; left out for fit_teacher, where the teacher's row is run.")
     ] = "",
-    protocol: Annotated[str, typer.Option(help="smoke or mini.")] = "mini",
-    seed: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")
-    ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    protocol: ProtocolName = "mini",
+    seed: Seeds = "0",
+    set_: Settings = None,
+    device: Device = "auto",
     store: StoreOption = None,
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-budgets"),
 ) -> None:
@@ -296,7 +296,7 @@ def distances(
         Literal["all", "street", "aerial"], typer.Option(help="Which domains are compared with each other.")
     ] = "all",
     store: StoreOption = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Device = "auto",
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-distances"),
 ) -> None:
     """How far apart the built-in world's domains lie: a reference network trained on each, tested on every other.
@@ -324,7 +324,7 @@ def train_models(
     names: Annotated[str, typer.Argument(help="Stand-ins, comma-separated, or `all`; teachers first.")],
     store: StoreOption = None,
     output: Annotated[Path, typer.Option(help="A folder for the weights and their cards.")] = Path("kdbench-zoo"),
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Pretrain stand-ins of the mini zoo as those shipped were; the same command continues what was stopped."""
     from kdbench.display import progress_for
@@ -361,7 +361,7 @@ def verify_models(
 @models_app.command("ladder")
 def climb_ladder(
     store: StoreOption = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Device = "auto",
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-ladder"),
 ) -> None:
     """What each pretraining objective gives a foundation stand-in, label-free first: one row a rung."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric import Fabric
@@ -95,11 +94,3 @@ def _job(name: str, model: Segmentor, samples: RenderedSet) -> Job:
         keep=(1.0,),
         checkpoint_every=200,
     )
-
-
-def shares(name: str, count: int = 48) -> np.ndarray:
-    """Share of each class among the labelled pixels of a domain's first validation images, in percent."""
-    size = synthetic.DOMAINS[name].classes
-    labels = np.stack([synthetic.draw(name, "val", index, ZOO_SIZE).label for index in range(count)])
-    counts = np.bincount(labels[labels < size], minlength=size)
-    return np.asarray(100.0 * counts / counts.sum())

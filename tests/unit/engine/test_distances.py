@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdbench.data.synthetic import draw
 from kdbench.engine import distances
-from kdbench.engine.distances import Distances, shares
+from kdbench.engine.distances import Distances
 from kdbench.engine.evaluator import confusion
 from kdbench.engine.progress import Silent
 
@@ -40,10 +39,3 @@ def test_a_second_call_trains_nothing(measured: Distances, monkeypatch: pytest.M
     first = measured.matrix("aerial")
     monkeypatch.setattr(distances, "train", lambda *a: pytest.fail("trained again"))
     assert measured.matrix("aerial").equals(first)
-
-
-def test_shares_are_of_the_labelled_pixels() -> None:
-    labels = np.stack([draw("potsdam-rgb", "val", index, (64, 128)).label for index in range(4)])
-    found = shares("potsdam-rgb", 4)
-    assert found.sum() == pytest.approx(100)
-    assert found[1] == pytest.approx(100 * (labels == 1).sum() / (labels != 255).sum())
