@@ -79,9 +79,9 @@ def _pixel(value: float) -> int:
     return floor(value + 0.5)
 
 
-def _grid(points: Sequence[Point]) -> list[tuple[int, int]]:
+def _grid(points: Sequence[Point]) -> list[int]:
     # Whole coordinates, so that no machine's arithmetic moves a label over a pixel's edge inside Pillow.
-    return [(floor(x + 0.5), floor(y + 0.5)) for x, y in points]
+    return [floor(value + 0.5) for point in points for value in point]
 
 
 def _bounds(x: float, y: float, rx: float, ry: float) -> tuple[int, int, int, int]:

@@ -127,7 +127,8 @@ def _weather(picture: Array, layout: Layout, style: Style, dice: Dice) -> Array:
     horizon = layout.horizon
     if style.wet > 0 and horizon is not None:
         rows = min(horizon, h - horizon)
-        wet = np.isin(layout.thing[horizon : horizon + rows], (ROAD, PART)) * np.float32(0.4 * style.wet)
+        ground = layout.thing[horizon : horizon + rows]
+        wet = ((ground == ROAD) | (ground == PART)) * np.float32(0.4 * style.wet)
         below = picture[:, horizon : horizon + rows]
         mirror = picture[:, horizon - rows : horizon][:, ::-1].copy()
         below *= 1 - np.float32(0.3 * style.wet)

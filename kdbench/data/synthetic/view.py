@@ -85,7 +85,11 @@ class View:
 
     def flank(self, x: float, y0: float, y1: float, z0: float, z1: float, fill: Ink) -> None:
         """A rectangle along the road."""
-        self.canvas.poly([self.at(x, y0, z0), self.at(x, y1, z0), self.at(x, y1, z1), self.at(x, y0, z1)], fill)
+        (ua, va), (ub, vb) = self.at(x, y0, z0), self.at(x, y0, z1)
+        # Much of a street lies outside the picture; half the corners tell.
+        if (ua < -1 and ub < -1) or (ua > self.canvas.w and ub > self.canvas.w):
+            return
+        self.canvas.poly(((ua, va), self.at(x, y1, z0), self.at(x, y1, z1), (ub, vb)), fill)
 
     def strip(self, x0: float, x1: float, z0: float, z1: float, fill: Ink) -> None:
         """A piece of ground along the road, bent with it."""
