@@ -143,7 +143,7 @@ def test_weights_are_never_unpickled() -> None:
 
 def test_only_the_command_line_prints_and_exits() -> None:
     for path in HARNESS:
-        if module_name(path) == "kdbench.cli":
+        if module_name(path).startswith("kdbench.cli"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

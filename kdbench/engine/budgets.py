@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
 
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 from kdbench.protocol import Protocol
 from kdbench.report.scores import domain_miou, domains
 from kdbench.types import Phase
@@ -19,7 +23,6 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 class Point:
     """One cell at a scaled budget; mIoU in percent, mean of the targets and of the sources."""
 
-    phase: Phase
     method: str
     benchmark: str
     seed: int
@@ -48,11 +51,20 @@ def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[flo
                 raise KdbenchError(f"{cell.name} at {factor} times the {phase} budget: {record.error}")
             targets, sources = ([domain_miou(d) for d in domains(record, role)] for role in ("target", "source"))
             yield Point(
-                phase,
-                record.spec.resolved.method,
+                cell.label,
                 cell.benchmark.name,
                 cell.seed,
                 protocol.recipes[phase].steps,
                 sum(targets) / len(targets),
                 sum(sources) / len(sources),
             )
+
+
+def add_point(path: Path, point: Point) -> pd.DataFrame:
+    """The table (CSV) at path with one more point, written back; a point measured again replaces its older row."""
+    row = pd.DataFrame([asdict(point)]).round(2)
+    table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
+    table = table.drop_duplicates(["method", "benchmark", "seed", "steps"], keep="last")
+    table = table.sort_values(["benchmark", "method", "seed", "steps"], ignore_index=True)
+    write_atomically(path, table.to_csv(index=False).encode())
+    return table

@@ -47,10 +47,14 @@ class Cell:
     @property
     def name(self) -> str:
         """As progress shows it."""
+        return f"{self.benchmark.name} · {self.label}"
+
+    @property
+    def label(self) -> str:
+        """The method with its variant, as boards show it."""
         if self.method is None:
-            return f"{self.benchmark.name} · teacher"
-        label = f"{self.method.name}[{self.variant}]" if self.variant else self.method.name
-        return f"{self.benchmark.name} · {label}"
+            return "teacher"
+        return f"{self.method.name}[{self.variant}]" if self.variant else self.method.name
 
 
 @dataclass(frozen=True)

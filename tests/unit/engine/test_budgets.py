@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
-from kdbench.engine.budgets import measure, scaled
+from kdbench.engine.budgets import Point, add_point, measure, scaled
 from kdbench.protocol import MINI
 from kdbench.report.scores import domain_miou
 from kdbench.types import Phase
@@ -26,3 +30,13 @@ def test_a_point_is_the_cell_of_that_budget(plan_cells, run_cells) -> None:
     (done,) = run_cells(methods=("baseline",))
     target, source = (domain_miou(domain) for domain in done.record.result.domains)
     assert (points[1].targets, points[1].source) == pytest.approx((target, source))
+
+
+def test_a_table_grows_and_a_point_measured_again_replaces_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "task.csv"
+    first, other = Point("gkd", "c2a", 0, 300, 14.1, 20.0), Point("gkd[mse]", "c2a", 0, 300, 18.4, 25.0)
+    again = replace(first, targets=15.0)
+    for point in (first, other, again):
+        table = add_point(path, point)
+    assert pd.read_csv(path).equals(table)
+    assert table[["method", "targets"]].values.tolist() == [["gkd", 15.0], ["gkd[mse]", 18.4]]

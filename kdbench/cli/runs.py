@@ -1,0 +1,162 @@
+"""`kdbench run` and `kdbench budgets`: what trains and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from kdbench import __version__
+from kdbench.cli.boards import print_boards
+from kdbench.cli.shared import (
+    DataRoot,
+    Device,
+    Label,
+    ProtocolName,
+    Results,
+    Seeds,
+    Settings,
+    StoreOption,
+    complain,
+    out,
+    parse_seeds,
+    servable,
+    usable_methods,
+)
+from kdbench.errors import KdbenchError
+from kdbench.models.zoo import NAMED_PAIRS, parse_pair
+from kdbench.places import default_results, default_store
+from kdbench.spec import RunSpec, split_list
+from kdbench.types import Phase
+
+
+def run(
+    method: Annotated[str, typer.Option(help="Methods by name or file, comma-separated, or `all`.")],
+    pair: Annotated[str, typer.Option(help="teacher:student, comma-separated, e.g. dinov2-l:resnet50.")],
+    benchmark: Annotated[
+        str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
+    ] = "all",
+    protocol: ProtocolName = "mini",
+    data_root: DataRoot = None,
+    seed: Seeds = "0",
+    set_: Settings = None,
+    as_: Label = "",
+    device: Device = "auto",
+    results: Results = None,
+    store: StoreOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    references: Annotated[bool, typer.Option(help="Also run the teacher and the undistilled student.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run.")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write pictures of predictions side by side.")] = False,
+) -> None:
+    """Train, test and rank: the grid of methods, pairs, benchmarks and seeds. What is done already is skipped."""
+    spec = RunSpec(
+        methods=split_list(method, usable_methods() if method == "all" else None),
+        pairs=split_list(pair, NAMED_PAIRS),
+        benchmarks=split_list(benchmark, servable(data_root)),
+        protocol=protocol,
+        seeds=parse_seeds(seed),
+        data_root=data_root,
+        settings=tuple(set_ or ()),
+        label=as_,
+        device=device,
+        results=results or default_results(),
+        store=store or default_store(),
+        fresh=fresh,
+        references=references,
+    )
+    try:
+        failed = _run(spec, dry_run, pictures)
+    except KeyboardInterrupt:
+        complain("stopped. The same command continues where it was.")
+        raise typer.Exit(130) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
+    from kdbench.display import progress_for
+    from kdbench.engine.grid import describe, expand, make_lab, run_grid
+    from kdbench.report.lines import result_line
+
+    console = Console()
+    lab = make_lab(spec, progress_for(console))
+    cells = expand(spec, lab)
+    if dry_run:
+        for line in (_heading(lab.protocol, len(cells), spec), *describe(lab, cells)):
+            out(line)
+        return 0
+    console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
+    succeeded = []
+    for done in run_grid(spec, lab, cells):
+        if done.record.status == "done":
+            succeeded.append(done.cell)
+        console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    benchmarks = [cell.benchmark.name for cell in cells]
+    print_boards("table", None, spec.results, lab.protocol.id, benchmarks, list(spec.pairs), terminal=console)
+    if pictures:
+        from kdbench.engine.pictures import write_pictures
+
+        for path in write_pictures(lab, succeeded, spec):
+            out(f"picture: {path}")
+    return len(cells) - len(succeeded)
+
+
+def _heading(protocol: Any, cells: int, spec: RunSpec) -> str:
+    where = f"the data sets under {spec.data_root}" if spec.data_root else "the built-in synthetic world"
+    return f"kdbench {__version__}: {cells} cells, protocol {protocol.id} ({protocol.summary}), {where}"
+
+
+def budgets(
+    phase: Annotated[Phase, typer.Option(help="The phase whose steps vary.")],
+    pair: Annotated[str, typer.Option(help="teacher:student, one.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated.")],
+    method: Annotated[
+        str, typer.Option(help="Methods, comma-separated; left out for fit_teacher, where the teacher's row is run.")
+    ] = "",
+    protocol: ProtocolName = "mini",
+    seed: Seeds = "0",
+    set_: Settings = None,
+    as_: Label = "",
+    device: Device = "auto",
+    store: StoreOption = None,
+    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-budgets"),
+) -> None:
+    """mIoU against the steps of one phase, from a quarter to four times the protocol's: a table and a picture.
+
+    Both are written after every point, and further methods, variants and seeds are added to them.
+    """
+    from kdbench.display import progress_for
+    from kdbench.engine.budgets import add_point, measure
+    from kdbench.engine.grid import expand, make_lab
+    from kdbench.report.charts import budget_curves
+
+    parse_pair(pair)
+    if not method and phase != Phase.FIT_TEACHER:
+        raise KdbenchError(f"--phase {phase} needs --method: which methods' rows are run.")
+    spec = RunSpec(
+        methods=split_list(method) if method else (),
+        pairs=(pair,),
+        benchmarks=split_list(benchmark),
+        protocol=protocol,
+        seeds=parse_seeds(seed),
+        settings=tuple(set_ or ()),
+        label=as_,
+        device=device,
+        results=output,
+        store=store or default_store(),
+        references=phase == Phase.FIT_TEACHER,
+    )
+    lab = make_lab(spec, progress_for(Console()))
+    cells = [cell for cell in expand(spec, lab) if (cell.method is None) == (phase == Phase.FIT_TEACHER)]
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{lab.protocol.id}-{phase}-{pair.replace(':', '--')}.csv"
+    title = f"Steps of {phase}, {' to '.join('mini:' + name for name in pair.split(':'))}"
+    for point in measure(lab, cells, phase):
+        out(f"{point.method} {point.benchmark} s{point.seed}: {point.steps} steps, targets {point.targets:.1f}")
+        curves = budget_curves(add_point(path, point), title, lab.protocol.recipes[phase].steps)
+        curves.savefig(path.with_suffix(".png"))
+    out(f"written: {path} and .png")
