@@ -1,13 +1,26 @@
 """Cityscapes to ACDC: night, snow, fog and rain."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData
 
 CONDITIONS = ("night", "snow", "fog", "rain")
 BENCHMARK = Benchmark(
     name="c2a",
     title="Cityscapes to ACDC",
-    sources=(Domain("cityscapes", synthetic="cityscapes"),),
-    targets=tuple(Domain(f"acdc-{condition}", synthetic=f"acdc-{condition}") for condition in CONDITIONS),
+    sources=(
+        Domain(
+            "cityscapes",
+            synthetic="cityscapes",
+            real=RealData("cityscapes", train=("train",), val=("val",), sizes={"paper": InputSize(512, 1024)}),
+        ),
+    ),
+    targets=tuple(
+        Domain(
+            f"acdc-{condition}",
+            synthetic=f"acdc-{condition}",
+            real=RealData("acdc", val=(f"{condition}/val",), sizes={"paper": InputSize(540, 960)}),
+        )
+        for condition in CONDITIONS
+    ),
     proxy=PROXY,
     labels=CITYSCAPES,
 )

@@ -1,12 +1,21 @@
 """GTAV to BDD100K."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData
+
+# All of GTAV trains, as in GKD and Rein, so none is left to test the source on.
+_GTAV = RealData("gtav", train=("all",))
 
 BENCHMARK = Benchmark(
     name="g2b",
     title="GTAV to BDD100K",
-    sources=(Domain("gtav", synthetic="gtav"),),
-    targets=(Domain("bdd100k", synthetic="bdd100k"),),
+    sources=(Domain("gtav", synthetic="gtav", real=_GTAV),),
+    targets=(
+        Domain(
+            "bdd100k",
+            synthetic="bdd100k",
+            real=RealData("bdd100k", val=("val",), sizes={"paper": InputSize(720, 1280)}),
+        ),
+    ),
     proxy=PROXY,
     labels=CITYSCAPES,
 )

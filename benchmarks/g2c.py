@@ -1,12 +1,21 @@
 """GTAV to Cityscapes."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData
+
+# All of GTAV trains, as in GKD and Rein, so none is left to test the source on.
+_GTAV = RealData("gtav", train=("all",))
 
 BENCHMARK = Benchmark(
     name="g2c",
     title="GTAV to Cityscapes",
-    sources=(Domain("gtav", synthetic="gtav"),),
-    targets=(Domain("cityscapes", synthetic="cityscapes"),),
+    sources=(Domain("gtav", synthetic="gtav", real=_GTAV),),
+    targets=(
+        Domain(
+            "cityscapes",
+            synthetic="cityscapes",
+            real=RealData("cityscapes", val=("val",), sizes={"paper": InputSize(512, 1024)}),
+        ),
+    ),
     proxy=PROXY,
     labels=CITYSCAPES,
 )

@@ -1,14 +1,30 @@
 """Potsdam in RGB to Potsdam and Vaihingen in infrared, red and green (IRRG)."""
 
-from kdbench.benchmark import ISPRS, PROXY, Benchmark, Domain
+from kdbench.benchmark import ISPRS, PROXY, Benchmark, Domain, InputSize, RealData
+
+_CROP = {"paper": InputSize(512, 512)}
 
 BENCHMARK = Benchmark(
     name="p2r",
     title="Potsdam-RGB to IRRG",
-    sources=(Domain("potsdam-rgb", synthetic="potsdam-rgb"),),
+    sources=(
+        Domain(
+            "potsdam-rgb",
+            synthetic="potsdam-rgb",
+            real=RealData("potsdam", train=("RGB/train",), val=("RGB/val",), sizes=_CROP),
+        ),
+    ),
     targets=(
-        Domain("potsdam-irrg", synthetic="potsdam-irrg"),
-        Domain("vaihingen-irrg", synthetic="vaihingen-irrg"),
+        Domain(
+            "potsdam-irrg",
+            synthetic="potsdam-irrg",
+            real=RealData("potsdam", val=("IRRG/val",), sizes=_CROP),
+        ),
+        Domain(
+            "vaihingen-irrg",
+            synthetic="vaihingen-irrg",
+            real=RealData("vaihingen", val=("val",), sizes=_CROP),
+        ),
     ),
     proxy=PROXY,
     labels=ISPRS,

@@ -23,12 +23,29 @@ class LabelSpace:
 
 
 @dataclass(frozen=True)
+class InputSize:
+    """The size of an evaluated image before the windows: exactly (height, width), or within it, the ratio kept.
+
+    halved: image and label are halved first, and the label stays so.
+    """
+
+    height: int
+    width: int
+    keep_ratio: bool = False
+    halved: bool = False
+
+
+@dataclass(frozen=True)
 class RealData:
-    """A data set under --data-root: the adapter's name in kdbench.data.real and which part of the set belongs here."""
+    """A data set under --data-root: the adapter's name in kdbench.data.real and which parts of the set belong here.
+
+    sizes: by a protocol's name, how its images are evaluated; other protocols resize them to their own image size.
+    """
 
     dataset: str
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
+    sizes: Mapping[str, InputSize] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -105,4 +122,4 @@ CAMVID = LabelSpace(
     ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128),
      (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
 )  # fmt: skip
-PROXY = Domain("proxy", synthetic="proxy")
+PROXY = Domain("proxy", synthetic="proxy", real=RealData("imagenet", train=("train",)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdbench.errors import unknown
 from kdbench.identity import digest
@@ -20,6 +20,7 @@ class Frozen(BaseModel):
 class Augmentation(Frozen):
     """Random views of a training image: crop area, chances of a flip and of grey, strengths of the colour jitter."""
 
+    kind: Literal["plain"] = "plain"
     scale: tuple[float, float] = (0.4, 1.0)
     flip: float = 0.5
     brightness: float = 0.3
@@ -27,6 +28,41 @@ class Augmentation(Frozen):
     saturation: float = 0.3
     hue: float = 0.0
     grey: float = 0.0
+
+
+class DistillationViews(Frozen):
+    """Views of unlabelled images as timm makes them, with the numbers of GKD's first stage."""
+
+    kind: Literal["distillation"] = "distillation"
+    crop: int = 512
+    """Pixels on each side."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    """timm's name of a RandAugment policy."""
+    erase: float = 0.25
+    """Chance that a rectangle is erased."""
+
+
+class SegmentationViews(Frozen):
+    """Views of labelled images as mmsegmentation makes them, with the numbers of GKD's second stage."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    crop: int = 512
+    """Pixels on each side."""
+    short_edges: tuple[int, ...] = tuple(int(512 * k / 10) for k in range(5, 21))
+    """The image's short edge is one of these, but never so that the long one exceeds long_edge."""
+    long_edge: int = 2048
+    largest_class: float = 0.75
+    """A crop of which one class has more than this share is drawn again, up to ten times."""
+    flip: float = 0.5
+    brightness: float = 32.0
+    """Levels of 255, added."""
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: float = 36.0
+    """Degrees."""
 
 
 class Recipe(Frozen):
@@ -41,7 +77,9 @@ class Recipe(Frozen):
     warmup: int = 0
     schedule: Literal["cosine", "poly"] = "cosine"
     clip: float | None = None
-    augmentation: Augmentation = Augmentation()
+    augmentation: Annotated[Augmentation | DistillationViews | SegmentationViews, Field(discriminator="kind")] = (
+        Augmentation()
+    )
 
 
 class Evaluation(Frozen):
@@ -66,6 +104,13 @@ class Protocol(Frozen):
     recipes: dict[Phase, Recipe]
     evaluation: Evaluation
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    native: bool = False
+    """Real training images are read at their own size, all of them, and views are cut from that: the experiments of the
+    literature. Otherwise they are resized to cover image_size, and train_images and proxy_images are the most used."""
+    label_maps: dict[str, str] = {}
+    """Data set -> which of its published tables takes stored labels to classes, where it is not the default."""
+    most_broken: int = 10
+    """Training files that may turn out to be unreadable, each replaced by the next one, before a stage stops."""
     keep: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Where in a labelled stage its trained parts are kept; the last is the one that boards rank."""
     checkpoint_every: int = 50
@@ -73,8 +118,14 @@ class Protocol(Frozen):
 
     @property
     def id(self) -> str:
-        """The name with the hash of every number that decides a result."""
-        return f"{self.name}-{digest(self.model_dump(mode='json', exclude={'summary', 'checkpoint_every'}), 8)}"
+        """The name with the hash of every number that decides a result.
+
+        Fields at their defaults are left out, so that a field which is added later leaves the ids of earlier results
+        alone. A default that exists must therefore never change (tests/unit/test_protocol.py).
+        """
+        content = self.model_dump(mode="json", exclude={"summary", "checkpoint_every"}, exclude_defaults=True)
+        kinds = {phase: recipe.augmentation.kind for phase, recipe in self.recipes.items()}
+        return f"{self.name}-{digest([content, kinds], 8)}"
 
 
 # Hue as in the photometric distortion that the field trains with.
@@ -89,11 +140,11 @@ MINI = Protocol(
     proxy_images=3000,
     val_images=48,
     recipes={
-        Phase.FIT_TEACHER: Recipe(steps=800, batch=16, lr=4e-3, warmup=20, schedule="poly", augmentation=_VIEWS),
-        Phase.PROXY: Recipe(steps=400, batch=16, lr=1e-3, warmup=20, augmentation=_VIEWS),
-        Phase.SOURCE: Recipe(steps=150, batch=16, lr=1e-3, augmentation=_VIEWS),
+        Phase.FIT_TEACHER: Recipe(steps=1400, batch=8, lr=4e-3, warmup=20, schedule="poly", augmentation=_VIEWS),
+        Phase.PROXY: Recipe(steps=800, batch=8, lr=1e-3, warmup=20, augmentation=_VIEWS),
+        Phase.SOURCE: Recipe(steps=300, batch=8, lr=1e-3, augmentation=_VIEWS),
         Phase.TASK: Recipe(
-            steps=300, batch=16, lr=4e-3, encoder_lr=0.3, warmup=20, schedule="poly", augmentation=_VIEWS
+            steps=600, batch=8, lr=4e-3, encoder_lr=0.3, warmup=20, schedule="poly", augmentation=_VIEWS
         ),
     },
     evaluation=Evaluation(window=(64, 128), stride=(32, 64), batch=16),

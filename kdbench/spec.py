@@ -31,6 +31,9 @@ class RunSpec(BaseModel):
     settings: tuple[str, ...] = ()
     label: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = None
+    label_fraction: str = "1"
+    label_maps: tuple[str, ...] = ()
     results: Path
     store: Path
     fresh: bool = False
@@ -38,7 +41,9 @@ class RunSpec(BaseModel):
 
     def passed(self) -> dict[str, Any]:
         """What a record keeps of the request: all but the places on this machine."""
-        return self.model_dump(mode="json", exclude={"results", "store", "data_root"}) | {"real": bool(self.data_root)}
+        return self.model_dump(mode="json", exclude={"results", "store", "data_root", "workers"}) | {
+            "real": bool(self.data_root)
+        }
 
 
 def split_list(text: str, everything: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -67,6 +72,17 @@ def assign_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str
         if method not in assigned:
             raise unknown(f"method (in --set {setting})", method, methods)
         assigned[method][knob] = value
+    return assigned
+
+
+def assign_label_maps(texts: Sequence[str]) -> dict[str, str]:
+    """`dataset=table` texts by data set."""
+    assigned = {}
+    for text in texts:
+        dataset, equals, table = text.partition("=")
+        if not (dataset and equals and table):
+            raise KdbenchError(f"--label-map {text}: write dataset=table, e.g. --label-map mapillary=robustnet.")
+        assigned[dataset] = table
     return assigned
 
 

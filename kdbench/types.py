@@ -60,6 +60,12 @@ class Batch:
     index: Tensor
     progress: float = 0.0
 
+    def pin_memory(self) -> Batch:
+        """What a data loader calls to speed up the way to a GPU."""
+        self.image = self.image.pin_memory()
+        self.label = None if self.label is None else self.label.pin_memory()
+        return self
+
 
 @dataclass(frozen=True)
 class Features:

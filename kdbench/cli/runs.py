@@ -43,6 +43,15 @@ def run(
     seed: Seeds = "0",
     set_: Settings = None,
     as_: Label = "",
+    label_fraction: Annotated[
+        str, typer.Option(help="Part of the labelled source images that has labels, e.g. 1/16; drawn by the seed.")
+    ] = "1",
+    label_map: Annotated[
+        list[str] | None, typer.Option(help="dataset=table, for a set with several published label maps; repeatable.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read images ahead. [as many as processors, at most 8]")
+    ] = None,
     device: Device = "auto",
     results: Results = None,
     store: StoreOption = None,
@@ -61,6 +70,9 @@ def run(
         data_root=data_root,
         settings=tuple(set_ or ()),
         label=as_,
+        label_fraction=label_fraction,
+        label_maps=tuple(label_map or ()),
+        workers=workers,
         device=device,
         results=results or default_results(),
         store=store or default_store(),

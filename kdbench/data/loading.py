@@ -6,18 +6,24 @@ a restart in the middle and the method have no say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.domainset import DomainSet
-from kdbench.data.transforms import RandomView
+from kdbench.data.transforms import make_view
+from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
 from kdbench.protocol import Recipe
 from kdbench.types import Batch, Phase
+
+PREFETCH = 4
+"""Batches that each worker holds ready."""
+PATIENCE = 20
+"""Neighbours that are tried in place of a sample that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,40 @@ class Order:
         return self._passes[number]
 
 
-class TrainingViews(Dataset[tuple[Tensor, Tensor, str, int]]):
+@dataclass(frozen=True)
+class Seen:
+    """A random view of one sample. broken: the errors of the samples that stood in its place and could not be read."""
+
+    image: Tensor
+    label: Tensor
+    domain: str
+    index: int
+    broken: tuple[str, ...] = ()
+
+
+class TrainingViews(Dataset[Seen]):
     """Random views of the samples of several domains, concatenated."""
 
     def __init__(self, sets: Sequence[DomainSet], recipe: Recipe, size: tuple[int, int], seed: int, phase: str) -> None:
         self._sets = sets
-        self._view = RandomView(recipe.augmentation, size)
+        self._view = make_view(recipe.augmentation, size)
         self._purpose = (seed, phase, "view")
 
     def __len__(self) -> int:
         return sum(len(samples) for samples in self._sets)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, str, int]:
-        samples, index = self._locate(draw.sample)
-        image, label = self._view(*samples.read(index), seed_from(*self._purpose, draw.step, draw.sample))
-        return image, label, samples.domain, index
+    def __getitem__(self, draw: Draw) -> Seen:
+        broken: list[str] = []
+        for place in range(PATIENCE):
+            samples, index = self._locate((draw.sample + place) % len(self))
+            try:
+                image, label = samples.read(index)
+            except KdbenchError as error:
+                broken.append(str(error))
+                continue
+            seed = seed_from(*self._purpose, draw.step, draw.sample)
+            return Seen(*self._view(image, label, seed), samples.domain, index, tuple(broken))
+        raise KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {broken[0]}")
 
     def _locate(self, sample: int) -> tuple[DomainSet, int]:
         for samples in self._sets:
@@ -69,6 +94,28 @@ class TrainingViews(Dataset[tuple[Tensor, Tensor, str, int]]):
                 return samples, sample
             sample -= len(samples)
         raise IndexError(sample)
+
+
+@dataclass
+class Broken:
+    """Files that could not be read while a stage trained; more than `most` of them stop it."""
+
+    most: int
+    note: Callable[[str], None] = lambda text: None
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, errors: Iterable[str]) -> None:
+        """Names each file once."""
+        for error in errors:
+            if error in self.errors:
+                continue
+            self.errors.append(error)
+            self.note(f"skipped ({len(self.errors)} of at most {self.most}): {error}")
+            if len(self.errors) > self.most:
+                raise KdbenchError(
+                    f"{len(self.errors)} training files cannot be read, and the protocol allows {self.most}. The last: "
+                    f"{error} `kdbench data verify` lists all of them."
+                )
 
 
 def training_batches(
@@ -79,25 +126,48 @@ def training_batches(
     seed: int,
     phase: Phase,
     start: int = 0,
+    *,
+    workers: int = 0,
+    device: torch.device | None = None,
+    broken: Broken | None = None,
 ) -> Iterator[Batch]:
-    """The batches of steps start..steps-1; labels only where the phase has them."""
+    """The batches of steps start..steps-1 on the device; labels only where the phase has them.
+
+    workers: processes that read ahead; the batches do not depend on their number. A sample that cannot be read is
+    replaced by the next one of the set and reported to `broken`.
+    """
     views = TrainingViews(sets, recipe, size, seed, phase)
     order = Order(len(views), recipe.batch, seed, phase)
-    loader: DataLoader[tuple[Tensor, Tensor, str, int]] = DataLoader(
-        views,
+    device, broken = device or torch.device("cpu"), broken or Broken(0)
+    loader: DataLoader[list[Seen]] = DataLoader(
+        views,  # type: ignore[arg-type]
         batch_sampler=(order.step(step) for step in range(start, steps)),
-        collate_fn=list,
+        collate_fn=_collate if phase.labelled else _collate_images,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=PREFETCH if workers else None,
     )
-    for step, samples in enumerate(loader, start):
-        yield _collate(samples, phase.labelled, step / steps)
+    for step, (batch, errors) in enumerate(loader, start):
+        broken.add(errors)
+        # As bytes over the bus: a quarter of the floats.
+        batch.image = batch.image.to(device, non_blocking=True).float().div_(255)
+        batch.label = None if batch.label is None else batch.label.to(device, non_blocking=True).long()
+        batch.progress = step / steps
+        yield batch
 
 
-def _collate(samples: Sequence[tuple[Tensor, Tensor, str, int]], labelled: bool, progress: float) -> Batch:
-    images, labels, domains, indices = zip(*samples, strict=True)
-    return Batch(
-        image=torch.stack(images).float().div_(255),
-        label=torch.stack(labels).long() if labelled else None,
-        domain=domains,
-        index=torch.tensor(indices),
-        progress=progress,
+def _collate(seen: Sequence[Seen]) -> tuple[Batch, list[str]]:
+    batch, errors = _collate_images(seen)
+    batch.label = torch.stack([one.label for one in seen])
+    return batch, errors
+
+
+def _collate_images(seen: Sequence[Seen]) -> tuple[Batch, list[str]]:
+    batch = Batch(
+        image=torch.stack([one.image for one in seen]),
+        label=None,
+        domain=tuple(one.domain for one in seen),
+        index=torch.tensor([one.index for one in seen]),
+        progress=0.0,
     )
+    return batch, [error for one in seen for error in one.broken]

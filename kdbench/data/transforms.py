@@ -1,17 +1,47 @@
-"""Random views of a training sample, image and label in step, on torchvision v2."""
+"""Random views of a training sample, image and label in step; each a function of a seed, at the size (H, W)."""
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
 import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as vision
 
-from kdbench.protocol import Augmentation
+from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
+from kdbench.types import IGNORE
+
+CROP_TRIES = 10
+
+
+class View(Protocol):
+    """image (3, h, w) and label (h', w'), uint8, to one size (H, W); the global generators are left as they were."""
+
+    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The view of that seed."""
+
+
+def make_view(augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]) -> View:
+    """The view that a protocol's recipe asks for; size is the protocol's, for recipes that name none."""
+    match augmentation:
+        case DistillationViews():
+            return DistillationView(augmentation)
+        case SegmentationViews():
+            return SegmentationView(augmentation)
+        case Augmentation():
+            return RandomView(augmentation, size)
 
 
 class RandomView:
-    """Crop, flip and colour jitter as a function of a seed, at the protocol's size (H, W)."""
+    """Crop, flip and colour jitter, on torchvision v2."""
 
     def __init__(self, augmentation: Augmentation, size: tuple[int, int]) -> None:
         aspect = size[1] / size[0]
@@ -25,10 +55,131 @@ class RandomView:
         ])  # fmt: skip
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """image (3, h, w) and label (..., h', w'), uint8, to one size; the global generator is left as it was."""
+        """As View."""
         if label.shape[-2:] != image.shape[-2:]:
-            label = v2.functional.resize(tv_tensors.Mask(label), list(image.shape[-2:]))
+            label = vision.resize(tv_tensors.Mask(label), list(image.shape[-2:]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             view, mask = self._transform(tv_tensors.Image(image), tv_tensors.Mask(label))
         return view.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+class DistillationView:
+    """timm's training view, as GKD's first stage uses it (formula sheet, 5.6). Labels do not follow: they are withheld.
+
+    Erased pixels are noise around ImageNet's mean; what of it lies outside the range of an image is cut off.
+    """
+
+    def __init__(self, views: DistillationViews) -> None:
+        self._size = (views.crop, views.crop)
+        self._transform = create_transform(
+            (3, *self._size),
+            is_training=True,
+            scale=views.scale,
+            ratio=views.ratio,
+            hflip=views.flip,
+            auto_augment=views.rand_augment,
+            interpolation="bicubic",
+            re_prob=views.erase,
+            re_mode="pixel",
+            re_count=1,
+        )
+        self._mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+        self._std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+
+    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """As View; the label is ignored everywhere."""
+        with _seeded(seed):
+            view = self._transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
+        levels = (view * self._std + self._mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return levels, torch.full(self._size, IGNORE, dtype=torch.uint8)
+
+
+class SegmentationView:
+    """mmsegmentation's pipeline as GKD's second stage sets it (formula sheet, 26.2): scale, crop, flip, photometry."""
+
+    def __init__(self, views: SegmentationViews) -> None:
+        self._views = views
+
+    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """As View; padded with black and ignored pixels where the scaled image is smaller than the crop."""
+        dice = torch.Generator().manual_seed(seed)
+        label = _masked(label, (image.shape[-2], image.shape[-1]))
+        image, label = self._scaled(image, label, dice)
+        image, label = self._cropped(image, label, dice)
+        if _chance(dice, self._views.flip):
+            image, label = image.flip(-1), label.flip(-1)
+        return self._photometry(image, dice), label
+
+    def _scaled(self, image: Tensor, label: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+        height, width = image.shape[-2:]
+        edges = self._views.short_edges
+        edge = edges[int(torch.randint(len(edges), (), generator=dice))]
+        factor = min(edge / min(height, width), self._views.long_edge / max(height, width))
+        size = (int(height * factor + 0.5), int(width * factor + 0.5))
+        return vision.resize(image, list(size), antialias=False), _masked(label, size)
+
+    def _cropped(self, image: Tensor, label: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+        crop = self._views.crop
+        for _ in range(CROP_TRIES):
+            top, left = (int(torch.randint(max(0, side - crop) + 1, (), generator=dice)) for side in label.shape)
+            chosen = label[top : top + crop, left : left + crop]
+            counts = torch.bincount(chosen[chosen != IGNORE], minlength=1)
+            if (counts > 0).sum() > 1 and counts.max() < self._views.largest_class * counts.sum():
+                break
+        image = image[:, top : top + crop, left : left + crop]
+        bottom, right = crop - image.shape[-2], crop - image.shape[-1]
+        return vision.pad(image, [0, 0, right, bottom]), vision.pad(chosen[None], [0, 0, right, bottom], fill=IGNORE)[0]
+
+    def _photometry(self, image: Tensor, dice: torch.Generator) -> Tensor:
+        """Each with a chance of one half: brightness, contrast before or after the rest, saturation, hue."""
+        views, levels = self._views, image.float()
+        if _chance(dice):
+            levels = levels + _between(dice, -views.brightness, views.brightness)
+        late, contrast = _chance(dice), _between(dice, *views.contrast) if _chance(dice) else 1.0
+        levels = (levels * (1.0 if late else contrast)).clamp(0, 255)
+        saturation = _between(dice, *views.saturation) if _chance(dice) else 1.0
+        hue = _between(dice, -views.hue, views.hue) if _chance(dice) else 0.0
+        if saturation != 1.0 or hue != 0.0:
+            levels = _in_hsv(levels, saturation, hue)
+        return (levels * (contrast if late else 1.0)).clamp(0, 255).round().to(torch.uint8)
+
+
+def _in_hsv(levels: Tensor, saturation: float, hue: float) -> Tensor:
+    """Saturation times a factor, hue turned by degrees; levels (3, H, W) in [0, 255]."""
+    picture = Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).numpy()).convert("HSV")
+    planes = np.array(picture, dtype=np.float32)
+    planes[..., 0] = (planes[..., 0] + hue * 256 / 360) % 256
+    planes[..., 1] = np.clip(planes[..., 1] * saturation, 0, 255)
+    turned = Image.fromarray(planes.astype(np.uint8), mode="HSV").convert("RGB")
+    return torch.from_numpy(np.array(turned)).permute(2, 0, 1).float()
+
+
+def _masked(label: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(label.shape) == size:
+        return label
+    resized: Tensor = vision.resize(tv_tensors.Mask(label[None]), list(size))
+    return resized.as_subclass(Tensor)[0]
+
+
+def _chance(dice: torch.Generator, chance: float = 0.5) -> bool:
+    return float(torch.rand((), generator=dice)) < chance
+
+
+def _between(dice: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=dice))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """timm draws from three global generators; they are seeded here and put back."""
+    kept, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(kept)
+        np.random.set_state(numbers)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from kdbench.benchmark import Benchmark, Domain
+from kdbench.benchmark import Benchmark, Domain, RealData
 from kdbench.data import synthetic
 from kdbench.data.domainset import DomainSet
-from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.real import ADAPTERS, Adapter, RealSet
 from kdbench.data.rendered import RenderedSet
+from kdbench.data.sizing import Cover, Evaluated, Native, Sizing
 from kdbench.errors import KdbenchError, unknown
 from kdbench.protocol import Protocol
 
@@ -25,7 +27,7 @@ class Worlds:
 
     def check(self, benchmark: Benchmark) -> None:
         """Raises where a domain of the benchmark cannot be had, before anything is trained; opens every set once."""
-        for domain in benchmark.evaluated():
+        for domain in self.evaluated(benchmark):
             if self.data_root is None and domain.synthetic is None:
                 raise KdbenchError(
                     f"benchmark '{benchmark.name}' needs real images: domain '{domain.name}' is not in the built-in "
@@ -39,13 +41,13 @@ class Worlds:
                 )
             if self.data_root is None and domain.synthetic is not None:
                 synthetic.check_adjustment(domain.synthetic, domain.adjust)
-        opened = [
-            self.proxy(benchmark.proxy),
-            *map(self.train, benchmark.sources),
-            *map(self.val, benchmark.evaluated()),
-        ]
-        for samples in opened:
+        for samples in (*map(self.train, benchmark.sources), *map(self.val, self.evaluated(benchmark))):
             len(samples)
+
+    def evaluated(self, benchmark: Benchmark) -> list[Domain]:
+        """What is scored: the targets, and the sources that have images left to test on."""
+        real = self.data_root is not None
+        return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or d.real.val)]
 
     def world_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
@@ -56,25 +58,43 @@ class Worlds:
         return self._open(domain, "train", self.protocol.train_images)
 
     def proxy(self, domain: Domain) -> DomainSet:
-        """The proxy's images."""
+        """The proxy's images; the built-in ones where its data set is not there and the protocol is not native."""
+        if self.data_root is not None and domain.real is not None and not self.protocol.native:
+            adapter = _adapter(domain, domain.real)
+            if not adapter.is_under(self.data_root):
+                return self._open(replace(domain, real=None), "train", self.protocol.proxy_images)
         return self._open(domain, "train", self.protocol.proxy_images)
 
     def val(self, domain: Domain) -> DomainSet:
         """The domain's validation split."""
         return self._open(domain, "val", self.protocol.val_images)
 
-    def _open(self, domain: Domain, split: str, count: int) -> DomainSet:
+    def _open(self, domain: Domain, split: Literal["train", "val"], count: int) -> DomainSet:
         if (domain, split) not in self._opened:
             self._opened[domain, split] = self._make(domain, split, count)
         return self._opened[domain, split]
 
-    def _make(self, domain: Domain, split: str, count: int) -> DomainSet:
+    def _make(self, domain: Domain, split: Literal["train", "val"], count: int) -> DomainSet:
+        size = self.protocol.image_size
         if self.data_root is not None and domain.real is not None:
-            parts = domain.real.train if split == "train" else domain.real.val
-            if domain.real.dataset not in ADAPTERS:
-                raise unknown(f"data set (of domain '{domain.name}')", domain.real.dataset, ADAPTERS)
-            return RealSet(domain.name, ADAPTERS[domain.real.dataset], self.data_root, parts, self.protocol.image_size)
+            return self._real(domain, domain.real, self.data_root, split, count)
         if domain.synthetic is None:
             raise KdbenchError(f"domain '{domain.name}' is in neither world: add --data-root DIR.")
-        size = self.protocol.image_size
         return RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)
+
+    def _real(self, domain: Domain, data: RealData, root: Path, split: Literal["train", "val"], count: int) -> RealSet:
+        protocol, adapter = self.protocol, _adapter(domain, data)
+        sizing: Sizing = Cover(protocol.image_size)
+        if split == "train" and protocol.native:
+            sizing = Native()
+        if split == "val" and protocol.name in data.sizes:
+            sizing = Evaluated(data.sizes[protocol.name])
+        parts, most = (data.train, None if protocol.native else count) if split == "train" else (data.val, None)
+        label_map = protocol.label_maps.get(data.dataset, "")
+        return RealSet(domain.name, adapter, root, parts, sizing, label_map, most)
+
+
+def _adapter(domain: Domain, data: RealData) -> Adapter:
+    if data.dataset not in ADAPTERS:
+        raise unknown(f"data set (of domain '{domain.name}')", data.dataset, ADAPTERS)
+    return ADAPTERS[data.dataset]

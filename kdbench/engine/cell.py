@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from lightning.fabric import Fabric
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
+from kdbench.data.subset import Subset
 from kdbench.data.worlds import Worlds
 from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
@@ -43,6 +45,8 @@ class Cell:
     knobs: Knobs
     variant: str
     seed: int
+    labels: Fraction = Fraction(1)
+    """The part of the labelled source images that has labels."""
 
     @property
     def name(self) -> str:
@@ -67,6 +71,8 @@ class Lab:
     fabric: Fabric
     progress: Progress
     zoo: Zoo = field(default_factory=Zoo)
+    workers: int = 0
+    """Processes that read training images ahead."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,14 @@ def make_plan(lab: Lab, cell: Cell) -> Plan:
     return Plan(cell, networks, tuple(planned), origins)
 
 
-def stage_sets(lab: Lab, benchmark: Benchmark, phase: Phase) -> tuple[DomainSet, ...]:
-    """A phase's data. A target is never among it."""
+def stage_sets(lab: Lab, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
+    """A phase's data. A target is never among it; without labels all source images serve, however few are labelled."""
     if phase == Phase.PROXY:
-        return (lab.worlds.proxy(benchmark.proxy),)
-    return tuple(lab.worlds.train(domain) for domain in benchmark.sources)
+        return (lab.worlds.proxy(cell.benchmark.proxy),)
+    whole = [lab.worlds.train(domain) for domain in cell.benchmark.sources]
+    if not phase.labelled or cell.labels == 1:
+        return tuple(whole)
+    return tuple(Subset(samples, cell.labels, cell.seed) for samples in whole)
 
 
 def _build(lab: Lab, cell: Cell) -> Networks:
@@ -171,7 +180,7 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
     inputs = {name: origins[name] for name in sorted(parts) if name in origins}
     recipe = lab.protocol.recipes[stage.phase]
     steps = max(1, round(recipe.steps * stage.budget))
-    sets = stage_sets(lab, cell.benchmark, stage.phase)
+    sets = stage_sets(lab, cell, stage.phase)
     keep = lab.protocol.keep if stage.phase.labelled else (1.0,)
     key = digest({
         "seed": cell.seed,

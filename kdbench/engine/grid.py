@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric import Fabric
 
 from kdbench.benchmark import Benchmark
+from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.progress import Progress
@@ -27,7 +29,7 @@ from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method,
 from kdbench.protocol import find_protocol
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
-from kdbench.spec import RunSpec, assign_settings, make_knobs, variant
+from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,24 @@ class Chosen:
 def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     """The protocol, the worlds, the store and the device that all cells share."""
     protocol = find_protocol(spec.protocol)
+    if spec.label_maps:
+        # Another table is another measurement: it changes the protocol's id.
+        protocol = protocol.model_copy(update={"label_maps": assign_label_maps(spec.label_maps)})
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
     store = Store(spec.store, spec.fresh)
     # Bit-identical reruns need kernels that add in a fixed order, where there are such.
     torch.use_deterministic_algorithms(True, warn_only=True)
     fabric = Fabric(accelerator=spec.device, devices=1, precision=protocol.precision)
-    return Lab(protocol, Worlds(protocol, store.renders, spec.data_root), store, fabric, progress)
+    worlds = Worlds(protocol, store.renders, spec.data_root)
+    return Lab(protocol, worlds, store, fabric, progress, workers=_workers(spec))
+
+
+def _workers(spec: RunSpec) -> int:
+    """As asked; else none for the built-in world, whose samples lie in memory, and the processors for files."""
+    if spec.workers is not None:
+        return spec.workers
+    return 0 if spec.data_root is None else min(8, os.cpu_count() or 1)
 
 
 def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
@@ -68,12 +81,13 @@ def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
     for benchmark in benchmarks:
         lab.worlds.check(benchmark)
     references = _references() if spec.references else []
+    labels = parse_fraction(spec.label_fraction)
     cells: dict[Any, Cell] = {}
     for benchmark in benchmarks:
         for pair in pairs:
             for seed in spec.seeds:
                 for cell in _group(lab, benchmark, pair, seed, references, methods, spec.references):
-                    cells.setdefault(_identity(cell), cell)
+                    cells.setdefault(_identity(cell), replace(cell, labels=labels))
     return list(cells.values())
 
 

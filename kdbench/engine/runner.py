@@ -19,7 +19,7 @@ from torch import nn
 
 from kdbench.benchmark import Domain
 from kdbench.data.domainset import DomainSet
-from kdbench.data.loading import training_batches
+from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, weights_digest
@@ -64,7 +64,7 @@ class CellRun:
         self._remark = method.remark if method is not None else ""
         self._key = digest([
             [step.key for step in self.plan.stages],
-            [samples.identity for samples in map(self._lab.worlds.val, self._cell.benchmark.evaluated())],
+            [samples.identity for samples in map(self._lab.worlds.val, self._evaluated())],
             self._deploy_code(),
             self._lab.protocol.id,
             harness_code(TESTING),
@@ -110,6 +110,7 @@ class CellRun:
             steps=summary["steps"],
             images=summary["images"],
             student_passes=summary["passes"],
+            broken=len(summary["broken"]),
             losses=summary["losses"],
         )
 
@@ -122,18 +123,23 @@ class CellRun:
         for module in networks.modules().values():
             self._lab.fabric.to_device(module)
         student, teacher = views(networks, stage)
-        size, seed = self._lab.protocol.image_size, self._cell.seed
+        size, seed, lab = self._lab.protocol.image_size, self._cell.seed, self._lab
+        broken = Broken(lab.protocol.most_broken, lab.progress.note)
         job = Job(
             what=what,
             module=LossModule(trained, lambda batch: stage.loss(batch, student, teacher)),
             recipe=step.recipe,
             steps=step.steps,
-            batches=lambda start: training_batches(step.sets, step.recipe, step.steps, size, seed, stage.phase, start),
+            batches=lambda start: training_batches(
+                step.sets, step.recipe, step.steps, size, seed, stage.phase, start,
+                workers=lab.workers, device=lab.fabric.device, broken=broken,
+            ),
             randomness=(seed, stage.phase),
             keep=step.keep,
             checkpoint_every=self._lab.protocol.checkpoint_every,
             passes=lambda: student.images,
-        )
+            broken=broken.errors,
+        )  # fmt: skip
         summary = train(self._lab.fabric, job, step.folder, self._lab.progress)
         idle = [
             name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
@@ -158,7 +164,7 @@ class CellRun:
         return placed.eval()
 
     def _evaluate_all(self) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
-        domains = list(self._cell.benchmark.evaluated())
+        domains = self._evaluated()
         self._deploy_last()
         results, per_image = [], {}
         self._lab.progress.begin(f"{self._cell.name} · testing", len(domains))
@@ -171,6 +177,9 @@ class CellRun:
         finally:
             self._lab.progress.end()
         return results, per_image
+
+    def _evaluated(self) -> list[Domain]:
+        return self._lab.worlds.evaluated(self._cell.benchmark)
 
     def _evaluate(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
         samples = self._lab.worlds.val(domain)
@@ -240,6 +249,7 @@ class CellRun:
             knobs=cell.knobs.model_dump(mode="json"),
             variant=cell.variant,
             seed=cell.seed,
+            label_fraction=str(cell.labels),
             remark=self._remark,
             key=self._key,
         )

@@ -129,6 +129,8 @@ class Job:
     keep: tuple[float, ...]
     checkpoint_every: int
     passes: Callable[[], int] = lambda: 0
+    broken: list[str] = field(default_factory=list)
+    """Errors of the files that were skipped so far; `batches` adds to them."""
 
 
 def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> dict[str, Any]:
@@ -158,6 +160,7 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
         "steps": job.steps,
         "images": job.steps * job.recipe.batch,
         "passes": passes + job.passes(),
+        "broken": job.broken,
         "seconds": seconds + time.perf_counter() - started,
     }
 
@@ -188,6 +191,7 @@ def _checkpoint(job: Job, optimizer: Any, log: LossLog, done: int, passes: int, 
         "optimizer": optimizer.state_dict(),
         "curves": log.curves,
         "passes": passes,
+        "broken": list(job.broken),
         "seconds": seconds,
     }
 
@@ -199,4 +203,5 @@ def _resume(job: Job, optimizer: Any, log: LossLog, folder: StageFolder) -> tupl
     job.module.trained.load_state_dict(state["trained"])
     optimizer.load_state_dict(state["optimizer"])
     log.curves = state["curves"]
+    job.broken[:] = state["broken"]
     return int(state["step"]), int(state["passes"]), float(state["seconds"])

@@ -54,7 +54,7 @@ def _views(steps: int) -> Recipe:
 COURSES = {
     course.role: course
     for course in (
-        Course("dinov2-l", "web", "rendering + coarse", _foundation(4500)),
+        Course("dinov2-l", "web", "rendering + coarse", _foundation(5000)),
         Course("dinov2-b", "web", "features", _foundation(1500), "dinov2-l"),
         Course("dinov2-s", "web", "features", _foundation(1500), "dinov2-l"),
         Course("eva02-l", "web", "masked features", _foundation(1200), "dinov2-l"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.data.loading import Order
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.transforms import RandomView
+from kdbench.data.transforms import make_view
 from kdbench.identity import seed_from
 from kdbench.protocol import Recipe
 
@@ -39,7 +39,7 @@ def lessons(
     samples: RenderedSet, recipe: Recipe, size: tuple[int, int], views: int, start: int = 0
 ) -> Iterator[Lesson]:
     """The batches of steps start to the recipe's end; a function of the step alone."""
-    view = RandomView(recipe.augmentation, size)
+    view = make_view(recipe.augmentation, size)
     order = Order(len(samples), recipe.batch, 0, "pretraining")
     for step in range(start, recipe.steps):
         chosen = [draw.sample for draw in order.step(step)]

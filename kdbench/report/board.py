@@ -49,6 +49,7 @@ class Place(NamedTuple):
     protocol_id: str
     world: str
     benchmark: str
+    label_fraction: str
     teacher: str
     strays: tuple[tuple[str, str], ...]
 
@@ -78,6 +79,7 @@ class Board:
     world: str
     worlds: dict[str, str]
     benchmark: str
+    label_fraction: str
     title: str
     pair: str
     family: str | None
@@ -95,10 +97,11 @@ class Board:
     @property
     def caption(self) -> tuple[str, str, str]:
         """What was tested, under which conditions, and what the numbers are."""
+        few = "" if self.label_fraction == "1" else f", {self.label_fraction} of the source's labels"
         who = " -> ".join(self.models) + (f" ({self.family})" if self.family else "")
         return (
             f"{self.benchmark}: {self.title}",
-            f"{who}; world {self.world}, protocol {self.protocol_id}, decoder {self.decoder}",
+            f"{who}; world {self.world}, protocol {self.protocol_id}, decoder {self.decoder}{few}",
             "mIoU in %; gap: source minus mean of targets",
         )
 
@@ -172,7 +175,7 @@ def _check(kind: str, asked: Iterable[str], held: set[str]) -> set[str]:
 def _place(entry: Entry) -> Place:
     cell = entry.cell
     strays = sorted((domain.domain, domain.world) for domain in _domains(entry) if domain.world != cell.world)
-    return Place(cell.protocol_id, cell.world, cell.benchmark, cell.teacher, tuple(strays))
+    return Place(cell.protocol_id, cell.world, cell.benchmark, cell.label_fraction, cell.teacher, tuple(strays))
 
 
 def _domains(entry: Entry) -> list[DomainResult]:
@@ -197,6 +200,7 @@ def _board(pair: str, entries: list[Entry]) -> Board:
         world=cell.world,
         worlds={shown[name]: world for name, world in served.items()},
         benchmark=cell.benchmark,
+        label_fraction=cell.label_fraction,
         title=benchmark_title(cell.title, cell.world),
         pair=pair,
         family=cell.family,

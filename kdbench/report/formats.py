@@ -219,7 +219,7 @@ def _json(boards: list[Board]) -> str:
 
 def _conditions(board: Board) -> dict[str, Any]:
     """What a caption says, each part by itself."""
-    named = ("protocol_id", "protocol", "decoder", "zoo", "world", "benchmark", "title")
+    named = ("protocol_id", "protocol", "decoder", "zoo", "world", "benchmark", "label_fraction", "title")
     conditions = {name: getattr(board, name) for name in named}
     return conditions | {"pair": " -> ".join(board.models), "family": board.family}
 

@@ -68,6 +68,7 @@ class Resolved(_Model):
     knobs: dict[str, Any]
     variant: str
     seed: int
+    label_fraction: str = "1"
     remark: str
     key: str
 
@@ -97,7 +98,8 @@ class DomainResult(_Model):
 class StageResult(_Model):
     """What a stage did.
 
-    data: the domains that it trained on, with their worlds. losses: each term's means over tenths of the stage.
+    data: the domains that it trained on, with their worlds. broken: training files that could not be read and were
+    replaced by others. losses: each term's means over tenths of the stage.
     """
 
     name: str
@@ -107,6 +109,7 @@ class StageResult(_Model):
     steps: int
     images: int
     student_passes: int
+    broken: int = 0
     losses: dict[str, list[float]]
 
 
@@ -151,11 +154,12 @@ class Record(_Model):
 
 
 def record_path(cell: Resolved) -> Path:
-    """protocol / world / benchmark / pair / method[@variant]-s<seed>.json."""
+    """protocol / world / benchmark[@fraction of labels] / pair / method[@variant]-s<seed>.json."""
     variant = f"@{cell.variant}" if cell.variant else ""
     pair = f"{cell.teacher}--{cell.student or 'none'}"
     name = f"{cell.method}{variant}-s{cell.seed}.json"
-    return Path(cell.protocol_id, cell.world, cell.benchmark, pair, name)
+    labels = "" if cell.label_fraction == "1" else f"@{cell.label_fraction.replace('/', '-')}"
+    return Path(cell.protocol_id, cell.world, f"{cell.benchmark}{labels}", pair, name)
 
 
 def read_record(path: Path) -> Record:

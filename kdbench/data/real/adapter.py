@@ -1,43 +1,73 @@
-"""What every real data set shares: finding folder and pairs, decoding images and labels, errors with repairs."""
+"""What every real data set shares: finding its folder, pairing images with labels, decoding both."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
-from kdbench.errors import KdbenchError
-from kdbench.identity import code_digest, digest
+from kdbench.data.real.files import Entry, FileTree
+from kdbench.data.real.labels import Table, indices
+from kdbench.errors import KdbenchError, unknown
+
+Groups = Mapping[str, str]
 
 
-class FilePair(NamedTuple):
-    """An image with its label file."""
+def _by_split(groups: Groups, tree: FileTree) -> str:
+    return groups["split"]
 
-    image: Path
-    label: Path
+
+@dataclass(frozen=True)
+class Layout:
+    """One form in which a data set lies on disks.
+
+    image, label: regular expressions for the whole path of a file below the data set's folder (what comes before is
+    ignored); an image and a label whose groups are equal are a pair. label None: images only. decode: a label's stored
+    values. values: those that it may hold. tables: stored value -> class, by name, the default first. part: which part
+    of the data set a pair is in.
+    """
+
+    image: str
+    label: str | None = None
+    decode: Callable[[Entry], np.ndarray] = indices
+    values: Collection[int] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    part: Callable[[Groups, FileTree], str] = _by_split
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """256 truth values: which stored values are labels of the data set."""
+        return np.isin(np.arange(256), list(self.values))
 
 
 @dataclass(frozen=True)
 class Adapter:
     """One data set as its authors ship it.
 
-    folders: the names that its root usually has. pairs: (root, parts) -> the files of those parts, in a fixed order.
-    to_class: 256 entries, stored label value -> class, 255 = ignore.
+    folders: the names that its root usually has. archives: patterns of the zip files that are read in place. unpack:
+    pattern of another archive -> the command that unpacks it. counts: pairs that the official parts have. size of every
+    image (height, width), where they share one. mismatch: what is done where a label has another size than its image.
+    home, licence: where it comes from and on what terms.
     """
 
     name: str
+    title: str
     folders: tuple[str, ...]
-    pairs: Callable[[Path, Sequence[str]], list[FilePair]]
-    to_class: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))
+    layouts: tuple[Layout, ...]
+    home: str
+    licence: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    archives: tuple[str, ...] = ()
+    unpack: Mapping[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    mismatch: Literal["refuse", "resize"] = "refuse"
+    hints: Mapping[str, str] = field(default_factory=dict)
+    """Pattern of a path that is often there in place of what is needed -> what to do."""
 
     def root(self, data_root: Path) -> Path:
         """The data set's folder under --data-root; the root itself may be that folder."""
@@ -49,58 +79,113 @@ class Adapter:
             if (data_root / name).is_dir():
                 return data_root / name
         looked = ", ".join(str(data_root / name) for name in self.folders)
-        raise KdbenchError(f"data set '{self.name}' is not under {data_root}. Looked for: {looked}.")
+        raise KdbenchError(
+            f"data set '{self.name}' is not under {data_root}. Looked for: {looked}. It comes from {self.home}."
+        )
+
+    def is_under(self, data_root: Path) -> bool:
+        """Whether its folder is there."""
+        return data_root.name in self.folders or any((data_root / name).is_dir() for name in self.folders)
+
+    def scan(self, data_root: Path) -> Scan:
+        """Everything that is found of it under --data-root."""
+        return Scan(self, FileTree(self.root(data_root), self.archives))
 
 
 @dataclass(frozen=True)
-class RealSet:
-    """The samples of some parts of a data set, resized to cover the protocol's image size; labels keep their size."""
+class Sample:
+    """An image with its label. key: what the two paths share, by name, e.g. `train/aachen/aachen_000000_000019`."""
 
-    domain: str
+    key: str
+    part: str
+    image: Entry
+    label: Entry | None
+
+
+class Matches(NamedTuple):
+    """Files by the values of their groups, and files whose place was taken: (the one in it, the other)."""
+
+    files: dict[tuple[str, ...], tuple[Entry, Groups]]
+    doubles: list[tuple[Entry, Entry]]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A data set's files, sorted into pairs and what is left over."""
+
     adapter: Adapter
-    data_root: Path
-    parts: tuple[str, ...]
-    size: tuple[int, int]
-    world: str = "real"
+    tree: FileTree
 
     @cached_property
-    def files(self) -> list[FilePair]:
-        """The pairs in a fixed order."""
-        root = self.adapter.root(self.data_root)
-        files = self.adapter.pairs(root, self.parts)
-        if not files:
-            raise KdbenchError(f"domain '{self.domain}': no images of {', '.join(self.parts)} under {root}.")
-        return files
+    def layout(self) -> Layout:
+        """The first of the set's layouts of which there is an image."""
+        layouts = self.adapter.layouts
+        return next((layout for layout in layouts if self._match(layout.image).files), layouts[0])
 
     @cached_property
-    def identity(self) -> Mapping[str, Any]:
-        """The data set, every file's name and size, and the code that reads them."""
-        listing = [(p.image.name, p.image.stat().st_size, p.label.stat().st_size) for p in self.files]
-        return {
-            "dataset": self.adapter.name,
-            "parts": self.parts,
-            "size": self.size,
-            "files": digest(listing),
-            "reading": [code_digest(Path(__file__)), code_digest(Path(inspect.getfile(self.adapter.pairs)))],
-            "classes": digest(self.adapter.to_class.tolist()),
-        }
+    def images(self) -> Matches:
+        """Every image."""
+        return self._match(self.layout.image)
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @cached_property
+    def labels(self) -> Matches:
+        """Every label."""
+        return self._match(self.layout.label) if self.layout.label else Matches({}, [])
 
-    def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """image (3, H, W) uint8, covering the protocol's size; label (h, w) uint8 at its original size."""
-        pair = self.files[index]
-        image = torch.from_numpy(_pixels(pair.image, "RGB").transpose(2, 0, 1).copy())
-        scale = max(self.size[0] / image.shape[1], self.size[1] / image.shape[2])
-        size = [round(side * scale) for side in image.shape[1:]]
-        label = self.adapter.to_class[_pixels(pair.label, None)]
-        return vision.resize(image, size, antialias=True), torch.from_numpy(label)
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Every image with its label, in the order of their keys; label None where it is missing."""
+        return [
+            Sample("/".join(key), self.layout.part(groups, self.tree), entry, self.labels.files.get(key, (None,))[0])
+            for key, (entry, groups) in sorted(self.images.files.items())
+        ]
 
+    def parts(self, names: Sequence[str]) -> list[Sample]:
+        """The samples of some parts; `night` stands for `night/train`, `night/val` and what else there is."""
+        wanted = [s for name in names for s in self.samples if s.part == name or s.part.startswith(f"{name}/")]
+        what = f"data set '{self.adapter.name}'"
+        if not wanted:
+            raise KdbenchError(f"{what}: no images of {', '.join(names)} under {self.tree.root}. {self.advice()}")
+        missing = [sample for sample in wanted if sample.label is None] if self.layout.label else []
+        if missing:
+            raise KdbenchError(
+                f"{what}: {len(missing)} of {len(wanted)} images of {', '.join(names)} have no label file, the first "
+                f"is {missing[0].image}. {self.hint()}`kdbench data verify {self.adapter.name}` lists them."
+            )
+        return wanted
 
-def _pixels(path: Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode) if mode else image)
-    except (OSError, ValueError) as error:
-        raise KdbenchError(f"{path} cannot be read ({error}). Restore it from the data set's archive.") from error
+    def table(self, name: str = "") -> Table:
+        """Stored value -> class: the named table, or the default."""
+        tables = self.layout.tables
+        if name and name not in tables:
+            raise unknown(f"label map of data set '{self.adapter.name}'", name, tables)
+        return tables[name or next(iter(tables))]
+
+    def advice(self) -> str:
+        """What to do where a part is not there."""
+        if self.samples:
+            return f"There are: {', '.join(sorted({sample.part for sample in self.samples}))}."
+        return self.hint() or f"No file there has a name of this data set. It comes from {self.adapter.home}."
+
+    def hint(self) -> str:
+        """What to do about something that is there in place of what is needed, or nothing."""
+        for pattern, repair in {**self.adapter.hints, **self.adapter.unpack}.items():
+            for name, entry in self.tree.entries.items():
+                if re.search(pattern, name):
+                    return f"{entry} is there: {repair} "
+        return ""
+
+    def _match(self, pattern: str) -> Matches:
+        found = Matches({}, [])
+        expression = re.compile(rf"(?:.*/)?{pattern}")
+        for name, entry in self.tree.entries.items():
+            match = expression.fullmatch(name)
+            if match is None:
+                continue
+            # In the order of the groups' names, which two paths share, whatever their order in each.
+            key = tuple(value for _, value in sorted(match.groupdict().items()))
+            if key not in found.files:
+                found.files[key] = entry, match.groupdict()
+            elif not entry.archived:
+                found.doubles.append((found.files[key][0], entry))
+        return found

@@ -110,7 +110,7 @@ def _table() -> Mapping[str, DomainSpec]:
     for name, town in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
         rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], town))
     rows.append(DomainSpec("proxy", "collection", "proxy", BOXES["proxy"], scenes=0.12))
-    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.3))
+    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.7))
     return MappingProxyType({row.name: row for row in rows})
 
 

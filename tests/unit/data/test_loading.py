@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.data.loading import Order, training_batches
+from kdbench.data.loading import Broken, Order, training_batches
 from kdbench.data.transforms import RandomView
+from kdbench.errors import KdbenchError
 from kdbench.protocol import Augmentation, Recipe
 from kdbench.types import Batch, Phase
 
@@ -112,3 +113,46 @@ def test_a_label_of_another_size_is_brought_to_the_image_without_new_values() ->
     _, mask = RandomView(PLAIN, SIZE)(image, label, 0)
     assert mask.shape == SIZE
     assert set(mask.unique().tolist()) == {3, 7, 255}
+
+
+class Holed(Numbered):
+    """Some samples cannot be read."""
+
+    def __init__(self, domain: str, count: int, holes: set[int]) -> None:
+        super().__init__(domain, count)
+        self._holes = holes
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        if index in self._holes:
+            raise KdbenchError(f"sample {index} is broken")
+        return super().read(index)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
+    varied = RECIPE.model_copy(update={"augmentation": Augmentation()})
+    ahead = list(training_batches(SETS, varied, 6, SIZE, 0, Phase.TASK, start=1, workers=workers))
+    for a, b in zip(batches(recipe=varied, start=1), ahead, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.label, b.label)
+        assert (a.domain, a.progress) == (tuple(b.domain), b.progress)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_read_is_replaced_by_its_neighbour_and_counted_once(workers: int) -> None:
+    said: list[str] = []
+    broken = Broken(2, said.append)
+    sets = (Holed("a", 6, {1, 2}),)
+    seen = [
+        b.index.tolist() for b in training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=broken)
+    ]
+    assert {1, 2}.isdisjoint(index for step in seen for index in step)
+    assert sorted(broken.errors) == ["sample 1 is broken", "sample 2 is broken"]
+    assert said[0].startswith("skipped (1 of at most 2): sample")
+    with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
+        list(training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=Broken(1)))
+
+
+def test_a_set_without_a_readable_sample_is_an_error() -> None:
+    with pytest.raises(KdbenchError, match="neighbours cannot be read, the first: sample"):
+        list(training_batches((Holed("a", 3, {0, 1, 2}),), RECIPE, 6, SIZE, 0, Phase.TASK, broken=Broken(10)))

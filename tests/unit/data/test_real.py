@@ -1,99 +1,243 @@
-"""CamVid in the SegNet layout, from a tiny tree that the tests make, and the errors around it."""
+"""Real data sets behind the engine: parts, identities, errors with their repairs, and whole runs from tiny trees."""
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.real.files import Entry, FileTree, open_image
+from kdbench.data.sizing import Cover
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 
-FRAMES = {
-    "train": ["0001TP_006690", "0006R0_f00930", "0006R0_f00960", "0016E5_00390", "0016E5_00420"],
-    "val": ["0016E5_07959", "0016E5_07961"],
-    "test": ["0001TP_008550", "Seq05VD_f00000", "Seq05VD_f00030"],
-}
+Run = Callable[..., list[Done]]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Ten frames of 48 x 36 pixels; each label holds every stored value."""
-    rng = np.random.default_rng(0)
-    for split, names in FRAMES.items():
-        for folder in (split, f"{split}annot"):
-            (tmp_path / "CamVid" / folder).mkdir(parents=True)
-        for name in names:
-            image = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
-            label = np.tile(np.arange(12, dtype=np.uint8), (36, 4))
-            Image.fromarray(image).save(tmp_path / "CamVid" / split / f"{name}.png")
-            Image.fromarray(label).save(tmp_path / "CamVid" / f"{split}annot" / f"{name}.png")
-    return tmp_path
+def camvid(root: Path, *parts: str, **more: Any) -> RealSet:
+    return RealSet("d", ADAPTERS["camvid"], root, parts, Cover((32, 64)), **more)
 
 
-def names(root: Path, *parts: str) -> list[str]:
-    return [pair.image.stem for pair in RealSet("d", ADAPTERS["camvid"], root, parts, (32, 64)).files]
+def keys(root: Path, *parts: str) -> list[str]:
+    return [sample.image.path.stem for sample in camvid(root, *parts).samples]
 
 
-def test_drives_are_regrouped_and_no_frame_is_in_two_domains(root: Path) -> None:
+def test_drives_are_regrouped_and_no_frame_is_in_two_domains(trees: Any) -> None:
+    trees.make("camvid")
     benchmark = load_benchmark("camvid")
     (source,) = benchmark.sources
-    train, val = names(root, *source.real.train), names(root, *source.real.val)
-    assert train == ["0006R0_f00930", "0006R0_f00960", "0016E5_00390", "0016E5_00420"]
-    assert val == FRAMES["val"]
-    targets = [names(root, *domain.real.val) for domain in benchmark.targets]
+    assert keys(trees.root, *source.real.train) == ["0006R0_f00930", "0006R0_f00960", "0016E5_00390", "0016E5_00420"]
+    assert keys(trees.root, *source.real.val) == ["0016E5_07959", "0016E5_07961"]
+    targets = [keys(trees.root, *domain.real.val) for domain in benchmark.targets]
     assert targets == [["0001TP_006690", "0001TP_008550"], ["Seq05VD_f00000", "Seq05VD_f00030"]]
 
 
-def test_labels_keep_their_classes_and_size_and_11_is_ignored(root: Path) -> None:
-    image, label = RealSet("d", ADAPTERS["camvid"], root, ("0001TP",), (32, 64)).read(0)
-    assert tuple(label.shape) == (36, 48)
-    assert sorted(label.unique().tolist()) == [*range(11), 255]
-    assert label[0].tolist() == [*range(11), 255] * 4
-    # 48 x 36 covers 64 x 32 at 64 x 48.
-    assert tuple(image.shape) == (3, 48, 64)
+def test_few_samples_are_spread_over_the_set(trees: Any) -> None:
+    trees.make("camvid")
+    assert len(camvid(trees.root, "0006R0", "0016E5", most=3)) == 3
+    chosen = camvid(trees.root, "0006R0", "0016E5", most=3).samples
+    assert [s.part for s in chosen] == ["0006R0/train", "0016E5/train", "0016E5/val"]
 
 
-def test_a_change_of_files_changes_the_identity(root: Path) -> None:
-    def identity() -> object:
-        return RealSet("d", ADAPTERS["camvid"], root, ("0001TP",), (32, 64)).identity
+def test_a_change_of_files_sizes_or_tables_changes_the_identity(trees: Any) -> None:
+    trees.make("mapillary")
+
+    def identity(**more: Any) -> object:
+        return RealSet("d", ADAPTERS["mapillary"], trees.root, ("val",), Cover((32, 64)), **more).identity
 
     before = identity()
     assert before == identity()
-    (root / "CamVid" / "train" / "0001TP_006690.png").unlink()
+    assert before != identity(label_map="robustnet")
+    label = next((trees.root / "mapillary/validation/labels").iterdir())
+    label.write_bytes(label.read_bytes() + b"\0")
     assert before != identity()
 
 
-def test_what_is_missing_or_broken_is_named(root: Path) -> None:
-    adapter = ADAPTERS["camvid"]
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [({"train": [1, 3], "val": [2], "test": []}, {"all/train": 2, "all/val": 1}), (None, {"all": 3})],
+)
+def test_gtav_has_its_official_parts_where_their_file_is_there(
+    trees: Any, split: dict[str, list[int]] | None, expected: dict[str, int]
+) -> None:
+    from scipy.io import savemat
+
+    trees.make("gtav")
+    if split:
+        savemat(trees.root / "GTA5/split.mat", {f"{name}Ids": np.array(ids) for name, ids in split.items()})
+    scan = ADAPTERS["gtav"].scan(trees.root)
+    assert {part: len(scan.parts((part,))) for part in {s.part for s in scan.samples}} == expected
+    assert len(scan.parts(("all",))) == 3
+
+
+def test_what_is_missing_or_broken_is_named(trees: Any) -> None:
+    trees.make("camvid")
+    root, adapter = trees.root, ADAPTERS["camvid"]
     with pytest.raises(KdbenchError, match=r"--data-root .*nowhere is not a folder"):
         adapter.root(root / "nowhere")
-    with pytest.raises(KdbenchError, match=r"'camvid' is not under .*Looked for: .*CamVid"):
+    with pytest.raises(KdbenchError, match=r"'camvid' is not under .*Looked for: .*CamVid.*It comes from https"):
         adapter.root(root / "CamVid" / "train")
     assert adapter.root(root / "CamVid") == root / "CamVid"
-    (root / "CamVid" / "train" / "0006R0_f00930.png").write_bytes(b"not an image")
+    with pytest.raises(KdbenchError, match=r"no images of Seq99 .*There are: 0001TP/test, 0001TP/train"):
+        keys(root, "Seq99")
+    (root / "CamVid/train/0006R0_f00930.png").write_bytes(b"not an image")
     with pytest.raises(KdbenchError, match=r"0006R0_f00930\.png cannot be read .*Restore it"):
-        RealSet("d", adapter, root, ("0006R0",), (32, 64)).read(0)
-    (root / "CamVid" / "trainannot" / "0006R0_f00960.png").unlink()
-    with pytest.raises(
-        KdbenchError, match=r"1 images have no label file, the first is .*trainannot/0006R0_f00960\.png"
-    ):
-        names(root, "0006R0")
-    with pytest.raises(KdbenchError, match="no images of Seq99"):
-        names(root, "Seq99")
+        camvid(root, "0006R0").read(0)
+    (root / "CamVid/trainannot/0006R0_f00960.png").unlink()
+    with pytest.raises(KdbenchError, match=r"1 of 2 images of 0006R0 have no label file, the first is .*f00960\.png"):
+        keys(root, "0006R0")
 
 
-def test_real_images_run_through_the_whole_pipeline(run_cells: Callable[..., list[Done]], root: Path) -> None:
-    (done,) = run_cells(methods=("gkd",), benchmarks=("camvid",), data_root=root)
+def test_labels_that_cannot_be_right_are_refused(trees: Any) -> None:
+    trees.make("bdd100k")
+    masks = trees.root / "bdd100k/labels/sem_seg/masks/val"
+    first, second = sorted(masks.iterdir())
+    Image.fromarray(np.full((24, 48), 26, np.uint8)).save(first)  # a Cityscapes id
+    Image.fromarray(np.zeros((24, 40), np.uint8)).save(second)
+    bdd = RealSet("d", ADAPTERS["bdd100k"], trees.root, ("val",), Cover((32, 64)))
+    with pytest.raises(KdbenchError, match=r"it holds the value 26, which is no label of BDD100K"):
+        bdd.read(0)
+    with pytest.raises(KdbenchError, match=r"it is \(24, 40\) pixels large, its image \(24, 48\)"):
+        bdd.read(1)
+    Image.fromarray(np.zeros((24, 48, 3), np.uint8)).save(first)
+    with pytest.raises(KdbenchError, match="a label of one channel was expected, this is a picture in mode RGB"):
+        bdd.read(0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "path", "message"),
+    [
+        ("synthia", "synthia/SYNTHIA_RAND_CITYSCAPES.rar", r"unpack it first: `unrar x"),
+        ("imagenet", "imagenet/ILSVRC2012_img_train.tar", r"it holds a tar file a class; unpack it with"),
+        ("potsdam", "potsdam/2_Ortho_RGB.zip", r"kdbench data prepare potsdam"),
+        ("vaihingen", "vaihingen/top/top_mosaic_09cm_area1.tif", r"kdbench data prepare vaihingen"),
+        ("cityscapes", "cityscapes/gtFine/train/ulm/ulm_000000_000019_gtFine_labelTrainIds.png", r"labelIds"),
+        ("bdd100k", "bdd100k/images/100k/val/0a1b2c3d-4e5f6071.jpg", r"no part of the 100k set"),
+    ],
+)
+def test_what_lies_there_in_place_of_the_data_is_told(tmp_path: Path, dataset: str, path: str, message: str) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).touch()
+    with pytest.raises(KdbenchError, match=message):
+        ADAPTERS[dataset].scan(tmp_path).parts(("train",))
+
+
+def test_no_path_leads_outside(tmp_path: Path) -> None:
+    root, outside = tmp_path / "set", tmp_path / "elsewhere"
+    root.mkdir()
+    outside.mkdir()
+    (root / "inside").mkdir()
+    (root / "again").symlink_to(root / "inside")
+    (root / "inside/a.png").touch()
+    assert sorted(FileTree(root).entries) == ["again/a.png", "inside/a.png"]
+    (root / "out").symlink_to(outside)
+    with pytest.raises(KdbenchError, match=r"set/out is a link to .*elsewhere, outside"):
+        _ = FileTree(root).entries
+    os.unlink(root / "out")
+    (root / "inside/loop").symlink_to(root)
+    with pytest.raises(KdbenchError, match="a folder that contains it"):
+        _ = FileTree(root).entries
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\\..\\b.png"])
+def test_an_archive_with_paths_outside_of_it_is_refused(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(KdbenchError, match=r"bad\.zip holds a file named '.*', outside of it"):
+        _ = FileTree(tmp_path, ("*.zip",)).entries
+
+
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdbench.data.real.files.MOST_BYTES", 1000)
+    monkeypatch.setattr("kdbench.data.real.files.MOST_PIXELS", 1000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"\0" * 2000)
+    with pytest.raises(KdbenchError, match=r"'a\.png' of 2000 bytes unpacked"):
+        _ = FileTree(tmp_path, ("*.zip",)).entries
+    Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / "large.png")
+    with pytest.raises(KdbenchError, match="50 x 50 pixels, more than 1000"):
+        open_image(Entry("large.png", tmp_path / "large.png"))
+    (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
+    with pytest.raises(KdbenchError, match=r"broken\.zip cannot be read as a zip archive .*Download it again"):
+        _ = FileTree(tmp_path, ("broken.zip",)).entries
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "scored"),
+    [
+        ("g2c", ("gtav", "cityscapes"), {"cityscapes": 2}),
+        ("g2b", ("gtav", "bdd100k"), {"bdd100k": 2}),
+        ("g2m", ("gtav", "mapillary"), {"mapillary": 2}),
+        ("c2a", ("cityscapes", "acdc"), {f"acdc-{c}": 2 for c in ("night", "snow", "fog", "rain")} | {"cityscapes": 2}),
+        ("p2r", ("potsdam", "vaihingen"), {"potsdam-irrg": 2, "vaihingen-irrg": 1, "potsdam-rgb": 2}),
+        ("gsu2c", ("gtav", "synthia", "urbansyn", "cityscapes"), {"cityscapes": 2}),
+        ("camvid", ("camvid",), {"camvid-dusk": 2, "camvid-other-drive": 2, "camvid-day": 2}),
+    ],
+)
+def test_every_benchmark_runs_from_its_data_sets(
+    trees: Any, run_cells: Run, name: str, sets: tuple[str, ...], scored: dict[str, int]
+) -> None:
+    for dataset in (*sets, "imagenet"):
+        trees.make(dataset)
+    (done,) = run_cells(methods=("gkd",), benchmarks=(name,), data_root=trees.root, workers=0)
     assert done.record.status == "done", done.record.error
     assert done.record.spec.resolved.world == "real"
-    assert {domain.domain: domain.world for domain in done.record.result.domains} == {
-        "camvid-dusk": "real", "camvid-other-drive": "real", "camvid-day": "real",
-    }  # fmt: skip
-    pixels = {domain.domain: int(domain.confusion.sum()) for domain in done.record.result.domains}
-    assert pixels == dict.fromkeys(pixels, 2 * 36 * 48 * 11 // 12)
+    result = done.record.result
+    assert {domain.domain: domain.images for domain in result.domains} == scored
+    assert {world for stage in result.stages for world in stage.data.values()} == {"real"}
+
+
+def test_without_imagenet_a_small_protocol_takes_the_built_in_proxy_and_says_so(trees: Any, run_cells: Run) -> None:
+    trees.make("camvid")
+    (done,) = run_cells(methods=("gkd",), benchmarks=("camvid",), data_root=trees.root)
+    assert done.record.result.stages[0].data == {"proxy": "synthetic-v1"}
+
+
+def test_few_labels_are_a_named_part_and_stand_apart(trees: Any, run_cells: Run) -> None:
+    for dataset in ("cityscapes", "acdc"):
+        trees.make(dataset)
+    common = {"methods": ("baseline",), "benchmarks": ("c2a",), "data_root": trees.root}
+    (whole,), (half,) = run_cells(**common), run_cells(**common, label_fraction="1/2")
+    assert half.record.spec.resolved.label_fraction == "1/2"
+    assert "c2a@1-2" in half.record.path().parts
+    assert whole.record.result.stages[-1].key != half.record.result.stages[-1].key
+    with pytest.raises(KdbenchError, match=r"--label-fraction '3': write a part"):
+        run_cells(**common, label_fraction="3")
+
+
+def test_another_label_map_is_another_protocol(trees: Any, run_cells: Run) -> None:
+    for dataset in ("gtav", "mapillary"):
+        trees.make(dataset)
+    common = {"methods": ("baseline",), "benchmarks": ("g2m",), "data_root": trees.root}
+    (ours,), (theirs,) = run_cells(**common), run_cells(**common, label_maps=("mapillary=robustnet",))
+    assert ours.record.spec.resolved.protocol_id != theirs.record.spec.resolved.protocol_id
+    pixels = [int(done.record.result.domains[0].confusion.sum()) for done in (ours, theirs)]
+    assert pixels[0] > pixels[1]
+
+
+def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
+    trees: Any, run_cells: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.make("camvid")
+    common = {"methods": ("baseline",), "benchmarks": ("camvid",), "data_root": trees.root}
+    broken = trees.root / "CamVid/train/0006R0_f00930.png"
+    broken.write_bytes(b"\x89PNG broken")
+    (done,) = run_cells(**common)
+    assert done.record.status == "done", done.record.error
+    assert [stage.broken for stage in done.record.result.stages] == [1]
+    from kdbench import protocol
+
+    strict = protocol.PROTOCOLS["smoke"].model_copy(update={"most_broken": 0})
+    monkeypatch.setitem(protocol.PROTOCOLS, "smoke", strict)
+    (stopped,) = run_cells(**common, seeds=(1,))
+    assert stopped.record.status == "failed"
+    assert "1 training files cannot be read, and the protocol allows 0" in stopped.record.error
+    assert "0006R0_f00930.png" in stopped.record.error

@@ -57,13 +57,13 @@ def test_labels_and_targets_never_reach_an_unlabelled_stage(
     assert progress == pytest.approx([step / 8 for step in range(8)], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in benchmark_names() if name != "camvid"])
+@pytest.mark.parametrize("name", [name for name in benchmark_names() if name not in ("camvid", "gsu2c")])
 def test_no_phase_of_any_benchmark_opens_a_target(plan_cells: Callable[..., tuple], name: str) -> None:
     benchmark = load_benchmark(name)
-    lab, _ = plan_cells(benchmarks=(name,))
+    lab, cells = plan_cells(benchmarks=(name,))
     targets = {domain.name for domain in benchmark.targets}
     for phase in Phase:
-        assert not targets & {samples.domain for samples in stage_sets(lab, benchmark, phase)}
+        assert not targets & {samples.domain for samples in stage_sets(lab, cells[0], phase)}
 
 
 @pytest.mark.parametrize("method", method_names())

@@ -1,0 +1,51 @@
+"""GTAV (Playing for Data): palette pictures whose index is the Cityscapes id; two colours stand for two ids each."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+from kdbench.data.real.adapter import Adapter, Groups, Layout
+from kdbench.data.real.cityscapes import ID_TO_CLASS
+from kdbench.data.real.files import Entry, FileTree, unreadable
+from kdbench.data.real.labels import table
+
+
+def _part(groups: Groups, tree: FileTree) -> str:
+    """all/train, all/val or all/test by the official split where its file is there; GKD trains on all."""
+    entry = next((entry for name, entry in tree.entries.items() if name.endswith("split.mat")), None)
+    return f"all/{_official(entry).get(int(groups['id']), 'unsplit')}" if entry else "all"
+
+
+@lru_cache(maxsize=4)
+def _official(entry: Entry) -> dict[int, str]:
+    from scipy.io import loadmat
+
+    try:
+        split = loadmat(io.BytesIO(entry.read()))
+        return {int(i): name for name in ("train", "val", "test") for i in split[f"{name}Ids"].flat}
+    except (KeyError, ValueError, TypeError) as error:
+        raise unreadable(entry, str(error)) from error
+
+
+GTAV = Adapter(
+    name="gtav",
+    title="GTAV, Playing for Data",
+    folders=("GTA5", "gtav", "gta", "gta5", "GTAV"),
+    layouts=(
+        Layout(
+            image=r"images/(?P<id>\d{5})\.png",
+            label=r"labels/(?P<id>\d{5})\.png",
+            values=range(35),
+            tables={"evaluated": table(ID_TO_CLASS)},
+            part=_part,
+        ),
+    ),
+    home="https://download.visinf.tu-darmstadt.de/data/from_games (01_images.zip to 10_labels.zip)",
+    licence="research only; the game's publisher permits non-commercial use of its footage",
+    counts={"all": 24966},
+    archives=("[01][0-9]_images.zip", "[01][0-9]_labels.zip", "read_mapping.zip"),
+    size=(1052, 1914),
+    # Some labels are a few pixels smaller or larger than their images; everybody resizes or drops them.
+    mismatch="resize",
+)

@@ -1,0 +1,33 @@
+"""ImageNet-1k, or any tree of one folder a class, as proxy: images alone, no label is ever read."""
+
+from __future__ import annotations
+
+from kdbench.data.real.adapter import Adapter, Groups, Layout
+from kdbench.data.real.files import FileTree
+
+_FILE = r"(?P<category>[^/]+)/(?P<name>[^/]+)\.(?i:jpe?g|png|webp|bmp)"
+
+
+def _train(groups: Groups, tree: FileTree) -> str:
+    return "train"
+
+
+IMAGENET = Adapter(
+    name="imagenet",
+    title="ImageNet-1k (or any folder of folders of images)",
+    folders=("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012", "imagenet/images"),
+    layouts=(
+        Layout(rf"(?P<split>train|val)/{_FILE}"),
+        # Any other tree of one folder a class.
+        Layout(_FILE, part=_train),
+    ),
+    home="https://www.image-net.org (ILSVRC2012_img_train.tar)",
+    licence="ImageNet terms: non-commercial research",
+    counts={"train": 1281167, "val": 50000},
+    unpack={
+        r"ILSVRC2012_img_train\.tar$": "it holds a tar file a class; unpack it with `mkdir train && tar -xf "
+        "ILSVRC2012_img_train.tar -C train && cd train && for f in *.tar; do mkdir ${f%.tar} && tar -xf $f -C "
+        "${f%.tar} && rm $f; done`.",
+        r"\.tar(\.gz)?$": "unpack it first with `tar -xf`, into train/CLASS/.",
+    },
+)

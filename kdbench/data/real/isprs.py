@@ -1,0 +1,58 @@
+"""ISPRS Potsdam and Vaihingen as crops of 512, made by `kdbench data prepare`, or by mmsegmentation in GKD's folders.
+
+Stored values: 0 border or no class of the palette, 1 to 6 the classes. The one table below takes them to classes, once.
+"""
+
+from __future__ import annotations
+
+from kdbench.data.real.adapter import Adapter, Groups, Layout
+from kdbench.data.real.files import FileTree
+from kdbench.data.real.labels import table
+from kdbench.types import IGNORE
+
+CLASSES = {value: value - 1 for value in range(1, 7)}
+_VALUES = (*range(7), IGNORE)
+_PREPARE = "the original tiles are there; cut them into crops with `kdbench data prepare {name} --data-root DIR`."
+
+
+def _by_bands(groups: Groups, tree: FileTree) -> str:
+    return f"{groups['bands']}/{groups['split']}"
+
+
+_POTSDAM = r"(?P<split>train|val)/(?P<crop>\d_\d{1,2}(?:_\d+){4})\.png"
+POTSDAM = Adapter(
+    name="potsdam",
+    title="ISPRS Potsdam",
+    folders=("potsdam", "Potsdam"),
+    layouts=(
+        Layout(
+            image=rf"(?P<bands>RGB|IRRG)/img_dir/{_POTSDAM}",
+            label=rf"(?P<bands>RGB|IRRG)/ann_dir/{_POTSDAM}",
+            values=_VALUES,
+            tables={"evaluated": table(CLASSES)},
+            part=_by_bands,
+        ),
+    ),
+    home="https://www.isprs.org (2_Ortho_RGB.zip, 3_Ortho_IRRG.zip, 5_Labels_all_noBoundary.zip)",
+    licence="ISPRS benchmark terms: research, with acknowledgement",
+    counts={"RGB/train": 3456, "RGB/val": 2016, "IRRG/train": 3456, "IRRG/val": 2016},
+    size=(512, 512),
+    hints={r"(top_potsdam_.*\.tif|Ortho_\w+\.zip|5_Labels\w*\.zip)$": _PREPARE.format(name="potsdam")},
+)
+
+_VAIHINGEN = r"(?P<split>train|val)/(?P<crop>area\d{1,2}(?:_\d+){4})\.png"
+VAIHINGEN = Adapter(
+    name="vaihingen",
+    title="ISPRS Vaihingen (infrared, red, green)",
+    folders=("vaihingen", "Vaihingen"),
+    layouts=(
+        Layout(
+            rf"img_dir/{_VAIHINGEN}", rf"ann_dir/{_VAIHINGEN}", values=_VALUES, tables={"evaluated": table(CLASSES)}
+        ),
+    ),
+    home="https://www.isprs.org (ISPRS_semantic_labeling_Vaihingen*.zip)",
+    licence="ISPRS benchmark terms: research, with acknowledgement",
+    counts={"train": 344, "val": 398},
+    size=(512, 512),
+    hints={r"(top_mosaic_09cm_area.*\.tif|ISPRS_semantic\w*\.zip)$": _PREPARE.format(name="vaihingen")},
+)

@@ -1,0 +1,99 @@
+"""Some parts of a real data set as a set of samples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.real import files, labels
+from kdbench.data.real.adapter import Adapter, Sample, Scan
+from kdbench.data.real.files import read_rgb, unreadable
+from kdbench.data.sizing import Sizing
+from kdbench.identity import code_digest, digest
+from kdbench.types import IGNORE
+
+_READING = (Path(__file__), *(Path(inspect.getfile(module)) for module in (files, labels)))
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """The samples of some parts of a data set under data_root.
+
+    sizing: how images are resized (labels keep their size unless it says otherwise). label_map: which of the data set's
+    tables takes stored values to classes, the default where empty. most: at most so many samples, spread over the set.
+    """
+
+    domain: str
+    adapter: Adapter
+    data_root: Path
+    parts: tuple[str, ...]
+    sizing: Sizing
+    label_map: str = ""
+    most: int | None = None
+    world: str = "real"
+
+    @cached_property
+    def scan(self) -> Scan:
+        """The data set's files."""
+        return self.adapter.scan(self.data_root)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The pairs in a fixed order."""
+        found = self.scan.parts(self.parts)
+        if self.most is None or len(found) <= self.most:
+            return found
+        # Spread: neighbours are frames of one drive, or crops of one tile.
+        return [found[index * len(found) // self.most] for index in range(self.most)]
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """The data set, every file's name and size, and all that decides how they are read."""
+        layout = self.scan.layout
+        # A proxy's million files are known by their names: their sizes would take as long as reading the first epoch.
+        listing = [(s.key, s.label and (s.image.size, s.label.size)) for s in self.samples]
+        return {
+            "dataset": self.adapter.name,
+            "parts": self.parts,
+            "sizing": self.sizing.identity,
+            "files": digest(listing),
+            "reading": [code_digest(path) for path in (*_READING, Path(inspect.getfile(layout.part)))],
+            "patterns": [layout.image, layout.label],
+            "classes": digest(self._table.tolist()),
+        }
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """image (3, H, W) uint8, resized; label (h, w) uint8, 255 = ignore, everywhere where there is no label file."""
+        sample = self.samples[index]
+        image = read_rgb(sample.image)
+        stored = self._stored(sample, image.shape[:2])
+        label = np.full(image.shape[:2], IGNORE, np.uint8) if stored is None else self._table[stored]
+        return self.sizing(torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label))
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return self.scan.table(self.label_map) if self.scan.layout.label else np.arange(256, dtype=np.uint8)
+
+    def _stored(self, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+        if sample.label is None:
+            return None
+        layout = self.scan.layout
+        stored = layout.decode(sample.label)
+        strange = ~layout.known[stored]
+        if strange.any():
+            value = int(stored[strange][0])
+            raise unreadable(sample.label, f"it holds the value {value}, which is no label of {self.adapter.title}")
+        if stored.shape != size and self.adapter.mismatch == "refuse":
+            raise unreadable(sample.label, f"it is {stored.shape} pixels large, its image {size} (height, width)")
+        return stored

@@ -1,0 +1,32 @@
+"""UrbanSyn: values are classes, and 19 is ignored. Images and labels are paired by their number."""
+
+from __future__ import annotations
+
+from kdbench.data.real.adapter import Adapter, Groups, Layout
+from kdbench.data.real.files import FileTree
+from kdbench.data.real.labels import identity
+
+
+def _part(groups: Groups, tree: FileTree) -> str:
+    return "all"
+
+
+URBANSYN = Adapter(
+    name="urbansyn",
+    title="UrbanSyn",
+    folders=("urbansyn", "UrbanSyn"),
+    layouts=(
+        Layout(
+            image=r"rgb/(?:rgb_)?(?P<number>\d{4})\.png",
+            label=r"ss/(?:ss_)?(?P<number>\d{4})\.png",
+            values=range(20),
+            tables={"evaluated": identity(19)},
+            part=_part,
+        ),
+    ),
+    home="https://huggingface.co/datasets/UrbanSyn/UrbanSyn (rgb, ss)",
+    licence="CC BY-SA 4.0",
+    counts={"all": 7539},
+    archives=("rgb*.zip", "ss*.zip"),
+    size=(1024, 2048),
+)

@@ -1,0 +1,65 @@
+"""A named part of a set of samples: few labels, drawn by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.data.domainset import DomainSet
+from kdbench.errors import KdbenchError
+from kdbench.identity import digest, seed_from
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A fraction of a set's samples; which ones is a function of the fraction, the domain and the seed alone."""
+
+    whole: DomainSet
+    fraction: Fraction
+    seed: int
+
+    @property
+    def domain(self) -> str:
+        """The domain's name."""
+        return self.whole.domain
+
+    @property
+    def world(self) -> str:
+        """The whole set's world."""
+        return self.whole.world
+
+    @cached_property
+    def indices(self) -> list[int]:
+        """The samples' places in the whole set, in its order; a smaller fraction of a seed lies within a larger one."""
+        generator = torch.Generator().manual_seed(seed_from("label fraction", self.domain, self.seed))
+        order = torch.randperm(len(self.whole), generator=generator).tolist()
+        return sorted(order[: max(1, round(len(self.whole) * self.fraction))])
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """The whole set's, and what was taken of it."""
+        return {**self.whole.identity, "fraction": str(self.fraction), "taken": digest(self.indices)}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """A sample, as in the whole set."""
+        return self.whole.read(self.indices[index])
+
+
+def parse_fraction(text: str) -> Fraction:
+    """`1/16` or `0.25`, above 0 and at most 1."""
+    try:
+        fraction = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not 0 < fraction <= 1:
+        raise KdbenchError(f"--label-fraction '{text}': write a part of the labelled images such as 1/16, at most 1.")
+    return fraction
