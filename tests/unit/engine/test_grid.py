@@ -135,7 +135,8 @@ def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path:
         ({"label": "a/b", "settings": ("token=2",)}, "letters, digits"),
         ({"methods": ("gkd", "cwd"), "settings": ("temperature=2",)}, "write method.knob=value"),
         ({"benchmarks": ("camvid",)}, "Add --data-root"),
-        ({"data_root": Path("/nowhere")}, "cannot run on real images yet"),
+        ({"label_maps": ("mapillary",)}, "--label-map mapillary: write dataset=table"),
+        ({"label_fraction": "0"}, "--label-fraction '0': write a part"),
     ],
 )
 def test_a_wrong_request_is_refused_with_its_repair(
@@ -173,6 +174,16 @@ def test_a_file_that_takes_a_shipped_methods_name_is_refused(plan_cells: Callabl
     shipped = Path(__file__).parents[3] / "methods" / "baseline.py"
     _, cells = plan_cells(methods=(str(shipped),), references=True)
     assert [cell.method and cell.method.name for cell in cells] == [None, "baseline"]
+
+
+def test_a_benchmark_without_data_sets_is_not_run_on_real_images(
+    plan_cells: Callable[..., tuple], tmp_path: Path
+) -> None:
+    shipped = Path(__file__).parents[3] / "benchmarks" / "g2c.py"
+    text = shipped.read_text(encoding="utf-8").replace("real=_GTAV", "real=None").replace('name="g2c"', 'name="mine"')
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    with pytest.raises(KdbenchError, match="no data set is declared for domain 'gtav'"):
+        plan_cells(benchmarks=(str(tmp_path / "mine.py"),), data_root=tmp_path)
 
 
 def test_a_data_root_that_is_not_there_is_refused_before_anything_runs(
