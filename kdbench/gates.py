@@ -88,7 +88,7 @@ def _rerun_agrees(pinned: Record) -> Gate:
 def _rerun(pinned: Record) -> Record:
     """The pin's cell once more, from nothing; nobody's store is touched."""
     from kdbench.engine.grid import expand, make_lab, run_grid
-    from kdbench.engine.progress import Silent
+    from kdbench.progress import Silent
     from kdbench.spec import RunSpec
 
     cell = pinned.spec.resolved

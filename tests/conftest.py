@@ -12,7 +12,7 @@ import torch
 
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.grid import Done, expand, make_lab, run_grid
-from kdbench.engine.progress import Silent
+from kdbench.progress import Silent
 from kdbench.spec import RunSpec
 
 # Small tensors gain nothing from threads, and test processes beside each other lose much by them.

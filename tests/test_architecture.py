@@ -18,10 +18,11 @@ PLUGINS = {path.stem for path in METHODS + BENCHMARKS}
 WITH_DATA_SET_NAMES = ("kdbench.data.real", "kdbench.benchmark")
 
 # Who may import what of kdbench; a package stands for its modules. Prefixes; the module itself is always allowed.
-SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files")
+SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files", "kdbench.progress")
 ARROWS = {
     "kdbench.errors": (),
     "kdbench.identity": (),
+    "kdbench.progress": (),
     "kdbench.files": ("kdbench.errors",),
     "kdbench.types": (),
     "kdbench.places": (),

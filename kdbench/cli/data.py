@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from tabulate import tabulate
 
-from kdbench.cli.shared import DataRoot, Device, StoreOption, out, servable
+from kdbench.cli.shared import DataRoot, Device, StoreOption, needed, out, servable
+from kdbench.errors import KdbenchError, unknown
 from kdbench.places import default_store
+from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
 
 app = typer.Typer(no_args_is_help=True, help="Look at the data.", rich_markup_mode=None)
@@ -30,8 +33,8 @@ def draw_causes(
 
 @app.command()
 def preview(
-    benchmark: Annotated[
-        str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
+    names: Annotated[
+        str, typer.Argument(help="Benchmarks or data sets, comma-separated, or `all` benchmarks that can be served.")
     ] = "all",
     protocol: Annotated[str, typer.Option(help="Sizes of images.")] = "mini",
     data_root: DataRoot = None,
@@ -39,12 +42,75 @@ def preview(
     count: Annotated[int, typer.Option(min=1, max=12, help="Images a domain.")] = 4,
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-preview"),
 ) -> None:
-    """A contact sheet of every domain of a benchmark: images with their labels, and the legend."""
-    from kdbench.engine.preview import write_previews
+    """A contact sheet of every domain of a benchmark, or of every part of a data set: images, labels, legend."""
+    from kdbench.data.real import ADAPTERS
+    from kdbench.engine.preview import write_previews, write_set_preview
 
-    names = split_list(benchmark, servable(data_root))
-    for path in write_previews(names, protocol, data_root, store or default_store(), count, output):
+    chosen = split_list(names, servable(data_root) if names == "all" else None)
+    sets = [name for name in chosen if name in ADAPTERS and name not in benchmark_names()]
+    benchmarks = [name for name in chosen if name not in sets]
+    for path in write_previews(benchmarks, protocol, data_root, store or default_store(), count, output):
         out(f"picture: {path}")
+    for name in sets:
+        out(f"picture: {write_set_preview(name, needed(data_root), count, output)}")
+
+
+@app.command()
+def verify(
+    names: Annotated[str, typer.Argument(help="Data sets, comma-separated, or `all` that are there.")] = "all",
+    data_root: DataRoot = None,
+    sample: Annotated[int, typer.Option(min=1, help="Images of each part whose pixels are looked at.")] = 100,
+    full: Annotated[bool, typer.Option("--full", help="Look at the pixels of all images.")] = False,
+) -> None:
+    """The data doctor: counts, pairs, sizes, labels and pixels of data sets. Exit status 1 where something is wrong."""
+    from kdbench.data.real import ADAPTERS
+    from kdbench.data.real.doctor import examine, lines
+    from kdbench.display import progress_for
+
+    root, progress = needed(data_root), progress_for(Console())
+    there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(root)]
+    chosen = split_list(names, there)
+    if not chosen:
+        looked = "; ".join(f"{a.name}: {', '.join(a.folders)}" for a in ADAPTERS.values())
+        raise KdbenchError(f"no data set is under {root}. Their folders are called: {looked}.")
+    reports = []
+    for name in chosen:
+        if name not in ADAPTERS:
+            raise unknown("data set", name, ADAPTERS)
+        reports.append(examine(ADAPTERS[name], root, None if full else sample, progress))
+        for line in lines(reports[-1]):
+            out(line)
+    if not all(report.healthy for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="potsdam or vaihingen, to cut their tiles; any data set with --pack.")],
+    data_root: DataRoot = None,
+    pack: Annotated[
+        bool,
+        typer.Option("--pack", help="Write decoded pixels, memory-mapped: more disk, no decoding."),
+    ] = False,
+    part: Annotated[str, typer.Option(help="Parts to pack, comma-separated. [all]")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="Tiles or pictures at a time.")] = 4,
+) -> None:
+    """Cut ISPRS tiles into crops, or pack a data set; what is done is kept, a stopped run goes on."""
+    from kdbench.data.real import ADAPTERS
+    from kdbench.data.real.crops import prepare as cut_tiles
+    from kdbench.data.real.pack import pack as pack_set
+    from kdbench.display import progress_for
+
+    root, progress = needed(data_root), progress_for(Console())
+    if name not in ADAPTERS:
+        raise unknown("data set", name, ADAPTERS)
+    if pack:
+        for folder in pack_set(ADAPTERS[name], root, split_list(part) if part else (), workers, progress):
+            out(f"packed: {folder}")
+        return
+    tiles = cut_tiles(name, root, workers, progress)
+    rows = [(t.bands or "-", t.split, t.tile, t.crops, f"{100 * t.off_palette / t.pixels:.2f} %") for t in tiles]
+    out(tabulate(rows, headers=("bands", "split", "tile", "crops", "off the palette, ignored")))
 
 
 @app.command()

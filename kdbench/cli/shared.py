@@ -36,6 +36,13 @@ def servable(data_root: Path | None) -> list[str]:
     return served
 
 
+def needed(data_root: Path | None) -> Path:
+    """--data-root, where a verb cannot do without it."""
+    if data_root is None:
+        raise KdbenchError("add --data-root DIR, the folder that holds the data sets.")
+    return data_root
+
+
 def usable_methods() -> list[str]:
     """Every method that loads; those that do not are named and left out."""
     loaded, broken = load_all(method_names(), load_method)

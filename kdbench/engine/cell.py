@@ -18,7 +18,6 @@ from kdbench.data.subset import Subset
 from kdbench.data.worlds import Worlds
 from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
-from kdbench.engine.progress import Progress
 from kdbench.engine.store import StageFolder, Store
 from kdbench.identity import digest
 from kdbench.method import FIT_TEACHER, Knobs, Method, Stage
@@ -27,6 +26,7 @@ from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import Role
 from kdbench.plugins import MethodPlugin
+from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
 from kdbench.types import TEACHER, PairSpec, Part, Phase
 

@@ -14,13 +14,13 @@ from kdbench.data.loading import training_batches
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.keys import LOOP, TESTING, environment, harness_code
-from kdbench.engine.progress import Progress
 from kdbench.engine.store import Store
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.identity import digest
 from kdbench.models.backbones import ZOO_SIZE, build_stand_in
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.models.zoo import ROLES
+from kdbench.progress import Progress
 from kdbench.protocol import Augmentation, Evaluation, Recipe
 from kdbench.report.scores import hits, miou
 from kdbench.types import Batch, Phase

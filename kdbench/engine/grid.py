@@ -18,7 +18,6 @@ from kdbench.benchmark import Benchmark
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
-from kdbench.engine.progress import Progress
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError
@@ -26,6 +25,7 @@ from kdbench.files import write_atomically
 from kdbench.method import Knobs
 from kdbench.models.zoo import Pair, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
+from kdbench.progress import Progress
 from kdbench.protocol import find_protocol
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path

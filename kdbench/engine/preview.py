@@ -10,6 +10,8 @@ from PIL.Image import Image
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
+from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.sizing import Cover
 from kdbench.data.synthetic import DOMAINS, NEUTRAL, causes, check_adjustment, describe, draw
 from kdbench.data.worlds import Worlds
 from kdbench.errors import KdbenchError
@@ -53,6 +55,27 @@ def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
         legend=list(zip(benchmark.labels.classes, palette, strict=True)),
         title=f"{benchmark.name}: {benchmark_title(benchmark.title, world)}, world {world}",
     )
+
+
+def write_set_preview(name: str, data_root: Path, count: int, output: Path) -> Path:
+    """One PNG of a data set: some images of each part with their labels, and the legend."""
+    adapter, rows = ADAPTERS[name], []
+    scan = adapter.scan(data_root)
+    palette = adapter.classes.palette if adapter.classes else ()
+    for part in sorted({sample.part for sample in scan.samples}):
+        samples = RealSet(part, adapter, data_root, (part,), Cover((256, 512)))
+        images, labels = _samples(samples, count)
+        rows.append((f"{part} ({len(samples)} images)", images))
+        if palette:
+            rows.append(("labels", [colourise(label, palette) for label in labels]))
+    if not rows:
+        raise KdbenchError(f"data set '{name}': nothing to show. {scan.advice()}")
+    legend = list(zip(adapter.classes.classes, palette, strict=True)) if adapter.classes else []
+    title = f"{adapter.title}; {adapter.licence}"
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{name}.png"
+    contact_sheet(rows, [""] * count, legend=legend, title=title).save(path)
+    return path
 
 
 def write_causes(source: str, target: str, index: int, size: tuple[int, int], output: Path) -> Path:

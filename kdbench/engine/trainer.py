@@ -13,10 +13,10 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from kdbench.engine.progress import Progress
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
+from kdbench.progress import Progress
 from kdbench.protocol import Recipe
 from kdbench.types import ENCODERS
 

@@ -9,7 +9,6 @@ from lightning.fabric import Fabric
 
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.keys import LOOP, environment, harness_code
-from kdbench.engine.progress import Progress
 from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.identity import digest
@@ -20,6 +19,7 @@ from kdbench.models.zoo import ROLES
 from kdbench.pretraining.courses import IMAGES, Course
 from kdbench.pretraining.lessons import lessons
 from kdbench.pretraining.objectives import FeatureModelling, InverseRendering, Objective, Objects, SelfDistillation
+from kdbench.progress import Progress
 
 CHECKPOINT_EVERY = 100
 CODE = (*LOOP, *(f"kdbench.pretraining.{name}" for name in ("objectives", "lessons", "train")))

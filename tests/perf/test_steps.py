@@ -22,13 +22,13 @@ from torch import Tensor
 from kdbench.conformance import CLASSES
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.parts import Networks, views
-from kdbench.engine.progress import Silent
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossModule, make_optimizer, train
 from kdbench.models.backbones import build_stand_in
 from kdbench.models.segmentor import Segmentor, build_decoder
 from kdbench.models.zoo import ROLES
 from kdbench.plugins import load_method, method_names
+from kdbench.progress import Silent
 from kdbench.protocol import MINI
 from kdbench.types import Batch, PairSpec, Phase
 

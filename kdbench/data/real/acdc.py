@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.labels import identity
@@ -29,6 +30,7 @@ ACDC = Adapter(
     ),
     home="https://acdc.vision.ee.ethz.ch (rgb_anon_trainvaltest.zip, gt_trainval.zip)",
     licence="ACDC licence: non-commercial research",
+    classes=benchmark.CITYSCAPES,
     counts={
         **{f"{condition}/train": 400 for condition in ("fog", "night", "rain", "snow")},
         **{"fog/val": 100, "night/val": 106, "rain/val": 100, "snow/val": 100},

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from kdbench.benchmark import LabelSpace
 from kdbench.data.real.files import Entry, FileTree
 from kdbench.data.real.labels import Table, indices
 from kdbench.errors import KdbenchError, unknown
@@ -52,7 +53,7 @@ class Adapter:
     folders: the names that its root usually has. archives: patterns of the zip files that are read in place. unpack:
     pattern of another archive -> the command that unpacks it. counts: pairs that the official parts have. size of every
     image (height, width), where they share one. mismatch: what is done where a label has another size than its image.
-    home, licence: where it comes from and on what terms.
+    home, licence: where it comes from and on what terms. classes: what its tables map to.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Adapter:
     layouts: tuple[Layout, ...]
     home: str
     licence: str
+    classes: LabelSpace | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     archives: tuple[str, ...] = ()
     unpack: Mapping[str, str] = field(default_factory=dict)

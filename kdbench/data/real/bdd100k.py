@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.labels import identity
 from kdbench.types import IGNORE
@@ -20,6 +21,7 @@ BDD100K = Adapter(
     ),
     home="https://dl.cv.ethz.ch/bdd100k (bdd100k_images_10k.zip, bdd100k_sem_seg_labels_trainval.zip)",
     licence="BDD100K licence: research and non-profit use",
+    classes=benchmark.CITYSCAPES,
     counts={"train": 7000, "val": 1000},
     archives=("*images_10k*.zip", "10k_images_*.zip", "*sem_seg_labels*.zip"),
     size=(720, 1280),

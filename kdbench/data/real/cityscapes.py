@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.labels import table
 
@@ -26,6 +27,7 @@ CITYSCAPES = Adapter(
     ),
     home="https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)",
     licence="Cityscapes licence: non-commercial research",
+    classes=benchmark.CITYSCAPES,
     counts={"train": 2975, "val": 500},
     archives=("leftImg8bit*.zip", "gtFine*.zip", "gt_trainvaltest.zip"),
     size=(1024, 2048),

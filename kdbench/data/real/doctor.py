@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from kdbench.data.real.adapter import Adapter, Sample, Scan
 from kdbench.data.real.files import Entry, read_rgb
 from kdbench.data.real.labels import Colours
 from kdbench.errors import KdbenchError
+from kdbench.progress import Progress
 from kdbench.types import IGNORE
 
 Level = Literal["fault", "note"]
@@ -42,7 +43,7 @@ class Report:
     root: str = ""
     parts: dict[str, int] = field(default_factory=dict)
     looked_at: int = 0
-    histogram: dict[int, float] = field(default_factory=dict)
+    histogram: dict[str, float] = field(default_factory=dict)
     checksum: str = ""
     findings: list[Finding] = field(default_factory=list)
 
@@ -59,16 +60,14 @@ class Seen:
     files: dict[str, list[str]] = field(default_factory=dict)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     digests: dict[str, list[Sample]] = field(default_factory=dict)
-    whole: hashlib._Hash = field(default_factory=hashlib.sha256)
+    whole: Any = field(default_factory=hashlib.sha256)
 
     def add(self, kind: str, entry: Entry | str) -> None:
         """One more file of a kind."""
         self.files.setdefault(kind, []).append(str(entry))
 
 
-def examine(
-    adapter: Adapter, data_root: Path, most: int | None, advance: Callable[[int, int], None] = lambda done, total: None
-) -> Report:
+def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progress) -> Report:
     """Looks at all names, and at the pixels of at most so many pairs a part, spread over it (None: of all)."""
     report = Report(adapter.name, adapter.title)
     try:
@@ -80,13 +79,20 @@ def examine(
         report.findings.append(Finding("fault", str(error), (), "see the message"))
         return report
     seen, chosen = Seen(), _chosen(scan, most)
-    for done, sample in enumerate(chosen, 1):
-        _look(scan, sample, seen)
-        advance(done, len(chosen))
+    progress.begin(f"looking at {adapter.name}", len(chosen))
+    try:
+        for done, sample in enumerate(chosen, 1):
+            _look(scan, sample, seen)
+            progress.advance(done, {})
+    finally:
+        progress.end()
     report.looked_at = len(chosen)
     report.checksum = seen.whole.hexdigest()[:16]
-    known = seen.counts[:IGNORE]
-    report.histogram = {int(i): round(100 * int(known[i]) / int(seen.counts.sum()), 2) for i in np.flatnonzero(known)}
+    names = adapter.classes.classes if adapter.classes else ()
+    shares = 100 * seen.counts / max(1, seen.counts.sum())
+    report.histogram = {name: round(float(shares[i]), 2) for i, name in enumerate(names)} | (
+        {"ignored": round(float(shares[IGNORE]), 2)} if names else {}
+    )
     report.findings += _of_pixels(scan, seen)
     return report
 
@@ -100,7 +106,7 @@ def _of_names(scan: Scan) -> Iterator[Finding]:
         packed = [e for name, e in scan.tree.entries.items() if re.search(pattern, name)]
         if packed and not samples:
             yield _finding("fault", "an archive that cannot be read in place", packed, repair)
-    if adapter.name == adapter.name and scan.layout.label:
+    if scan.layout.label:
         missing = [sample.image for sample in samples if sample.label is None]
         if missing:
             yield _finding("fault", "images without a label", missing, scan.hint() or again)
@@ -184,7 +190,7 @@ def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], seen: Seen) 
     seen.counts += np.bincount(classes.ravel(), minlength=256)
     if (classes == IGNORE).all():
         seen.add("labels in which everything is ignored", entry)
-    elif len(np.unique(classes)) == 1:
+    elif len(np.unique(classes[classes != IGNORE])) == 1:
         seen.add("labels of one class alone", entry)
 
 
@@ -224,3 +230,18 @@ def _finding(level: Level, what: str, files: Iterable[Entry | str], repair: str)
     shown: Sequence[str] = named[:SHOWN]
     count = f"{len(named)} " if named else ""
     return Finding(level, f"{count}{what}", tuple(shown), repair)
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report as text: what is there, the classes' shares, and a table of what is wrong."""
+    parts = ", ".join(f"{part} {count}" for part, count in report.parts.items()) or "nothing"
+    yield f"{report.title} in {report.root or '?'}: {parts}"
+    if report.looked_at:
+        yield f"  looked at the pixels of {report.looked_at} images, checksum {report.checksum}"
+    if report.histogram:
+        shares = sorted(report.histogram.items(), key=lambda item: -item[1])
+        yield "  pixels in percent: " + ", ".join(f"{name} {share:g}" for name, share in shares)
+    for finding in report.findings:
+        yield f"  {finding.level.upper():<5} {finding.what}: {finding.repair}"
+        yield from (f"          {file}" for file in finding.files)
+    yield f"  {'healthy' if report.healthy else 'NOT healthy: mend the faults above'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from functools import lru_cache
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.cityscapes import ID_TO_CLASS
 from kdbench.data.real.files import Entry, FileTree, unreadable
@@ -43,6 +44,7 @@ GTAV = Adapter(
     ),
     home="https://download.visinf.tu-darmstadt.de/data/from_games (01_images.zip to 10_labels.zip)",
     licence="research only; the game's publisher permits non-commercial use of its footage",
+    classes=benchmark.CITYSCAPES,
     counts={"all": 24966},
     archives=("[01][0-9]_images.zip", "[01][0-9]_labels.zip", "read_mapping.zip"),
     size=(1052, 1914),

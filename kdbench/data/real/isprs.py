@@ -5,6 +5,7 @@ Stored values: 0 border or no class of the palette, 1 to 6 the classes. The one 
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.labels import table
@@ -35,6 +36,7 @@ POTSDAM = Adapter(
     ),
     home="https://www.isprs.org (2_Ortho_RGB.zip, 3_Ortho_IRRG.zip, 5_Labels_all_noBoundary.zip)",
     licence="ISPRS benchmark terms: research, with acknowledgement",
+    classes=benchmark.ISPRS,
     counts={"RGB/train": 3456, "RGB/val": 2016, "IRRG/train": 3456, "IRRG/val": 2016},
     size=(512, 512),
     hints={r"(top_potsdam_.*\.tif|Ortho_\w+\.zip|5_Labels\w*\.zip)$": _PREPARE.format(name="potsdam")},
@@ -52,6 +54,7 @@ VAIHINGEN = Adapter(
     ),
     home="https://www.isprs.org (ISPRS_semantic_labeling_Vaihingen*.zip)",
     licence="ISPRS benchmark terms: research, with acknowledgement",
+    classes=benchmark.ISPRS,
     counts={"train": 344, "val": 398},
     size=(512, 512),
     hints={r"(top_mosaic_09cm_area.*\.tif|ISPRS_semantic\w*\.zip)$": _PREPARE.format(name="vaihingen")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.labels import table
@@ -37,6 +38,7 @@ MAPILLARY = Adapter(
     ),
     home="https://www.mapillary.com/dataset/vistas (version 1.2, or the package of 2.0, which holds both)",
     licence="CC BY-NC-SA 4.0",
+    classes=benchmark.CITYSCAPES,
     counts={"train": 18000, "val": 2000},
     archives=("mapillary-vistas*.zip", "An-ZjB1Zm61y*.zip"),
     hints={r"/v2\.0/labels/": "labels of version 2.0 have other classes; add the same package's v1.2."},

@@ -16,6 +16,7 @@ from torch import Tensor
 from kdbench.data.real import files, labels
 from kdbench.data.real.adapter import Adapter, Sample, Scan
 from kdbench.data.real.files import read_rgb, unreadable
+from kdbench.data.real.pack import Packed, packed
 from kdbench.data.sizing import Sizing
 from kdbench.identity import code_digest, digest
 from kdbench.types import IGNORE
@@ -76,8 +77,8 @@ class RealSet:
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """image (3, H, W) uint8, resized; label (h, w) uint8, 255 = ignore, everywhere where there is no label file."""
         sample = self.samples[index]
-        image = read_rgb(sample.image)
-        stored = self._stored(sample, image.shape[:2])
+        image, stored = self._pixels(sample)
+        self._check(sample, stored, image.shape[:2])
         label = np.full(image.shape[:2], IGNORE, np.uint8) if stored is None else self._table[stored]
         return self.sizing(torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label))
 
@@ -85,15 +86,22 @@ class RealSet:
     def _table(self) -> np.ndarray:
         return self.scan.table(self.label_map) if self.scan.layout.label else np.arange(256, dtype=np.uint8)
 
-    def _stored(self, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
-        if sample.label is None:
-            return None
-        layout = self.scan.layout
-        stored = layout.decode(sample.label)
-        strange = ~layout.known[stored]
+    def _pixels(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image and stored values, from the packed form where there is one."""
+        if sample in self._packs[sample.part]:
+            return self._packs[sample.part].read(sample)
+        return read_rgb(sample.image), None if sample.label is None else self.scan.layout.decode(sample.label)
+
+    @cached_property
+    def _packs(self) -> dict[str, Packed]:
+        return {part: packed(self.scan, part) for part in {sample.part for sample in self.samples}}
+
+    def _check(self, sample: Sample, stored: np.ndarray | None, size: tuple[int, ...]) -> None:
+        if sample.label is None or stored is None:
+            return
+        strange = ~self.scan.layout.known[stored]
         if strange.any():
             value = int(stored[strange][0])
             raise unreadable(sample.label, f"it holds the value {value}, which is no label of {self.adapter.title}")
         if stored.shape != size and self.adapter.mismatch == "refuse":
             raise unreadable(sample.label, f"it is {stored.shape} pixels large, its image {size} (height, width)")
-        return stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.labels import first_channel, table
@@ -32,6 +33,7 @@ SYNTHIA = Adapter(
     ),
     home="https://synthia-dataset.net (SYNTHIA_RAND_CITYSCAPES.rar)",
     licence="CC BY-NC-SA 3.0",
+    classes=benchmark.CITYSCAPES,
     counts={"all": 9400},
     size=(760, 1280),
     unpack={r"\.rar$": "unpack it first: `unrar x SYNTHIA_RAND_CITYSCAPES.rar` (or `bsdtar -xf`), in the same folder."},

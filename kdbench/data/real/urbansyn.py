@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.labels import identity
@@ -26,6 +27,7 @@ URBANSYN = Adapter(
     ),
     home="https://huggingface.co/datasets/UrbanSyn/UrbanSyn (rgb, ss)",
     licence="CC BY-SA 4.0",
+    classes=benchmark.CITYSCAPES,
     counts={"all": 7539},
     archives=("rgb*.zip", "ss*.zip"),
     size=(1024, 2048),

@@ -51,15 +51,19 @@ class Trees:
         parts: dict[str, int] = getattr(self, name)()
         return parts
 
+    def shot(self, path: Path, size: tuple[int, int] = (H, W)) -> None:
+        """A picture like no other."""
+        save(path, photo(zlib.crc32(str(path.relative_to(self.root)).encode()), size))
+
     def cityscapes(self) -> dict[str, int]:
         """leftImg8bit and gtFine with everything that gtFine ships."""
         root = self.root / "cityscapes"
         for split, city in (("train", "aachen"), ("train", "ulm"), ("val", "munster")):
             for frame in range(2):
                 stem = f"{city}/{city}_{frame:06}_000019"
-                save(root / f"leftImg8bit/{split}/{stem}_leftImg8bit.png", photo(frame))
+                self.shot(root / f"leftImg8bit/{split}/{stem}_leftImg8bit.png")
                 save(root / f"gtFine/{split}/{stem}_gtFine_labelIds.png", stripes(list(range(34))))
-                save(root / f"gtFine/{split}/{stem}_gtFine_color.png", photo(9))
+                self.shot(root / f"gtFine/{split}/{stem}_gtFine_color.png")
                 save(root / f"gtFine/{split}/{stem}_gtFine_instanceIds.png", stripes([7]))
         return {"train": 4, "val": 2}
 
@@ -70,7 +74,7 @@ class Trees:
             if label["id"] >= 0:
                 palette[3 * label["id"] : 3 * label["id"] + 3] = label["color"]
         for number in range(1, 4):
-            save(self.root / f"GTA5/images/{number:05}.png", photo(number))
+            self.shot(self.root / f"GTA5/images/{number:05}.png")
             size = (H, W - 2) if number == 2 else (H, W)
             save(self.root / f"GTA5/labels/{number:05}.png", stripes(list(range(34)), size), palette)
         save(self.root / "GTA5/labels/00001_labelTrainIds.png", stripes([0]))
@@ -82,15 +86,15 @@ class Trees:
         for split, count in (("train", 3), ("val", 2)):
             for number in range(count):
                 stem = f"{split}/0a1b2c3d-4e5f607{number}"
-                save(root / f"images/10k/{stem}.jpg", photo(number))
+                self.shot(root / f"images/10k/{stem}.jpg")
                 save(root / f"labels/sem_seg/masks/{stem}.png", stripes([*range(19), 255]))
-                save(root / f"labels/sem_seg/colormaps/{stem}.png", photo(5))
+                self.shot(root / f"labels/sem_seg/colormaps/{stem}.png")
         return {"train": 3, "val": 2}
 
     def bdd100k_first(self) -> dict[str, int]:
         """The first release."""
         root = self.root / "bdd"
-        save(root / "images/val/0a1b2c3d-4e5f6071.jpg", photo())
+        self.shot(root / "images/val/0a1b2c3d-4e5f6071.jpg")
         save(root / "labels/val/0a1b2c3d-4e5f6071_train_id.png", stripes([*range(19), 255]))
         return {"val": 1}
 
@@ -103,7 +107,7 @@ class Trees:
                 stem = f"S2vjth7lk4EIKius2I-1A{number}"
                 # Sizes differ from image to image.
                 size = (H + 2 * number, W)
-                save(root / f"{split}/images/{stem}.jpg", photo(number, size))
+                self.shot(root / f"{split}/images/{stem}.jpg", size)
                 save(root / f"{split}/{labels}/{stem}.png", stripes(list(range(66)), size), palette)
         return {"train": 2, "val": 2}
 
@@ -125,22 +129,22 @@ class Trees:
                 for frame in range(2):
                     stem = f"{condition}/{split}/GOPR0351/GOPR0351_frame_{frame:06}"
                     reference = f"{condition}/{split}_ref/GOPR0351/GOPR0351_frame_{frame:06}"
-                    save(root / f"rgb_anon/{stem}_rgb_anon.png", photo(frame))
-                    save(root / f"rgb_anon/{reference}_rgb_ref_anon.png", photo(7))
+                    self.shot(root / f"rgb_anon/{stem}_rgb_anon.png")
+                    self.shot(root / f"rgb_anon/{reference}_rgb_ref_anon.png")
                     save(root / f"gt/{stem}_gt_labelTrainIds.png", stripes([*range(19), 255]))
                     save(root / f"gt/{stem}_gt_labelIds.png", stripes(list(range(34))))
                     save(root / f"gt/{stem}_gt_invIds.png", stripes([0, 255]))
                 parts[f"{condition}/{split}"] = 2
-            save(root / f"rgb_anon/{condition}/test/GOPR0351/GOPR0351_frame_000009_rgb_anon.png", photo())
+            self.shot(root / f"rgb_anon/{condition}/test/GOPR0351/GOPR0351_frame_000009_rgb_anon.png")
         return parts
 
     def potsdam(self) -> dict[str, int]:
         """Crops in GKD's folders, red, green, blue and infrared, red, green."""
-        for number, bands in enumerate(("RGB", "IRRG")):
+        for bands in ("RGB", "IRRG"):
             for split, tile in (("train", "2_10"), ("val", "2_13")):
                 for x in (0, 512):
                     crop = f"{split}/{tile}_{x}_0_{x + 512}_512.png"
-                    save(self.root / f"potsdam/{bands}/img_dir/{crop}", photo(number))
+                    self.shot(self.root / f"potsdam/{bands}/img_dir/{crop}")
                     save(self.root / f"potsdam/{bands}/ann_dir/{crop}", stripes(list(range(7))))
         return {"RGB/train": 2, "RGB/val": 2, "IRRG/train": 2, "IRRG/val": 2}
 
@@ -148,7 +152,7 @@ class Trees:
         """Crops in GKD's folders."""
         for split, tile in (("train", "area1"), ("val", "area2")):
             crop = f"{split}/{tile}_0_0_512_512.png"
-            save(self.root / f"vaihingen/img_dir/{crop}", photo())
+            self.shot(self.root / f"vaihingen/img_dir/{crop}")
             save(self.root / f"vaihingen/ann_dir/{crop}", stripes(list(range(7))))
         return {"train": 1, "val": 1}
 
@@ -158,7 +162,7 @@ class Trees:
             for number, wnid in enumerate(("n01440764", "n01443537")):
                 path = self.root / f"imagenet/{split}/{wnid}/{wnid}_{number}.JPEG"
                 path.parent.mkdir(parents=True)
-                Image.fromarray(photo(number)).convert("CMYK" if number else "RGB").save(path)
+                Image.fromarray(photo(10 * number + len(split))).convert("CMYK" if number else "RGB").save(path)
         return {"train": 2, "val": 2}
 
     def camvid(self) -> dict[str, int]:
@@ -169,8 +173,8 @@ class Trees:
             "test": ["0001TP_008550", "Seq05VD_f00000", "Seq05VD_f00030"],
         }
         for split, names in frames.items():
-            for number, name in enumerate(names):
-                save(self.root / f"CamVid/{split}/{name}.png", photo(number))
+            for name in names:
+                self.shot(self.root / f"CamVid/{split}/{name}.png")
                 save(self.root / f"CamVid/{split}annot/{name}.png", stripes(list(range(12))))
         return {
             "0001TP/train": 1, "0001TP/test": 1, "0006R0/train": 2, "0016E5/train": 2, "0016E5/val": 2,
@@ -180,15 +184,15 @@ class Trees:
     def camvid_original(self) -> dict[str, int]:
         """The original release, labels as colours."""
         colours = np.array([c["color"] for c in FACTS["camvid"]["classes_32"]], dtype=np.uint8)
-        for number, name in enumerate(("0001TP_006690", "0016E5_07959", "Seq05VD_f00000")):
-            save(self.root / f"CamVid/701_StillsRaw_full/{name}.png", photo(number))
+        for name in ("0001TP_006690", "0016E5_07959", "Seq05VD_f00000"):
+            self.shot(self.root / f"CamVid/701_StillsRaw_full/{name}.png")
             save(self.root / f"CamVid/LabeledApproved_full/{name}_L.png", colours[stripes(list(range(32)))])
         return {"0001TP/train": 1, "0016E5/val": 1, "Seq05VD/test": 1}
 
     def synthia(self) -> dict[str, int]:
         """16-bit labels, the class first, the instance second."""
         for number in range(2):
-            save(self.root / f"RAND_CITYSCAPES/RGB/{number:07}.png", photo(number))
+            self.shot(self.root / f"RAND_CITYSCAPES/RGB/{number:07}.png")
             path = self.root / f"RAND_CITYSCAPES/GT/LABELS/{number:07}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             sixteen_bits(path, stripes(list(range(23))))
@@ -197,9 +201,9 @@ class Trees:
     def urbansyn(self) -> dict[str, int]:
         """Numbered images and labels; 19 is ignored."""
         for number in range(2):
-            save(self.root / f"urbansyn/rgb/rgb_{number:04}.png", photo(number))
+            self.shot(self.root / f"urbansyn/rgb/rgb_{number:04}.png")
             save(self.root / f"urbansyn/ss/ss_{number:04}.png", stripes(list(range(20))))
-            save(self.root / f"urbansyn/ss_color/ss_color_{number:04}.png", photo(8))
+            self.shot(self.root / f"urbansyn/ss_color/ss_color_{number:04}.png")
         return {"all": 2}
 
 

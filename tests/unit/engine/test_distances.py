@@ -10,7 +10,7 @@ import pytest
 from kdbench.engine import distances
 from kdbench.engine.distances import Distances
 from kdbench.engine.evaluator import confusion
-from kdbench.engine.progress import Silent
+from kdbench.progress import Silent
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from kdbench.engine.progress import Silent
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossLog, LossModule, lr_scale, make_optimizer, train
 from kdbench.errors import KdbenchError
+from kdbench.progress import Silent
 from kdbench.protocol import Recipe
 from kdbench.types import Part
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from kdbench.engine.grid import make_lab
-from kdbench.engine.progress import Silent
 from kdbench.models.shipped import Zoo
 from kdbench.pretraining import courses, ladder
 from kdbench.pretraining.courses import LADDER
 from kdbench.pretraining.ladder import ROLE, climb
 from kdbench.pretraining.train import make_school
+from kdbench.progress import Silent
 
 
 def test_every_rung_is_trained_for_and_probed(tmp_path: Path, make_spec, monkeypatch: pytest.MonkeyPatch) -> None:

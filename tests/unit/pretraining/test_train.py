@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.engine.progress import Silent
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import ROLES
 from kdbench.pretraining import courses, train
 from kdbench.pretraining.courses import COURSES, Course, find_course
 from kdbench.pretraining.train import School, make_school
+from kdbench.progress import Silent
 
 
 @pytest.fixture

@@ -1,0 +1,314 @@
+"""The data doctor finds each planted fault, and none on a healthy tree."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdbench.data.real import ADAPTERS
+from kdbench.data.real.doctor import Report, examine, lines
+from kdbench.progress import Silent
+
+HEALTHY = {
+    "cityscapes": "cityscapes", "gtav": "gtav", "bdd100k": "bdd100k", "bdd100k_first": "bdd100k",
+    "mapillary": "mapillary", "mapillary_v2": "mapillary", "acdc": "acdc", "potsdam": "potsdam",
+    "vaihingen": "vaihingen", "imagenet": "imagenet", "camvid": "camvid", "camvid_original": "camvid",
+    "synthia": "synthia", "urbansyn": "urbansyn",
+}  # fmt: skip
+SIZE = (24, 48)
+
+
+def checked(trees: Any, layout: str, parts: dict[str, int]) -> Report:
+    """The report, with a tiny tree's counts and sizes in place of the official ones."""
+    adapter = ADAPTERS[HEALTHY[layout]]
+    sized = adapter.size and SIZE
+    return examine(replace(adapter, counts=parts, size=sized), trees.root, None, Silent())
+
+
+@pytest.mark.parametrize("layout", HEALTHY)
+def test_a_healthy_tree_has_no_fault(trees: Any, layout: str) -> None:
+    report = checked(trees, layout, trees.make(layout))
+    assert report.healthy, list(lines(report))
+    noted = [finding.what for finding in report.findings]
+    # One label of the little GTAV is smaller than its image, as some of the large one's are.
+    assert noted == (["1 labels of another size than their image"] if layout == "gtav" else [])
+    assert report.looked_at == sum(report.parts.values())
+
+
+def first(root: Path, pattern: str) -> Path:
+    return min(root.glob(pattern))
+
+
+def flat(root: Path, pattern: str, value: int, size: tuple[int, int] = SIZE, channels: int = 1) -> None:
+    Image.fromarray(np.full((*size, channels), value, np.uint8).squeeze()).save(first(root, pattern))
+
+
+def resave(root: Path, pattern: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = first(root, pattern)
+    Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+
+
+def zip_with(root: Path, name: str, member: str, content: bytes) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(root / name, "w") as archive:
+        archive.writestr(member, content)
+
+
+def corrupt_member(root: Path) -> None:
+    """An archive whose member's checksum does not fit its content."""
+    image = first(root, "images/10k/val/*.jpg")
+    zip_with(root, "bdd100k_images_10k.zip", f"images/10k/val/{image.name}", image.read_bytes())
+    image.unlink()
+    path = root / "bdd100k_images_10k.zip"
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+LABEL = "gtFine/val/*/*_labelIds.png"
+IMAGE = "leftImg8bit/val/*/*.png"
+MASK = "labels/sem_seg/masks/val/*.png"
+FAULTS: dict[str, tuple[str, str, Callable[[Path], Any], str]] = {
+    "an image is missing": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: first(r, IMAGE).unlink(),
+        "1 labels without an image",
+    ),
+    "a label is missing": ("cityscapes", "cityscapes", lambda r: first(r, LABEL).unlink(), "1 images without a label"),
+    "a pair is missing": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: (first(r, IMAGE).unlink(), first(r, LABEL).unlink()),
+        "part val has 1 of 2",
+    ),
+    "only converted labels": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: [p.rename(str(p).replace("labelIds", "labelTrainIds")) for p in r.glob("gtFine/*/*/*_labelIds.png")],
+        "6 images without a label",
+    ),
+    "converted values under the shipped name": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: flat(r, LABEL, 255),
+        "labels with unknown values",
+    ),
+    "a pair too many": (
+        "gtav",
+        "GTA5",
+        lambda r: [shutil.copy(r / f"{k}/00001.png", r / f"{k}/00099.png") for k in ("images", "labels")],
+        "1 more than",
+    ),
+    "a picture in two parts": (
+        "potsdam",
+        "potsdam",
+        lambda r: shutil.copy(first(r, "RGB/img_dir/val/*.png"), first(r, "IRRG/img_dir/val/*.png")),
+        "the same picture in two parts",
+    ),
+    "a truncated image": (
+        "gtav",
+        "GTA5",
+        lambda r: (r / "images/00001.png").write_bytes((r / "images/00001.png").read_bytes()[:900]),
+        "images that cannot be read",
+    ),
+    "an empty image": (
+        "bdd100k",
+        "bdd100k",
+        lambda r: first(r, "images/10k/*/*.jpg").write_bytes(b""),
+        "images that cannot",
+    ),
+    "an empty label": (
+        "gtav",
+        "GTA5",
+        lambda r: (r / "labels/00001.png").write_bytes(b""),
+        "labels that cannot be read",
+    ),
+    "a colour map for a mask": (
+        "bdd100k",
+        "bdd100k",
+        lambda r: shutil.copy(first(r, "labels/sem_seg/colormaps/val/*"), first(r, MASK)),
+        "labels that cannot be read",
+    ),
+    "Cityscapes ids in a mask of BDD100K": (
+        "bdd100k",
+        "bdd100k",
+        lambda r: flat(r, MASK, 26),
+        "labels with unknown values",
+    ),
+    "a label of another size": (
+        "bdd100k",
+        "bdd100k",
+        lambda r: resave(r, MASK, lambda a: a[:-2]),
+        "labels of another size than their image",
+    ),
+    "a resized image": (
+        "acdc",
+        "acdc",
+        lambda r: resave(r, "rgb_anon/fog/val/*/*.png", lambda a: a[::2, ::2]),
+        "images of another size",
+    ),
+    "Cityscapes ids in ACDC": (
+        "acdc",
+        "acdc",
+        lambda r: shutil.copy(first(r, "gt/fog/val/*/*_labelIds.png"), first(r, "gt/fog/val/*/*_labelTrainIds.png")),
+        "labels with unknown values",
+    ),
+    "uncertainty in place of labels": (
+        "acdc",
+        "acdc",
+        lambda r: shutil.copy(first(r, "gt/fog/val/*/*_invIds.png"), first(r, "gt/fog/val/*/*_labelTrainIds.png")),
+        "labels of one class alone",
+    ),
+    "nothing but ignored pixels": (
+        "acdc",
+        "acdc",
+        lambda r: flat(r, "gt/fog/val/*/*_labelTrainIds.png", 255),
+        "labels in which everything is ignored",
+    ),
+    "a blank image": ("gtav", "GTA5", lambda r: flat(r, "images/00003.png", 0, channels=3), "1 blank images"),
+    "a missing condition": (
+        "acdc",
+        "acdc",
+        lambda r: [shutil.rmtree(r / f"{k}/snow/val") for k in ("rgb_anon", "gt")],
+        "part snow/val is not there",
+    ),
+    "labels of Mapillary 2.0": (
+        "mapillary",
+        "mapillary",
+        lambda r: flat(r, "validation/labels/*.png", 110),
+        "labels with unknown values",
+    ),
+    "an ending in capitals": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: first(r, IMAGE).rename(first(r, IMAGE).with_suffix(".PNG")),
+        "nearly named",
+    ),
+    "another ending": (
+        "mapillary",
+        "mapillary",
+        lambda r: first(r, "validation/images/*").rename(first(r, "validation/images/*").with_suffix(".jpeg")),
+        "nearly named",
+    ),
+    "a second copy": (
+        "gtav",
+        "GTA5",
+        lambda r: (
+            (r / "copy/images").mkdir(parents=True),
+            shutil.copy(r / "images/00001.png", r / "copy/images/00001.png"),
+        ),
+        "second files for the same image",
+    ),
+    "a broken archive": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: (r / "gtFine_trainvaltest.zip").write_bytes(b"PK..."),
+        "Download it again",
+    ),
+    "a broken member": ("bdd100k", "bdd100k", corrupt_member, "images that cannot be read"),
+    "an archive with a path outside": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: zip_with(r, "gtFine_x.zip", "../../a.png", b"x"),
+        "outside of it",
+    ),
+    "a link that leads outside": (
+        "cityscapes",
+        "cityscapes",
+        lambda r: (r / "more").symlink_to(r.parent.parent),
+        "outside the data set's folder",
+    ),
+    "a packed archive": (
+        "synthia",
+        "RAND_CITYSCAPES",
+        lambda r: (shutil.rmtree(r / "RGB"), (r / "SYNTHIA_RAND_CITYSCAPES.rar").touch()),
+        "unrar x",
+    ),
+    "8-bit labels of SYNTHIA": (
+        "synthia",
+        "RAND_CITYSCAPES",
+        lambda r: flat(r, "GT/LABELS/*.png", 3),
+        "labels that cannot be read",
+    ),
+    "an unknown value of UrbanSyn": (
+        "urbansyn",
+        "urbansyn",
+        lambda r: flat(r, "ss/*.png", 200),
+        "labels with unknown values",
+    ),
+    "ImageNet still in its archive": (
+        "imagenet",
+        "imagenet",
+        lambda r: (shutil.rmtree(r / "train"), shutil.rmtree(r / "val"), (r / "ILSVRC2012_img_train.tar").touch()),
+        "it holds a tar file a class",
+    ),
+    "tiles that are not cut": (
+        "vaihingen",
+        "vaihingen",
+        lambda r: (shutil.rmtree(r / "img_dir"), (r / "top").mkdir(), (r / "top/top_mosaic_09cm_area1.tif").touch()),
+        "kdbench data prepare vaihingen",
+    ),
+    "classes that were shifted": (
+        "potsdam",
+        "potsdam",
+        lambda r: flat(r, "RGB/ann_dir/val/*.png", 7),
+        "labels with unknown values",
+    ),
+    "an overlaid label of CamVid": (
+        "camvid_original",
+        "CamVid",
+        lambda r: resave(r, "LabeledApproved_full/*.png", lambda a: (a // 2 + 60).astype(np.uint8)),
+        "(colours, ",
+    ),
+    "a wrong value of CamVid": (
+        "camvid",
+        "CamVid",
+        lambda r: flat(r, "valannot/*.png", 12),
+        "labels with unknown values",
+    ),
+}
+NOTES = {"a blank image", "a missing condition", "uncertainty in place of labels"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_planted_fault_is_found(trees: Any, fault: str) -> None:
+    layout, folder, plant, expected = FAULTS[fault]
+    parts = trees.make(layout)
+    plant(trees.root / folder)
+    report = checked(trees, layout, parts)
+    text = "\n".join(lines(report))
+    assert expected in text
+    assert report.healthy == (fault in NOTES), text
+    assert all(finding.repair for finding in report.findings)
+
+
+def test_there_are_more_than_twenty_five_kinds_of_faults() -> None:
+    assert len(FAULTS) >= 25
+
+
+def kdbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kdbench.cli", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_one(trees: Any) -> None:
+    trees.make("camvid")
+    done = kdbench("data", "verify", "--data-root", str(trees.root))
+    assert done.returncode == 1, done.stderr
+    assert "part 0006R0 has 2 of 101 images: add the missing files" in done.stdout
+    assert "pixels in percent: sky" in done.stdout
+    nothing = kdbench("data", "verify", "--data-root", str(trees.root / "CamVid" / "train"))
+    assert nothing.returncode == 2
+    assert "no data set is under" in nothing.stderr

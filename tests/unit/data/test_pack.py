@@ -1,0 +1,77 @@
+"""Packed sets: the same pixels, kept current, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.real import pack as module
+from kdbench.data.real.pack import Packed, pack
+from kdbench.data.sizing import Native
+from kdbench.errors import KdbenchError
+from kdbench.progress import Silent
+
+
+def opened(root: Path, name: str, part: str) -> RealSet:
+    return RealSet("d", ADAPTERS[name], root, (part,), Native())
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "mapillary", "synthia", "potsdam", "imagenet", "gtav"])
+def test_a_packed_set_has_the_same_pixels_and_identity(trees: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = trees.make(name)
+    before = {part: [opened(trees.root, name, part).read(i) for i in range(count)] for part, count in parts.items()}
+    identity = opened(trees.root, name, next(iter(parts))).identity
+    folders = pack(ADAPTERS[name], trees.root, (), 2, Silent())
+    assert len(folders) == len(parts)
+    monkeypatch.setattr("kdbench.data.real.realset.read_rgb", lambda entry: pytest.fail("decoded again"))
+    for part, pairs in before.items():
+        after = opened(trees.root, name, part)
+        for index, (image, label) in enumerate(pairs):
+            assert (after.read(index)[0] == image).all()
+            assert (after.read(index)[1] == label).all()
+    assert opened(trees.root, name, next(iter(parts))).identity == identity
+
+
+def test_a_changed_file_is_read_itself_and_packed_anew(trees: Any) -> None:
+    trees.make("urbansyn")
+    pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Silent())
+    Image.fromarray(np.zeros((24, 48, 3), np.uint8)).save(trees.root / "urbansyn/rgb/rgb_0000.png")
+    assert int(opened(trees.root, "urbansyn", "all").read(0)[0].max()) == 0
+    (folder,) = pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Silent())
+    samples = opened(trees.root, "urbansyn", "all")
+    assert all(sample in Packed(folder) for sample in samples.samples)
+    assert int(samples.read(0)[0].max()) == 0
+
+
+def test_a_stopped_packing_goes_on(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.make("acdc")
+    adapter, seen = ADAPTERS["acdc"], []
+    expected = [opened(trees.root, "acdc", "fog").read(i)[0] for i in range(4)]
+
+    class Stopped(Silent):
+        def advance(self, done: int, losses: Mapping[str, float]) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "KEEP_EVERY", 1)
+    with pytest.raises(KeyboardInterrupt):
+        pack(adapter, trees.root, ("fog",), 1, Stopped())
+
+    class Counting(Silent):
+        def advance(self, done: int, losses: Mapping[str, float]) -> None:
+            seen.append(done)
+
+    pack(adapter, trees.root, ("fog",), 1, Counting())
+    assert seen == [2, 1, 2]  # the second of fog/train, then fog/val
+    assert all((opened(trees.root, "acdc", "fog").read(i)[0] == expected[i]).all() for i in range(4))
+
+
+def test_nothing_to_pack_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "gtav").mkdir()
+    with pytest.raises(KdbenchError, match="nothing to pack"):
+        pack(ADAPTERS["gtav"], tmp_path, (), 1, Silent())
