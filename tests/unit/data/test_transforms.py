@@ -1,0 +1,152 @@
+"""The views of GKD's two stages, by hand-made pictures, and as functions of their seed."""
+
+from __future__ import annotations
+
+import colorsys
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.data.transforms import DistillationView, SegmentationView, View, make_view
+from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
+
+STILL = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
+
+
+def places(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """An image whose red tells its row and whose green its column, and a label of 16 x 16 blocks."""
+    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
+    red, green = (rows * 255 // height).expand(height, width), (columns * 255 // width).expand(height, width)
+    label = (rows * 16 // height * 16 + columns * 16 // width).clamp(max=254)
+    return torch.stack([red, green, torch.full_like(red, 9)]).to(torch.uint8), label.to(torch.uint8)
+
+
+VIEWS = {
+    "distillation": DistillationViews(crop=32),
+    "segmentation": SegmentationViews(crop=32, short_edges=(40, 48)),
+    "plain": Augmentation(),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_is_a_function_of_its_seed_and_leaves_every_generator_alone(kind: str) -> None:
+    image, label = places(60, 90)
+    view: View = make_view(VIEWS[kind], (32, 32))
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = draw()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    first, again = view(image, label, 5), view(image, label, 5)
+    assert draw() == expected
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    others = [view(image, label, seed)[0] for seed in range(6, 12)]
+    assert any(not torch.equal(first[0], other) for other in others)
+    assert first[0].shape == (3, 32, 32)
+    assert first[1].shape == (32, 32)
+    assert first[0].dtype == first[1].dtype == torch.uint8
+
+
+def test_distillation_views_crop_flip_and_erase_and_withhold_labels() -> None:
+    image, label = places(64, 64)
+
+    def whole(**more: float) -> DistillationView:
+        numbers = {"scale": (1, 1), "ratio": (1, 1), "flip": 0, "rand_augment": "rand-m0-n0", "erase": 0, **more}
+        return DistillationView(DistillationViews(crop=64, **numbers))
+
+    view, hidden = whole()(image, label, 0)
+    assert (view.int() - image.int()).abs().max() <= 1
+    assert hidden.unique().tolist() == [255]
+    assert (whole(flip=1)(image, label, 0)[0].int() - image.flip(-1).int()).abs().max() <= 1
+    changed = (whole(erase=1)(image, label, 0)[0].int() - image.int()).abs().amax(0) > 1
+    rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+    box = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    # One rectangle of noise, of timm's share of the area (2 to 33 %).
+    assert box.float().mean() > 0.9
+    assert 0.01 < changed.float().mean() < 0.34
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_segmentation_views_keep_image_and_label_in_step(seed: int) -> None:
+    image, label = places(64, 128)
+    views = SegmentationViews(crop=48, short_edges=(32, 64, 96), **STILL)
+    view, mask = SegmentationView(views)(image, label, seed)
+    there = mask != 255
+    rows, columns = view[0].float() * 64 / 255, view[1].float() * 128 / 255
+    error_rows = (rows / 64 * 16 - (mask // 16 + 0.5)).abs()[there]
+    error_columns = (columns / 128 * 16 - (mask % 16 + 0.5)).abs()[there]
+    assert error_rows.max() <= 1.1
+    assert error_columns.max() <= 1.1
+
+
+def test_scales_are_drawn_from_the_list_and_bounded_by_the_long_edge() -> None:
+    """With a crop larger than every scale, the area that is not padded is the scaled image."""
+    image, label = places(64, 128)
+    views = SegmentationViews(crop=400, short_edges=(32, 64, 96), long_edge=150, **STILL)
+    sizes = set()
+    for seed in range(40):
+        view, mask = SegmentationView(views)(image, label, seed)
+        there = mask != 255
+        sizes.add((int(there.any(1).sum()), int(there.any(0).sum())))
+        assert view[:, ~there].max() == 0
+    assert sizes == {(32, 64), (64, 128), (75, 150)}
+
+
+def test_a_crop_of_nearly_one_class_is_drawn_again() -> None:
+    """One class but for a spot of 28 x 28, of which a crop of 48 needs three quarters to hold a quarter of another."""
+    label = torch.zeros(64, 256, dtype=torch.uint8)
+    label[18:46, 200:228] = 1
+    image = torch.zeros(3, 64, 256, dtype=torch.uint8)
+    fixed = {"crop": 48, "short_edges": (64,), "flip": 0.0, **STILL}
+    found = []
+    for views in (SegmentationViews(**fixed), SegmentationViews(largest_class=1.01, **fixed)):
+        drawn = [SegmentationView(views)(image, label, seed)[1] for seed in range(60)]
+        found.append(sum(float((mask == 1).float().mean()) > 0.25 for mask in drawn))
+    assert found[0] > found[1] + 10
+    assert found[0] > 40
+
+
+def test_photometry_by_hand() -> None:
+    """Each of the four with both coins: what comes out is one of the sixteen products, computed by colorsys."""
+    colour = (120, 60, 200)
+    image = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8).contiguous()
+    label = torch.zeros(8, 8, dtype=torch.uint8)
+    views = SegmentationViews(
+        crop=8, short_edges=(8,), flip=0.0, brightness=0.0, contrast=(0.5, 0.5), saturation=(0.5, 0.5), hue=0.0
+    )
+    seen = {tuple(SegmentationView(views)(image, label, seed)[0][:, 0, 0].tolist()) for seed in range(60)}
+    expected = []
+    for contrast in (1.0, 0.5):
+        for saturation in (1.0, 0.5):
+            hue, strength, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
+            turned = colorsys.hsv_to_rgb(hue, strength * saturation, value * contrast)
+            expected.append(tuple(255 * channel for channel in turned))
+    assert len(seen) >= 4
+    for found in seen:
+        assert min(max(abs(a - b) for a, b in zip(found, wanted, strict=True)) for wanted in expected) <= 3
+
+
+def test_brightness_and_hue_stay_within_their_limits() -> None:
+    image = torch.tensor([120, 60, 200], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8).contiguous()
+    label = torch.zeros(8, 8, dtype=torch.uint8)
+    still = {"crop": 8, "short_edges": (8,), "flip": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0)}
+    bright = SegmentationView(SegmentationViews(**still, hue=0.0))
+    shifts = torch.stack([bright(image, label, seed)[0][:, 0, 0].int() - image[:, 0, 0].int() for seed in range(80)])
+    assert (shifts == shifts[:, :1]).all()
+    assert shifts.min() >= -32
+    assert shifts.max() <= 32
+    assert shifts.max() > 20
+    assert shifts.min() < -20
+    assert 20 < int((shifts[:, 0] == 0).sum()) < 60
+    turned = SegmentationView(SegmentationViews(**still, brightness=0.0))
+    start = colorsys.rgb_to_hsv(120 / 255, 60 / 255, 200 / 255)[0]
+    hues = [
+        colorsys.rgb_to_hsv(*(turned(image, label, seed)[0][:, 0, 0] / 255).tolist())[0] - start for seed in range(80)
+    ]
+    assert max(map(abs, hues)) <= 38 / 360
+    assert max(map(abs, hues)) > 25 / 360
