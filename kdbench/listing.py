@@ -142,7 +142,19 @@ def _span(span: tuple[float, float]) -> str:
 def _datasets() -> Rows:
     from kdbench.data.real import ADAPTERS
 
-    return [{"name": a.name, "folders under --data-root": ", ".join(a.folders)} for a in ADAPTERS.values()]
+    return [
+        {
+            "name": adapter.name,
+            "what": adapter.title,
+            "folder under --data-root": " or ".join(adapter.folders),
+            "parts": ", ".join(f"{part} {count}" for part, count in adapter.counts.items()),
+            "read inside": ", ".join(adapter.archives),
+            "label maps": ", ".join(adapter.layouts[0].tables),
+            "terms": adapter.licence,
+            "from": adapter.home,
+        }
+        for adapter in ADAPTERS.values()
+    ]
 
 
 LISTS: dict[str, Callable[[], Rows]] = {

@@ -19,6 +19,12 @@ def test_the_table_of_domains_is_that_of_the_list() -> None:
     assert table.strip() == render(listing("domains"), "markdown").strip()
 
 
+def test_the_table_of_data_sets_is_that_of_the_list() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- datasets -->\n(.*?)<!-- end -->", page, flags=re.DOTALL)
+    assert table.strip() == render(listing("datasets"), "markdown").strip()
+
+
 def test_the_examples_of_the_world_run(tmp_path: Path) -> None:
     call, benchmark = re.findall(r"```python\n(.*?)```", WORLD, flags=re.DOTALL)
     found: dict[str, object] = {}
