@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.domainset import DomainSet
 from kdbench.errors import KdbenchError
@@ -70,11 +71,12 @@ def evaluate(
     classes: int,
     evaluation: Evaluation,
     device: torch.device,
+    workers: int = 0,
 ) -> np.ndarray:
-    """Counts (N, K, K) int64, one matrix an image, in the set's order."""
+    """Counts (N, K, K) int64, one matrix an image, in the set's order. workers: processes that read images ahead."""
     model.eval()
     counts: list[Tensor] = []
-    for image, label in _batches(samples, evaluation.batch):
+    for image, label in _batches(samples, evaluation.batch, workers):
         _check_labels(label, classes, samples.domain)
         label = label.to(device).long()
         prediction = predict(model, image.to(device).float().div_(255), evaluation, (label.shape[-2], label.shape[-1]))
@@ -94,11 +96,21 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
-def _batches(samples: DomainSet, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+class _Reading(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, samples: DomainSet) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._samples.read(index)
+
+
+def _batches(samples: DomainSet, most: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighbours of one size, at most so many at a time."""
     held: list[tuple[Tensor, Tensor]] = []
-    for index in range(len(samples)):
-        image, label = samples.read(index)
+    for image, label in DataLoader(_Reading(samples), batch_size=None, num_workers=workers):
         if held and (len(held) == most or held[0][0].shape != image.shape or held[0][1].shape != label.shape):
             yield _stack(held)
             held = []

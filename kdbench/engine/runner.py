@@ -207,7 +207,8 @@ class CellRun:
 
         def compute() -> np.ndarray:
             with lab.fabric.autocast():
-                return evaluate(self._deploy(point), samples, classes, lab.protocol.evaluation, lab.fabric.device)
+                model, device = self._deploy(point), lab.fabric.device
+                return evaluate(model, samples, classes, lab.protocol.evaluation, device, lab.workers)
 
         return lab.store.evaluation(key, compute)
 

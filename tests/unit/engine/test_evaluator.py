@@ -218,7 +218,9 @@ def test_predictions_are_made_at_the_labels_size() -> None:
 def test_a_model_that_outputs_the_labels_gives_diagonal_matrices(size: tuple[int, int], batch: int) -> None:
     labels = [random_label(*size, seed) for seed in range(5)]
     evaluation = Evaluation(window=(8, 16), stride=(5, 11), batch=batch)
-    counts = evaluate(Reader(), Samples([painted(label) for label in labels]), CLASSES, evaluation, CPU)
+    samples = Samples([painted(label) for label in labels])
+    counts = evaluate(Reader(), samples, CLASSES, evaluation, CPU)
+    assert np.array_equal(counts, evaluate(Reader(), samples, CLASSES, evaluation, CPU, workers=2))
     assert counts.shape == (5, CLASSES, CLASSES)
     assert counts.dtype == np.int64
     for matrix, label in zip(counts, labels, strict=True):
