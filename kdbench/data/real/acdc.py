@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.real.adapter import Adapter, Groups, Layout
-from kdbench.data.real.files import FileTree
+from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.labels import identity
 from kdbench.types import IGNORE
 
 _STEM = r"(?P<condition>fog|night|rain|snow)/(?P<split>train|val)/(?P<sequence>[^/]+)/(?P<stem>[A-Z0-9]+_frame_\d{6})"
-
-
-def _part(groups: Groups, tree: FileTree) -> str:
-    return f"{groups['condition']}/{groups['split']}"
 
 
 ACDC = Adapter(
@@ -25,7 +20,7 @@ ACDC = Adapter(
             label=rf"gt/{_STEM}_gt_labelTrainIds\.png",
             values=(*range(19), IGNORE),
             tables={"evaluated": identity(19)},
-            part=_part,
+            part="{condition}/{split}",
         ),
     ),
     home="https://acdc.vision.ee.ethz.ch (rgb_anon_trainvaltest.zip, gt_trainval.zip)",

@@ -19,10 +19,6 @@ from kdbench.errors import KdbenchError, unknown
 Groups = Mapping[str, str]
 
 
-def _by_split(groups: Groups, tree: FileTree) -> str:
-    return groups["split"]
-
-
 @dataclass(frozen=True)
 class Layout:
     """One form in which a data set lies on disks.
@@ -30,7 +26,7 @@ class Layout:
     image, label: regular expressions for the whole path of a file below the data set's folder (what comes before is
     ignored); an image and a label whose groups are equal are a pair. label None: images only. decode: a label's stored
     values. values: those that it may hold. tables: stored value -> class, by name, the default first. part: which part
-    of the data set a pair is in.
+    of the data set a pair is in, by its groups: a format, or what makes a function of the groups for a tree.
     """
 
     image: str
@@ -38,7 +34,7 @@ class Layout:
     decode: Callable[[Entry], np.ndarray] = indices
     values: Collection[int] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
-    part: Callable[[Groups, FileTree], str] = _by_split
+    part: str | Callable[[FileTree], Callable[[Groups], str]] = "{split}"
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -94,7 +90,7 @@ class Adapter:
         return Scan(self, FileTree(self.root(data_root), self.archives))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """An image with its label. key: what the two paths share, by name, e.g. `train/aachen/aachen_000000_000019`."""
 
@@ -105,10 +101,10 @@ class Sample:
 
 
 class Matches(NamedTuple):
-    """Files by the values of their groups, and files whose place was taken: (the one in it, the other)."""
+    """Files by what their paths share (Sample.key), with their part, and files whose place was taken."""
 
-    files: dict[tuple[str, ...], tuple[Entry, Groups]]
-    doubles: list[tuple[Entry, Entry]]
+    files: dict[str, tuple[Entry, str]]
+    doubles: list[Entry]
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,11 @@ class Scan:
     @cached_property
     def layout(self) -> Layout:
         """The first of the set's layouts of which there is an image."""
-        layouts = self.adapter.layouts
-        return next((layout for layout in layouts if self._match(layout.image).files), layouts[0])
+        for layout in self.adapter.layouts:
+            expression = _expression(layout.image)
+            if any(expression.fullmatch(name) for name in self.tree.entries):
+                return layout
+        return self.adapter.layouts[0]
 
     @cached_property
     def images(self) -> Matches:
@@ -138,8 +137,8 @@ class Scan:
     def samples(self) -> list[Sample]:
         """Every image with its label, in the order of their keys; label None where it is missing."""
         return [
-            Sample("/".join(key), self.layout.part(groups, self.tree), entry, self.labels.files.get(key, (None,))[0])
-            for key, (entry, groups) in sorted(self.images.files.items())
+            Sample(key, part, entry, self.labels.files.get(key, (None,))[0])
+            for key, (entry, part) in sorted(self.images.files.items())
         ]
 
     def parts(self, names: Sequence[str]) -> list[Sample]:
@@ -178,16 +177,24 @@ class Scan:
         return ""
 
     def _match(self, pattern: str) -> Matches:
-        found = Matches({}, [])
-        expression = re.compile(rf"(?:.*/)?{pattern}")
+        found, expression, part_of = Matches({}, []), _expression(pattern), self._part_of()
         for name, entry in self.tree.entries.items():
             match = expression.fullmatch(name)
             if match is None:
                 continue
+            groups = match.groupdict()
             # In the order of the groups' names, which two paths share, whatever their order in each.
-            key = tuple(value for _, value in sorted(match.groupdict().items()))
+            key = "/".join(groups[group] for group in sorted(groups))
             if key not in found.files:
-                found.files[key] = entry, match.groupdict()
+                found.files[key] = entry, part_of(groups)
             elif not entry.archived:
-                found.doubles.append((found.files[key][0], entry))
+                found.doubles.append(entry)
         return found
+
+    def _part_of(self) -> Callable[[Groups], str]:
+        part = self.layout.part
+        return part(self.tree) if callable(part) else lambda groups: part.format(**groups)
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:.*/)?{pattern}")

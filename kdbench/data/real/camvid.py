@@ -6,6 +6,8 @@ frame, so that it is known for the original release too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
@@ -30,7 +32,11 @@ _VOID = (0, 0, 0)
 _FRAME = r"(?P<drive>0001TP|0006R0|0016E5|Seq05VD)_(?P<frame>f?\d{5,6})"
 
 
-def _part(groups: Groups, tree: FileTree) -> str:
+def _part(tree: FileTree) -> Callable[[Groups], str]:
+    return _drive_and_split
+
+
+def _drive_and_split(groups: Groups) -> str:
     """The drive and its split: the tutorial's validation frames are one stretch of a training drive."""
     drive, frame = groups["drive"], int(groups["frame"].lstrip("f"))
     match drive:

@@ -113,7 +113,7 @@ def _of_names(scan: Scan) -> Iterator[Finding]:
         alone = [entry for key, (entry, _) in sorted(scan.labels.files.items()) if key not in scan.images.files]
         if alone:
             yield _finding("fault", "labels without an image", alone, again)
-    doubles = [pair[1] for found in (scan.images, scan.labels) for pair in found.doubles]
+    doubles = [*scan.images.doubles, *scan.labels.doubles]
     if doubles:
         yield _finding("fault", "second files for the same image or label", doubles, "remove the copies")
     yield from _counts(scan, again)

@@ -22,23 +22,28 @@ MOST_PIXELS = 120_000_000
 """The largest picture that is decoded; the largest of the data sets, a tile of Potsdam, has 36 million."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One file. name: its path below the data set's folder, or inside the archive at path."""
+    """One file. name: its path below place, which is the data set's folder or an archive."""
 
     name: str
-    path: Path
+    place: Path
     archived: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path}!{self.name}" if self.archived else str(self.path)
+        return f"{self.place}!{self.name}" if self.archived else str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, if it is no archive's."""
+        return self.place / self.name
 
     @property
     def size(self) -> int:
         """Bytes, unpacked."""
-        return (
-            _opened(self.path, os.getpid()).getinfo(self.name).file_size if self.archived else self.path.stat().st_size
-        )
+        if self.archived:
+            return _opened(self.place, os.getpid()).getinfo(self.name).file_size
+        return self.path.stat().st_size
 
     def read(self) -> bytes:
         """The content; an unreadable file is an error that names it."""
@@ -46,7 +51,7 @@ class Entry:
             if not self.archived:
                 return self.path.read_bytes()
             # A handle a process: workers must not share a file position.
-            return _opened(self.path, os.getpid()).read(self.name)
+            return _opened(self.place, os.getpid()).read(self.name)
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise unreadable(self, str(error)) from error
 
@@ -96,37 +101,41 @@ class FileTree:
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
         """By name, in a fixed order; what is unpacked comes before the same name in an archive."""
-        found: dict[str, Entry] = {}
-        for path in sorted(_walk(self.root)):
-            name = path.relative_to(self.root).as_posix()
-            found[name] = Entry(name, path)
-        for path in [entry.path for entry in found.values() if self._belongs(entry.path.name)]:
-            for entry in _members(path):
+        found = {name: Entry(name, self.root) for name in sorted(_walk(self.root, self.root.resolve(), ""))}
+        for name in [name for name in found if self._belongs(name)]:
+            for entry in _members(self.root / name):
                 found.setdefault(entry.name, entry)
         return found
 
     def _belongs(self, name: str) -> bool:
-        return any(fnmatch(name.lower(), pattern.lower()) for pattern in self.archives)
-
-    def __getitem__(self, name: str) -> Entry:
-        return self.entries[name]
+        base = name.rpartition("/")[2].lower()
+        return base.endswith(".zip") and any(fnmatch(base, pattern.lower()) for pattern in self.archives)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files below a folder; a link that leads out of it is an error, hidden files and folders are passed over."""
-    inside = root.resolve()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in [*folders, *files]:
-            path = Path(folder, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise KdbenchError(
-                    f"{path} is a link to {path.resolve()}, outside the data set's folder {root}. Only the data set's "
-                    "folder itself may be a link: move the files there, or let the folder be a link to where all lie."
-                )
-            if path.is_symlink() and path.is_dir() and path.resolve() in (Path(folder).resolve(), *path.parents):
-                raise KdbenchError(f"{path} is a link to a folder that contains it. Remove it.")
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+def _walk(folder: Path, inside: Path, above: str) -> Iterator[str]:
+    """Names of the files below a folder, hidden ones passed over; a link that leads out of `inside` is an error."""
+    # What a scan of a folder tells of its entries costs nothing; asking for each costs minutes on a million files.
+    with os.scandir(folder) as listed:
+        for entry in listed:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_symlink():
+                _check_link(Path(entry.path), inside)
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), inside, f"{above}{entry.name}/")
+            else:
+                yield above + entry.name
+
+
+def _check_link(link: Path, inside: Path) -> None:
+    target = link.resolve()
+    if not target.is_relative_to(inside):
+        raise KdbenchError(
+            f"{link} is a link to {target}, outside the data set's folder {inside}. Only the data set's folder itself "
+            "may be a link: move the files there, or let the folder be a link to where all lie."
+        )
+    if link.parent.resolve().is_relative_to(target):
+        raise KdbenchError(f"{link} is a link to a folder that contains it. Remove it.")
 
 
 def _members(archive: Path) -> Iterator[Entry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from collections.abc import Callable
 
 from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
@@ -12,21 +12,23 @@ from kdbench.data.real.files import Entry, FileTree, unreadable
 from kdbench.data.real.labels import table
 
 
-def _part(groups: Groups, tree: FileTree) -> str:
+def _part(tree: FileTree) -> Callable[[Groups], str]:
     """all/train, all/val or all/test by the official split where its file is there; GKD trains on all."""
-    entry = next((entry for name, entry in tree.entries.items() if name.endswith("split.mat")), None)
-    return f"all/{_official(entry).get(int(groups['id']), 'unsplit')}" if entry else "all"
+    file = next((entry for name, entry in tree.entries.items() if name.endswith("split.mat")), None)
+    if file is None:
+        return lambda groups: "all"
+    official = _official(file)
+    return lambda groups: f"all/{official.get(int(groups['id']), 'unsplit')}"
 
 
-@lru_cache(maxsize=4)
-def _official(entry: Entry) -> dict[int, str]:
+def _official(file: Entry) -> dict[int, str]:
     from scipy.io import loadmat
 
     try:
-        split = loadmat(io.BytesIO(entry.read()))
+        split = loadmat(io.BytesIO(file.read()))
         return {int(i): name for name in ("train", "val", "test") for i in split[f"{name}Ids"].flat}
     except (KeyError, ValueError, TypeError) as error:
-        raise unreadable(entry, str(error)) from error
+        raise unreadable(file, str(error)) from error
 
 
 GTAV = Adapter(

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from kdbench.data.real.adapter import Adapter, Groups, Layout
-from kdbench.data.real.files import FileTree
+from kdbench.data.real.adapter import Adapter, Layout
 
 _FILE = r"(?P<category>[^/]+)/(?P<name>[^/]+)\.(?i:jpe?g|png|webp|bmp)"
-
-
-def _train(groups: Groups, tree: FileTree) -> str:
-    return "train"
 
 
 IMAGENET = Adapter(
@@ -19,7 +14,7 @@ IMAGENET = Adapter(
     layouts=(
         Layout(rf"(?P<split>train|val)/{_FILE}"),
         # Any other tree of one folder a class.
-        Layout(_FILE, part=_train),
+        Layout(_FILE, part="train"),
     ),
     home="https://www.image-net.org (ILSVRC2012_img_train.tar)",
     licence="ImageNet terms: non-commercial research",

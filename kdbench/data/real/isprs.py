@@ -6,18 +6,13 @@ Stored values: 0 border or no class of the palette, 1 to 6 the classes. The one 
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.real.adapter import Adapter, Groups, Layout
-from kdbench.data.real.files import FileTree
+from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.labels import table
 from kdbench.types import IGNORE
 
 CLASSES = {value: value - 1 for value in range(1, 7)}
 _VALUES = (*range(7), IGNORE)
 _PREPARE = "the original tiles are there; cut them into crops with `kdbench data prepare {name} --data-root DIR`."
-
-
-def _by_bands(groups: Groups, tree: FileTree) -> str:
-    return f"{groups['bands']}/{groups['split']}"
 
 
 _POTSDAM = r"(?P<split>train|val)/(?P<crop>\d_\d{1,2}(?:_\d+){4})\.png"
@@ -31,7 +26,7 @@ POTSDAM = Adapter(
             label=rf"(?P<bands>RGB|IRRG)/ann_dir/{_POTSDAM}",
             values=_VALUES,
             tables={"evaluated": table(CLASSES)},
-            part=_by_bands,
+            part="{bands}/{split}",
         ),
     ),
     home="https://www.isprs.org (2_Ortho_RGB.zip, 3_Ortho_IRRG.zip, 5_Labels_all_noBoundary.zip)",

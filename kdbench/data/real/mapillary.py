@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
@@ -19,8 +21,8 @@ _ROBUSTNET = {41: 0}
 _STEM = r"(?P<id>[A-Za-z0-9_-]+)"
 
 
-def _part(groups: Groups, tree: FileTree) -> str:
-    return {"training": "train", "validation": "val"}[groups["split"]]
+def _part(tree: FileTree) -> Callable[[Groups], str]:
+    return lambda groups: {"training": "train", "validation": "val"}[groups["split"]]
 
 
 MAPILLARY = Adapter(

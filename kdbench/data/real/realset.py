@@ -66,8 +66,8 @@ class RealSet:
             "parts": self.parts,
             "sizing": self.sizing.identity,
             "files": digest(listing),
-            "reading": [code_digest(path) for path in (*_READING, Path(inspect.getfile(layout.part)))],
-            "patterns": [layout.image, layout.label],
+            "reading": [code_digest(path) for path in _READING],
+            "pairing": [layout.image, layout.label, _code(layout.part), _code(layout.decode)],
             "classes": digest(self._table.tolist()),
         }
 
@@ -105,3 +105,10 @@ class RealSet:
             raise unreadable(sample.label, f"it holds the value {value}, which is no label of {self.adapter.title}")
         if stored.shape != size and self.adapter.mismatch == "refuse":
             raise unreadable(sample.label, f"it is {stored.shape} pixels large, its image {size} (height, width)")
+
+
+def _code(thing: Any) -> str:
+    """A format as it is; a function or an object by the file that holds its code."""
+    if isinstance(thing, str):
+        return thing
+    return code_digest(Path(inspect.getfile(thing if inspect.isroutine(thing) else type(thing))))

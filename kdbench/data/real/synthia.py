@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.real.adapter import Adapter, Groups, Layout
-from kdbench.data.real.files import FileTree
+from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.labels import first_channel, table
 
 ID_TO_CLASS = {
     1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 16: 9, 17: 12, 18: 14,
     19: 15, 20: 16, 21: 3,
 }  # fmt: skip
-
-
-def _part(groups: Groups, tree: FileTree) -> str:
-    return "all"
 
 
 SYNTHIA = Adapter(
@@ -28,7 +23,7 @@ SYNTHIA = Adapter(
             decode=first_channel,
             values=range(23),
             tables={"evaluated": table(ID_TO_CLASS)},
-            part=_part,
+            part="all",
         ),
     ),
     home="https://synthia-dataset.net (SYNTHIA_RAND_CITYSCAPES.rar)",

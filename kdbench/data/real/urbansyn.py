@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.real.adapter import Adapter, Groups, Layout
-from kdbench.data.real.files import FileTree
+from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.labels import identity
-
-
-def _part(groups: Groups, tree: FileTree) -> str:
-    return "all"
-
 
 URBANSYN = Adapter(
     name="urbansyn",
@@ -22,7 +16,7 @@ URBANSYN = Adapter(
             label=r"ss/(?:ss_)?(?P<number>\d{4})\.png",
             values=range(20),
             tables={"evaluated": identity(19)},
-            part=_part,
+            part="all",
         ),
     ),
     home="https://huggingface.co/datasets/UrbanSyn/UrbanSyn (rgb, ss)",

@@ -164,7 +164,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
         _ = FileTree(tmp_path, ("*.zip",)).entries
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / "large.png")
     with pytest.raises(KdbenchError, match="50 x 50 pixels, more than 1000"):
-        open_image(Entry("large.png", tmp_path / "large.png"))
+        open_image(Entry("large.png", tmp_path))
     (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
     with pytest.raises(KdbenchError, match=r"broken\.zip cannot be read as a zip archive .*Download it again"):
         _ = FileTree(tmp_path, ("broken.zip",)).entries
