@@ -73,10 +73,11 @@ def verify(
     if not chosen:
         looked = "; ".join(f"{a.name}: {', '.join(a.folders)}" for a in ADAPTERS.values())
         raise KdbenchError(f"no data set is under {root}. Their folders are called: {looked}.")
-    reports = []
     for name in chosen:
         if name not in ADAPTERS:
             raise unknown("data set", name, ADAPTERS)
+    reports = []
+    for name in chosen:
         reports.append(examine(ADAPTERS[name], root, None if full else sample, progress))
         for line in lines(reports[-1]):
             out(line)
@@ -104,6 +105,8 @@ def prepare(
     root, progress = needed(data_root), progress_for(Console())
     if name not in ADAPTERS:
         raise unknown("data set", name, ADAPTERS)
+    if part and not pack:
+        raise KdbenchError("--part names what --pack packs; tiles are cut all together.")
     if pack:
         for folder in pack_set(ADAPTERS[name], root, split_list(part) if part else (), workers, progress):
             out(f"packed: {folder}")

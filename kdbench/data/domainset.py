@@ -23,6 +23,9 @@ class DomainSet(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What decides the samples' content: equal identities give equal samples."""
 
+    def without_labels(self) -> DomainSet:
+        """The same images for whoever may not see labels."""
+
     def __len__(self) -> int:
         """The number of samples."""
 

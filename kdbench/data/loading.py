@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +30,11 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Draw:
-    """One place in a batch: the step, and which sample stands there."""
+    """One place in a batch: the step, which sample stands there, and how often it stood there before in this step."""
 
     step: int
     sample: int
+    again: int = 0
 
 
 class Order:
@@ -44,7 +47,8 @@ class Order:
     def step(self, step: int) -> list[Draw]:
         """The batch of one step."""
         places = range(step * self._batch, (step + 1) * self._batch)
-        return [Draw(step, self._pass(place // self._samples)[place % self._samples]) for place in places]
+        samples = [self._pass(place // self._samples)[place % self._samples] for place in places]
+        return [Draw(step, sample, samples[:place].count(sample)) for place, sample in enumerate(samples)]
 
     def _pass(self, number: int) -> list[int]:
         if number not in self._passes:
@@ -64,8 +68,11 @@ class Seen:
     broken: tuple[str, ...] = ()
 
 
-class TrainingViews(Dataset[Seen]):
-    """Random views of the samples of several domains, concatenated."""
+class TrainingViews(Dataset[Seen | KdbenchError]):
+    """Random views of the samples of several domains, concatenated.
+
+    An error is passed on: a worker that raises it would wrap it into its traceback.
+    """
 
     def __init__(self, sets: Sequence[DomainSet], recipe: Recipe, size: tuple[int, int], seed: int, phase: str) -> None:
         self._sets = sets
@@ -75,7 +82,7 @@ class TrainingViews(Dataset[Seen]):
     def __len__(self) -> int:
         return sum(len(samples) for samples in self._sets)
 
-    def __getitem__(self, draw: Draw) -> Seen:
+    def __getitem__(self, draw: Draw) -> Seen | KdbenchError:
         broken: list[str] = []
         for place in range(PATIENCE):
             samples, index = self._locate((draw.sample + place) % len(self))
@@ -84,9 +91,9 @@ class TrainingViews(Dataset[Seen]):
             except KdbenchError as error:
                 broken.append(str(error))
                 continue
-            seed = seed_from(*self._purpose, draw.step, draw.sample)
+            seed = seed_from(*self._purpose, draw.step, draw.sample, *[draw.again] * bool(draw.again))
             return Seen(*self._view(image, label, seed), samples.domain, index, tuple(broken))
-        raise KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {broken[0]}")
+        return KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {broken[0]}")
 
     def _locate(self, sample: int) -> tuple[DomainSet, int]:
         for samples in self._sets:
@@ -139,16 +146,18 @@ def training_batches(
     views = TrainingViews(sets, recipe, size, seed, phase)
     order = Order(len(views), recipe.batch, seed, phase)
     device, broken = device or torch.device("cpu"), broken or Broken(0)
-    loader: DataLoader[list[Seen]] = DataLoader(
-        views,  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        views,
         batch_sampler=(order.step(step) for step in range(start, steps)),
-        collate_fn=_collate if phase.labelled else _collate_images,
+        collate_fn=partial(_collate, labelled=phase.labelled),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
     )
     for step, (batch, errors) in enumerate(loader, start):
         broken.add(errors)
+        if isinstance(batch, KdbenchError):
+            raise batch
         # As bytes over the bus: a quarter of the floats.
         batch.image = batch.image.to(device, non_blocking=True).float().div_(255)
         batch.label = None if batch.label is None else batch.label.to(device, non_blocking=True).long()
@@ -156,16 +165,17 @@ def training_batches(
         yield batch
 
 
-def _collate(seen: Sequence[Seen]) -> tuple[Batch, list[str]]:
-    batch, errors = _collate_images(seen)
-    batch.label = torch.stack([one.label for one in seen])
-    return batch, errors
+def _collate(seen: Sequence[Seen | KdbenchError], labelled: bool) -> tuple[Batch | KdbenchError, list[str]]:
+    for one in seen:
+        if isinstance(one, KdbenchError):
+            return one, []
+    return _stack([one for one in seen if isinstance(one, Seen)], labelled)
 
 
-def _collate_images(seen: Sequence[Seen]) -> tuple[Batch, list[str]]:
+def _stack(seen: Sequence[Seen], labelled: bool) -> tuple[Batch, list[str]]:
     batch = Batch(
         image=torch.stack([one.image for one in seen]),
-        label=None,
+        label=torch.stack([one.label for one in seen]) if labelled else None,
         domain=tuple(one.domain for one in seen),
         index=torch.tensor([one.index for one in seen]),
         progress=0.0,

@@ -53,6 +53,10 @@ class RenderedSet:
             "drawing": _drawing(),
         }
 
+    def without_labels(self) -> RenderedSet:
+        """Itself: labels lie in memory, and batches leave them out."""
+        return self
+
     def __len__(self) -> int:
         return self.count
 

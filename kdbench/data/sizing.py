@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
@@ -73,7 +74,7 @@ class Evaluated:
         if self.rule.halved:
             half = (image.shape[-2] // 2, image.shape[-1] // 2)
             image = vision.resize(image, list(half), InterpolationMode.BICUBIC, antialias=True)
-            label = nearest(label, half)
+            label = _halved(label)
         size = _fitted((image.shape[-2], image.shape[-1]), self.rule)
         # In floating point: the library's whole-number resize rounds twice, which brightens by half a level.
         resized: Tensor = vision.resize(image.float(), list(size), antialias=False)
@@ -89,8 +90,14 @@ def _fitted(size: tuple[int, int], rule: InputSize) -> tuple[int, int]:
 
 
 def nearest(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """A label (h, w) at another size, no value mixed with another."""
+    """A label (..., h, w) at another size, no value mixed with another."""
     if tuple(label.shape[-2:]) == size:
         return label
-    resized: Tensor = vision.resize(tv_tensors.Mask(label[None]), list(size))
-    return resized.as_subclass(torch.Tensor)[0]
+    resized: Tensor = vision.resize(tv_tensors.Mask(label), list(size))
+    return resized.as_subclass(torch.Tensor)
+
+
+def _halved(label: Tensor) -> Tensor:
+    """As Pillow's nearest: the pixel right and below of the middle of each two by two."""
+    size = (label.shape[-2] // 2, label.shape[-1] // 2)
+    return F.interpolate(label[None, None], size=size, mode="nearest-exact")[0, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,10 @@ class Subset:
     def identity(self) -> Mapping[str, Any]:
         """The whole set's, and what was taken of it."""
         return {**self.whole.identity, "fraction": str(self.fraction), "taken": digest(self.indices)}
+
+    def without_labels(self) -> Subset:
+        """The same images without labels."""
+        return replace(self, whole=self.whole.without_labels())
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -16,10 +16,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
+from kdbench.data.sizing import nearest
 from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
 from kdbench.types import IGNORE
 
-CROP_TRIES = 10
+REDRAWN = 10
+"""How often a crop is drawn again at most."""
 
 
 class View(Protocol):
@@ -56,8 +58,7 @@ class RandomView:
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """As View."""
-        if label.shape[-2:] != image.shape[-2:]:
-            label = vision.resize(tv_tensors.Mask(label), list(image.shape[-2:]))
+        label = nearest(label, (image.shape[-2], image.shape[-1]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             view, mask = self._transform(tv_tensors.Image(image), tv_tensors.Mask(label))
@@ -104,7 +105,7 @@ class SegmentationView:
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """As View; padded with black and ignored pixels where the scaled image is smaller than the crop."""
         dice = torch.Generator().manual_seed(seed)
-        label = _masked(label, (image.shape[-2], image.shape[-1]))
+        label = nearest(label, (image.shape[-2], image.shape[-1]))
         image, label = self._scaled(image, label, dice)
         image, label = self._cropped(image, label, dice)
         if _chance(dice, self._views.flip):
@@ -117,11 +118,11 @@ class SegmentationView:
         edge = edges[int(torch.randint(len(edges), (), generator=dice))]
         factor = min(edge / min(height, width), self._views.long_edge / max(height, width))
         size = (int(height * factor + 0.5), int(width * factor + 0.5))
-        return vision.resize(image, list(size), antialias=False), _masked(label, size)
+        return vision.resize(image, list(size), antialias=False), nearest(label, size)
 
     def _cropped(self, image: Tensor, label: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
         crop = self._views.crop
-        for _ in range(CROP_TRIES):
+        for _ in range(1 + REDRAWN):
             top, left = (int(torch.randint(max(0, side - crop) + 1, (), generator=dice)) for side in label.shape)
             chosen = label[top : top + crop, left : left + crop]
             counts = torch.bincount(chosen[chosen != IGNORE], minlength=1)
@@ -135,7 +136,7 @@ class SegmentationView:
         """Each with a chance of one half: brightness, contrast before or after the rest, saturation, hue."""
         views, levels = self._views, image.float()
         if _chance(dice):
-            levels = levels + _between(dice, -views.brightness, views.brightness)
+            levels = (levels + _between(dice, -views.brightness, views.brightness)).clamp(0, 255)
         late, contrast = _chance(dice), _between(dice, *views.contrast) if _chance(dice) else 1.0
         levels = (levels * (1.0 if late else contrast)).clamp(0, 255)
         saturation = _between(dice, *views.saturation) if _chance(dice) else 1.0
@@ -153,13 +154,6 @@ def _in_hsv(levels: Tensor, saturation: float, hue: float) -> Tensor:
     planes[..., 1] = np.clip(planes[..., 1] * saturation, 0, 255)
     turned = Image.fromarray(planes.astype(np.uint8), mode="HSV").convert("RGB")
     return torch.from_numpy(np.array(turned)).permute(2, 0, 1).float()
-
-
-def _masked(label: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(label.shape) == size:
-        return label
-    resized: Tensor = vision.resize(tv_tensors.Mask(label[None]), list(size))
-    return resized.as_subclass(Tensor)[0]
 
 
 def _chance(dice: torch.Generator, chance: float = 0.5) -> bool:

@@ -10,6 +10,7 @@ from kdbench.benchmark import Benchmark, Domain, RealData
 from kdbench.data import synthetic
 from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS, Adapter, RealSet
+from kdbench.data.real.adapter import Scan
 from kdbench.data.rendered import RenderedSet
 from kdbench.data.sizing import Cover, Evaluated, Native, Sizing
 from kdbench.errors import KdbenchError, unknown
@@ -23,6 +24,7 @@ class Worlds:
     protocol: Protocol
     renders: Path
     data_root: Path | None = None
+    _scans: dict[str, Scan] = field(default_factory=dict, repr=False)
     _opened: dict[tuple[Domain, str], DomainSet] = field(default_factory=dict, repr=False)
 
     def check(self, benchmark: Benchmark) -> None:
@@ -89,9 +91,16 @@ class Worlds:
             sizing = Native()
         if split == "val" and protocol.name in data.sizes:
             sizing = Evaluated(data.sizes[protocol.name])
+        elif split == "val" and protocol.native:
+            raise KdbenchError(
+                f"domain '{domain.name}' does not say at what size it is evaluated under protocol '{protocol.name}': "
+                "add it to the benchmark, RealData(..., sizes={...})."
+            )
         parts, most = (data.train, None if protocol.native else count) if split == "train" else (data.val, None)
         label_map = protocol.label_maps.get(data.dataset, "")
-        return RealSet(domain.name, adapter, root, parts, sizing, label_map, most)
+        if adapter.name not in self._scans:
+            self._scans[adapter.name] = adapter.scan(root)
+        return RealSet(domain.name, self._scans[adapter.name], parts, sizing, label_map, most)
 
 
 def _adapter(domain: Domain, data: RealData) -> Adapter:

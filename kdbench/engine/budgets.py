@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[flo
                 cell.seed,
                 protocol.recipes[phase].steps,
                 sum(targets) / len(targets),
-                sum(sources) / len(sources),
+                sum(sources) / len(sources) if sources else math.nan,
             )
 
 

@@ -128,9 +128,11 @@ def make_plan(lab: Lab, cell: Cell) -> Plan:
 def stage_sets(lab: Lab, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
     """A phase's data. A target is never among it; without labels all source images serve, however few are labelled."""
     if phase == Phase.PROXY:
-        return (lab.worlds.proxy(cell.benchmark.proxy),)
+        return (lab.worlds.proxy(cell.benchmark.proxy).without_labels(),)
     whole = [lab.worlds.train(domain) for domain in cell.benchmark.sources]
-    if not phase.labelled or cell.labels == 1:
+    if not phase.labelled:
+        return tuple(samples.without_labels() for samples in whole)
+    if cell.labels == 1:
         return tuple(whole)
     return tuple(Subset(samples, cell.labels, cell.seed) for samples in whole)
 

@@ -96,21 +96,29 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
-class _Reading(Dataset[tuple[Tensor, Tensor]]):
+class _Reading(Dataset[tuple[Tensor, Tensor] | KdbenchError]):
+    """A set's samples. An error is passed on: a worker that raises it would wrap it into its traceback."""
+
     def __init__(self, samples: DomainSet) -> None:
         self._samples = samples
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._samples.read(index)
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | KdbenchError:
+        try:
+            return self._samples.read(index)
+        except KdbenchError as error:
+            return error
 
 
 def _batches(samples: DomainSet, most: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighbours of one size, at most so many at a time."""
     held: list[tuple[Tensor, Tensor]] = []
-    for image, label in DataLoader(_Reading(samples), batch_size=None, num_workers=workers):
+    for read in DataLoader(_Reading(samples), batch_size=None, num_workers=workers):
+        if isinstance(read, KdbenchError):
+            raise read
+        image, label = read
         if held and (len(held) == most or held[0][0].shape != image.shape or held[0][1].shape != label.shape):
             yield _stack(held)
             held = []

@@ -42,8 +42,10 @@ def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
     rows = []
     for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
         for domain in domains:
-            images, labels = _samples(worlds.val(domain), count)
-            name = domain_name(domain.name, worlds.val(domain).world)
+            # A source that trains whole has nothing else to show.
+            samples = worlds.val(domain) if domain in worlds.evaluated(benchmark) else worlds.train(domain)
+            images, labels = _samples(samples, count)
+            name = domain_name(domain.name, samples.world)
             rows.append((f"{name} ({role})", images))
             rows.append(("labels", [colourise(label, palette) for label in labels]))
     proxy = worlds.proxy(benchmark.proxy)
@@ -63,7 +65,7 @@ def write_set_preview(name: str, data_root: Path, count: int, output: Path) -> P
     scan = adapter.scan(data_root)
     palette = adapter.classes.palette if adapter.classes else ()
     for part in sorted({sample.part for sample in scan.samples}):
-        samples = RealSet(part, adapter, data_root, (part,), Cover((256, 512)))
+        samples = RealSet(part, scan, (part,), Cover((256, 512)))
         images, labels = _samples(samples, count)
         rows.append((f"{part} ({len(samples)} images)", images))
         if palette:

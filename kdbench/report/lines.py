@@ -18,7 +18,6 @@ def result_line(record: Record, cached: bool) -> str:
     targets = [domain_miou(domain) for domain in domains(record, "target")]
     sources = [domain_miou(domain) for domain in domains(record, "source")]
     each = " ".join(f"{value:5.1f}" for value in targets)
+    source = f"  source {sum(sources) / len(sources):5.1f}" if sources else ""
     time = "done before" if cached else f"{record.run.seconds:.0f} s"
-    return (
-        f"{head}  mIoU {sum(targets) / len(targets):5.1f} ({each})  source {sum(sources) / len(sources):5.1f}  {time}"
-    )
+    return f"{head}  mIoU {sum(targets) / len(targets):5.1f} ({each}){source}  {time}"

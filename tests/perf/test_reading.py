@@ -38,7 +38,7 @@ def made(root: Path) -> None:
 
 def rate(root: Path) -> float:
     """Views of the paper's second stage a second."""
-    samples = RealSet("gtav", ADAPTERS["gtav"], root, ("all",), Native())
+    samples = RealSet("gtav", ADAPTERS["gtav"].scan(root), ("all",), Native())
     view = make_view(SegmentationViews(), (512, 512))
     view(*samples.read(0), 0)
     started = time.perf_counter()

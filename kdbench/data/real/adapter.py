@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kdbench.benchmark import LabelSpace
+from kdbench.data.real import files as files_module
+from kdbench.data.real import labels as labels_module
 from kdbench.data.real.files import Entry, FileTree
 from kdbench.data.real.labels import Table, indices
 from kdbench.errors import KdbenchError, unknown
+from kdbench.identity import code_digest, digest
 
 Groups = Mapping[str, str]
+PACKED = r"\.(tar|tar\.gz|tgz|rar|7z)$"
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,16 @@ class Layout:
 
     image, label: regular expressions for the whole path of a file below the data set's folder (what comes before is
     ignored); an image and a label whose groups are equal are a pair. label None: images only. decode: a label's stored
-    values. values: those that it may hold. tables: stored value -> class, by name, the default first. part: which part
-    of the data set a pair is in, by its groups: a format, or what makes a function of the groups for a tree.
+    values. values: those that it may hold. usual: some that are in nearly every label. tables: stored value -> class,
+    by name, the default first. part: which part of the data set a pair is in, by its groups: a format, or what makes a
+    function of the groups for a tree.
     """
 
     image: str
     label: str | None = None
     decode: Callable[[Entry], np.ndarray] = indices
     values: Collection[int] = ()
+    usual: Collection[int] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     part: str | Callable[[FileTree], Callable[[Groups], str]] = "{split}"
 
@@ -49,6 +56,8 @@ class Adapter:
     folders: the names that its root usually has. archives: patterns of the zip files that are read in place. unpack:
     pattern of another archive -> the command that unpacks it. counts: pairs that the official parts have. size of every
     image (height, width), where they share one. mismatch: what is done where a label has another size than its image.
+    incomplete: what it is if images are missing. blank: keys of images that are blank in the release itself.
+    restore: how missing files are made, where they are not from an archive.
     home, licence: where it comes from and on what terms. classes: what its tables map to.
     """
 
@@ -64,6 +73,9 @@ class Adapter:
     unpack: Mapping[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     mismatch: Literal["refuse", "resize"] = "refuse"
+    incomplete: Literal["fault", "note"] = "fault"
+    blank: tuple[str, ...] = ()
+    restore: str = ""
     hints: Mapping[str, str] = field(default_factory=dict)
     """Pattern of a path that is often there in place of what is needed -> what to do."""
 
@@ -71,11 +83,11 @@ class Adapter:
         """The data set's folder under --data-root; the root itself may be that folder."""
         if not data_root.is_dir():
             raise KdbenchError(f"--data-root {data_root} is not a folder.")
-        if data_root.name in self.folders:
-            return data_root
         for name in self.folders:
             if (data_root / name).is_dir():
                 return data_root / name
+        if data_root.name in self.folders:
+            return data_root
         looked = ", ".join(str(data_root / name) for name in self.folders)
         raise KdbenchError(
             f"data set '{self.name}' is not under {data_root}. Looked for: {looked}. It comes from {self.home}."
@@ -92,7 +104,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image with its label. key: what the two paths share, by name, e.g. `train/aachen/aachen_000000_000019`."""
+    """An image with its label. key: what the two paths share, by name, e.g. `aachen/train/aachen_000000_000019`."""
 
     key: str
     part: str
@@ -155,6 +167,14 @@ class Scan:
             )
         return wanted
 
+    @cached_property
+    def reading(self) -> str:
+        """The code and the patterns that pair and decode, as a digest."""
+        layout = self.layout
+        files = [Path(__file__), *(Path(inspect.getfile(module)) for module in (files_module, labels_module))]
+        codes = [code_digest(path) for path in files]
+        return digest([codes, layout.image, layout.label, _code(layout.part), _code(layout.decode)])
+
     def table(self, name: str = "") -> Table:
         """Stored value -> class: the named table, or the default."""
         tables = self.layout.tables
@@ -174,6 +194,9 @@ class Scan:
             for name, entry in self.tree.entries.items():
                 if re.search(pattern, name):
                     return f"{entry} is there: {repair} "
+        for name, entry in self.tree.entries.items():
+            if re.search(PACKED, name):
+                return f"{entry} is there: zip archives alone are read in place; unpack it (`tar -xf`, `unrar x`). "
         return ""
 
     def _match(self, pattern: str) -> Matches:
@@ -184,7 +207,7 @@ class Scan:
                 continue
             groups = match.groupdict()
             # In the order of the groups' names, which two paths share, whatever their order in each.
-            key = "/".join(groups[group] for group in sorted(groups))
+            key = "/".join(groups[group] for group in sorted(groups)) if self.layout.label else name
             if key not in found.files:
                 found.files[key] = entry, part_of(groups)
             elif not entry.archived:
@@ -194,6 +217,13 @@ class Scan:
     def _part_of(self) -> Callable[[Groups], str]:
         part = self.layout.part
         return part(self.tree) if callable(part) else lambda groups: part.format(**groups)
+
+
+def _code(thing: Any) -> str:
+    """A format as it is; a function or an object by the file that holds its code."""
+    if isinstance(thing, str):
+        return thing
+    return code_digest(Path(inspect.getfile(thing if inspect.isroutine(thing) else type(thing))))
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

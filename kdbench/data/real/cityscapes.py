@@ -22,6 +22,7 @@ CITYSCAPES = Adapter(
             image=rf"leftImg8bit/{_STEM}_leftImg8bit\.png",
             label=rf"gtFine/{_STEM}_gtFine_labelIds\.png",
             values=range(34),
+            usual=(21, 26),
             tables={"evaluated": table(ID_TO_CLASS)},
         ),
     ),

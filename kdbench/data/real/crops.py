@@ -84,9 +84,25 @@ class Work:
     crop: str
 
     @property
-    def done(self) -> Path:
+    def summary(self) -> Path:
         """Written once all of its crops are."""
         return self.target / "tiles" / f"{self.tile}.json"
+
+    @property
+    def state(self) -> list[int]:
+        """Sizes and times of the files that it is cut from."""
+        return [*self.image.state, *self.label.state]
+
+    @property
+    def done(self) -> bool:
+        """Whether its crops are there, all of them, cut from the files as they are now."""
+        if not self.summary.is_file():
+            return False
+        kept = Cut(**json.loads(self.summary.read_text(encoding="utf-8")))
+        return kept.state == self.state and all(
+            len(list((self.target / kind / self.split).glob(f"{self.crop}_*.png"))) == kept.crops
+            for kind in ("img_dir", "ann_dir")
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,7 @@ class Cut:
     crops: int
     pixels: int
     off_palette: int
+    state: list[int]
 
 
 def prepare(name: str, data_root: Path, workers: int, progress: Progress) -> list[Cut]:
@@ -106,17 +123,21 @@ def prepare(name: str, data_root: Path, workers: int, progress: Progress) -> lis
     if name not in SETS:
         raise unknown("data set that is cut into crops", name, SETS)
     work = list(_work(SETS[name], data_root))
-    left = [tile for tile in work if not tile.done.is_file()]
+    left = [tile for tile in work if not tile.done]
     progress.begin(f"cutting {name} into crops", len(work))
     try:
         with ProcessPoolExecutor(max(1, workers)) as pool:
             running = [pool.submit(cut, tile) for tile in left]
-            for finished, future in enumerate(as_completed(running), 1 + len(work) - len(left)):
-                future.result()
-                progress.advance(finished, {})
+            try:
+                for finished, future in enumerate(as_completed(running), 1 + len(work) - len(left)):
+                    future.result()
+                    progress.advance(finished, {})
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     finally:
         progress.end()
-    return [Cut(**json.loads(tile.done.read_text(encoding="utf-8"))) for tile in work]
+    return [Cut(**json.loads(tile.summary.read_text(encoding="utf-8"))) for tile in work]
 
 
 def _work(tiles: Tiles, data_root: Path) -> Iterator[Work]:
@@ -138,13 +159,15 @@ def _work(tiles: Tiles, data_root: Path) -> Iterator[Work]:
 
 def _named(tree: FileTree, pattern: str) -> dict[tuple[str, str], Entry]:
     """Files by tile and band set."""
-    found = {}
+    found: dict[tuple[str, str], Entry] = {}
     for name, entry in tree.entries.items():
         match = re.fullmatch(rf"(?:.*/)?{pattern}", name)
         if match:
             groups = match.groupdict()
             tile = "_".join(groups[group] for group in ("i", "j") if group in groups)
-            found[tile, groups.get("bands", "")] = entry
+            first = found.setdefault((tile, groups.get("bands", "")), entry)
+            if first is not entry and not entry.archived:
+                raise KdbenchError(f"{first} and {entry} are the same tile. Remove the one that is not meant.")
     return found
 
 
@@ -168,5 +191,5 @@ def cut(work: Work) -> None:
             buffer = io.BytesIO()
             Image.fromarray(pixels[y : y + SIZE, x : x + SIZE]).save(buffer, "PNG", compress_level=3)
             write_atomically(work.target / kind / name, buffer.getvalue())
-    summary = Cut(work.tile, work.bands, work.split, len(boxes), label.size, off)
-    write_atomically(work.done, json.dumps(asdict(summary)).encode())
+    summary = Cut(work.tile, work.bands, work.split, len(boxes), label.size, off, work.state)
+    write_atomically(work.summary, json.dumps(asdict(summary)).encode())

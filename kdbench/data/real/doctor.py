@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tabulate import tabulate
 
 from kdbench.data.real.adapter import Adapter, Sample, Scan
 from kdbench.data.real.files import Entry, read_rgb
@@ -20,6 +21,8 @@ from kdbench.progress import Progress
 from kdbench.types import IGNORE
 
 Level = Literal["fault", "note"]
+ENOUGH = 4
+"""Labels from which on it means something that a usual value is in none of them."""
 SHOWN = 3
 """Files that a finding names; it counts the others."""
 
@@ -58,6 +61,8 @@ class Seen:
     """What was found wrong in the pixels: by kind, the files."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
+    labels: int = 0
+    stored: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     digests: dict[str, list[Sample]] = field(default_factory=dict)
     whole: Any = field(default_factory=hashlib.sha256)
@@ -76,7 +81,7 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
         report.parts = dict(sorted(Counter(sample.part for sample in scan.samples).items()))
         report.findings += _of_names(scan)
     except KdbenchError as error:
-        report.findings.append(Finding("fault", str(error), (), "see the message"))
+        report.findings.append(Finding("fault", "the data set cannot be opened", (str(error),), "as the message says"))
         return report
     seen, chosen = Seen(), _chosen(scan, most)
     progress.begin(f"looking at {adapter.name}", len(chosen))
@@ -99,7 +104,7 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
 
 def _of_names(scan: Scan) -> Iterator[Finding]:
     adapter, samples = scan.adapter, scan.samples
-    again = f"add the missing files from the data set's archives ({adapter.home})"
+    again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
     if not samples:
         yield _finding("fault", "no image of this data set", [], scan.advice().strip())
     for pattern, repair in adapter.unpack.items():
@@ -126,7 +131,7 @@ def _counts(scan: Scan, again: str) -> Iterator[Finding]:
     for part, official in scan.adapter.counts.items():
         found = sum(s.part == part or s.part.startswith(f"{part}/") for s in scan.samples)
         if found and found < official:
-            yield _finding("fault", f"part {part} has {found} of {official} images", [], again)
+            yield _finding(scan.adapter.incomplete, f"part {part} has {found} of {official} images", [], again)
         elif found > official:
             yield _finding(
                 "fault", f"part {part} has {found} images, {found - official} more than the data set", [],
@@ -158,12 +163,13 @@ def _look(scan: Scan, sample: Sample, seen: Seen) -> None:
     try:
         image = read_rgb(sample.image)
     except KdbenchError as error:
-        seen.add("images that cannot be read", f"{sample.image}: {error}")
+        seen.add("images that cannot be read", str(error))
         return
     seen.whole.update(image.tobytes())
-    seen.digests.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), []).append(sample)
     if (image == image[0, 0]).all():
-        seen.add("blank images", sample.image)
+        seen.add("blank images of the release" if sample.key in scan.adapter.blank else "blank images", sample.image)
+    else:
+        seen.digests.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), []).append(sample)
     size = scan.adapter.size
     if size is not None and image.shape[:2] != size:
         seen.add("images of another size", f"{sample.image} ({image.shape[0]} x {image.shape[1]})")
@@ -175,12 +181,14 @@ def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], seen: Seen) 
     try:
         stored = scan.layout.decode(entry)
     except KdbenchError as error:
-        seen.add("labels that cannot be read", f"{entry}: {error}")
+        seen.add("labels that cannot be read", str(error))
         return
     seen.whole.update(stored.tobytes())
     if stored.shape != size:
         seen.add("labels of another size than their image", f"{entry} ({stored.shape[0]} x {stored.shape[1]})")
     values = np.bincount(stored.ravel(), minlength=256)
+    seen.labels += 1
+    seen.stored += values
     strange = np.flatnonzero(values * ~scan.layout.known)
     if len(strange):
         off = values[strange].sum() / stored.size
@@ -197,7 +205,8 @@ def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], seen: Seen) 
 REPAIRS: dict[str, tuple[Level, str]] = {
     "images that cannot be read": ("fault", "restore them from the archive; `unzip -t` tells whether it is whole"),
     "labels that cannot be read": ("fault", "restore them from the archive"),
-    "blank images": ("note", "known in this data set's release; they are trained on as they are"),
+    "blank images": ("fault", "restore them from the archive"),
+    "blank images of the release": ("note", "known; they are trained on as they are, as the literature does"),
     "images of another size": ("fault", "restore the originals: resized copies change the benchmark"),
     "labels of another size than their image": ("fault", "restore both from the archives"),
     "labels with unknown values": ("fault", "restore the labels as released, or see which conversion wrote them"),
@@ -211,7 +220,13 @@ def _of_pixels(scan: Scan, seen: Seen) -> Iterator[Finding]:
         level, repair = REPAIRS[kind]
         if kind == "labels of another size than their image" and scan.adapter.mismatch == "resize":
             level, repair = "note", "known in this data set: each is resized to its image, nearest, while it is read"
+        if kind == "labels of one class alone" and 2 * len(files) > seen.labels:
+            level, repair = "fault", "most are: restore them, something else lies in their place"
         yield _finding(level, kind, files, repair)
+    absent = [str(value) for value in scan.layout.usual if seen.labels >= ENOUGH and not seen.stored[value]]
+    if absent:
+        what = f"stored values that every part of the data set has are in no label: {', '.join(absent)}"
+        yield _finding("fault", what, [], "restore the labels as released: these were converted or shifted")
     yield from _twins(seen)
 
 
@@ -241,7 +256,7 @@ def lines(report: Report) -> Iterator[str]:
     if report.histogram:
         shares = sorted(report.histogram.items(), key=lambda item: -item[1])
         yield "  pixels in percent: " + ", ".join(f"{name} {share:g}" for name, share in shares)
-    for finding in report.findings:
-        yield f"  {finding.level.upper():<5} {finding.what}: {finding.repair}"
-        yield from (f"          {file}" for file in finding.files)
+    if report.findings:
+        rows = [(f.level.upper(), f.what, "\n".join(f.files), f.repair) for f in report.findings]
+        yield tabulate(rows, ("", "what", "files", "repair"), maxcolwidths=[None, 36, None, 44])
     yield f"  {'healthy' if report.healthy else 'NOT healthy: mend the faults above'}"

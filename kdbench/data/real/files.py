@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -41,9 +42,17 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes, unpacked."""
-        if self.archived:
-            return _opened(self.place, os.getpid()).getinfo(self.name).file_size
-        return self.path.stat().st_size
+        return self.state[0]
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Bytes, unpacked, and when it, or its archive, was last changed (nanoseconds)."""
+        try:
+            found = (self.place if self.archived else self.path).stat()
+        except OSError as error:
+            raise unreadable(self, str(error)) from error
+        size = _opened(self.place, os.getpid()).getinfo(self.name).file_size if self.archived else found.st_size
+        return size, found.st_mtime_ns
 
     def read(self) -> bytes:
         """The content; an unreadable file is an error that names it."""
@@ -51,8 +60,11 @@ class Entry:
             if not self.archived:
                 return self.path.read_bytes()
             # A handle a process: workers must not share a file position.
-            return _opened(self.place, os.getpid()).read(self.name)
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            archive = _opened(self.place, os.getpid())
+            if archive.getinfo(self.name).file_size > MOST_BYTES:
+                raise unreadable(self, f"more than {MOST_BYTES} bytes unpacked")
+            return archive.read(self.name)
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise unreadable(self, str(error)) from error
 
 
@@ -87,8 +99,11 @@ def _reinterpret(picture: Image.Image, stored: str) -> None:
 
 
 def read_rgb(entry: Entry) -> np.ndarray:
-    """(H, W, 3) uint8, whatever the file's mode."""
-    return np.asarray(open_image(entry).convert("RGB"))
+    """(H, W, 3) uint8, from any mode of 8 bits."""
+    picture = open_image(entry)
+    if picture.mode.startswith(("I", "F")):
+        raise unreadable(entry, f"pictures of 8 bits are read, this one is in mode {picture.mode}")
+    return np.asarray(picture.convert("RGB"))
 
 
 @dataclass(frozen=True)
@@ -149,11 +164,6 @@ def _members(archive: Path) -> Iterator[Entry]:
             continue
         if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
             raise KdbenchError(f"{archive} holds a file named '{info.filename}', outside of it. It is not read.")
-        if info.file_size > MOST_BYTES:
-            raise KdbenchError(
-                f"{archive} holds '{info.filename}' of {info.file_size} bytes unpacked; more than {MOST_BYTES} bytes "
-                "are not read from an archive."
-            )
         yield Entry(info.filename, archive, archived=True)
 
 

@@ -10,7 +10,7 @@ _FILE = r"(?P<category>[^/]+)/(?P<name>[^/]+)\.(?i:jpe?g|png|webp|bmp)"
 IMAGENET = Adapter(
     name="imagenet",
     title="ImageNet-1k (or any folder of folders of images)",
-    folders=("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012", "imagenet/images"),
+    folders=("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012"),
     layouts=(
         Layout(rf"(?P<split>train|val)/{_FILE}"),
         # Any other tree of one folder a class.
@@ -24,6 +24,5 @@ IMAGENET = Adapter(
         r"ILSVRC2012_img_train\.tar$": "it holds a tar file a class; unpack it with `mkdir train && tar -xf "
         "ILSVRC2012_img_train.tar -C train && cd train && for f in *.tar; do mkdir ${f%.tar} && tar -xf $f -C "
         "${f%.tar} && rm $f; done`.",
-        r"\.tar(\.gz)?$": "unpack it first with `tar -xf`, into train/CLASS/.",
     },
 )

@@ -34,6 +34,7 @@ POTSDAM = Adapter(
     classes=benchmark.ISPRS,
     counts={"RGB/train": 3456, "RGB/val": 2016, "IRRG/train": 3456, "IRRG/val": 2016},
     size=(512, 512),
+    restore="cut the tiles again with `kdbench data prepare potsdam --data-root DIR`",
     hints={r"(top_potsdam_.*\.tif|Ortho_\w+\.zip|5_Labels\w*\.zip)$": _PREPARE.format(name="potsdam")},
 )
 
@@ -52,5 +53,6 @@ VAIHINGEN = Adapter(
     classes=benchmark.ISPRS,
     counts={"train": 344, "val": 398},
     size=(512, 512),
+    restore="cut the tiles again with `kdbench data prepare vaihingen --data-root DIR`",
     hints={r"(top_mosaic_09cm_area.*\.tif|ISPRS_semantic\w*\.zip)$": _PREPARE.format(name="vaihingen")},
 )

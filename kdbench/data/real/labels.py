@@ -46,6 +46,9 @@ def _sixteen(entry: Entry, order: str) -> np.ndarray:
     return np.asarray(open_image(entry, order))
 
 
+STRIP = 256
+
+
 class Colours:
     """Labels stored as colours: matched exactly, everything else becomes a value of its own, OFF."""
 
@@ -66,6 +69,10 @@ class Colours:
 
     def index(self, picture: np.ndarray) -> np.ndarray:
         """(H, W) uint8 of colours (H, W, 3)."""
+        # By strips: the numbers in between take twenty times a tile's own memory.
+        return np.concatenate([self._index(picture[row : row + STRIP]) for row in range(0, len(picture), STRIP)])
+
+    def _index(self, picture: np.ndarray) -> np.ndarray:
         codes = _code(picture)
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         return np.where(self._codes[place] == codes, self._values[place], self.OFF).astype(np.uint8)

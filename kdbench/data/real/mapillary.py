@@ -34,6 +34,7 @@ MAPILLARY = Adapter(
             image=rf"(?P<split>training|validation)/images/{_STEM}\.jpg",
             label=rf"(?P<split>training|validation)/(?:v1\.2/)?labels/{_STEM}\.png",
             values=range(66),
+            usual=(27, 30),
             tables={"gkd": table(_BOTH | _GKD), "robustnet": table(_BOTH | _ROBUSTNET)},
             part=_part,
         ),

@@ -4,39 +4,53 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock
 
 from kdbench.data.real.adapter import Adapter, Sample, Scan
 from kdbench.data.real.files import read_rgb
 from kdbench.errors import KdbenchError
-from kdbench.files import naming_a_full_disk, write_atomically
+from kdbench.files import naming_a_full_disk
 from kdbench.progress import Progress
 
 FOLDER = "kdbench-packed"
-KEEP_EVERY = 200
+INDEX = "index.jsonl"
+KEEP_EVERY = 100
 """Pictures between two points from which a stopped run goes on."""
 AHEAD = 4
 """Pictures that each thread decodes ahead of the writing."""
+Place = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A part's decoded pixels. Images and stored label values lie one after the other; an index tells where."""
+    """A part's decoded pixels.
+
+    Images and stored label values lie one after the other. The index has a line a sample: its key, offset and shape of
+    image and label, and the state (size, time) of the files that they came from. reading: the code that decodes.
+    """
 
     folder: Path
+    reading: str
 
     @cached_property
-    def index(self) -> dict[str, dict[str, Any]]:
-        """key -> image and label: offset and shape; and the sizes of the files that they came from."""
-        path = self.folder / "index.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    def index(self) -> dict[str, Place]:
+        """By key; empty where other code has decoded."""
+        path = self.folder / INDEX
+        if not path.is_file():
+            return {}
+        # What follows the last whole line was being written when a run was stopped.
+        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        places = [json.loads(line) for line in lines]
+        return {place["key"]: place for place in places if place["reading"] == self.reading}
 
     @cached_property
     def _images(self) -> np.ndarray:
@@ -47,27 +61,30 @@ class Packed:
         return np.memmap(self.folder / "label.bin", np.uint8, "r")
 
     def __contains__(self, sample: Sample) -> bool:
-        """Whether the sample is there, made from files of the sizes that they have now."""
-        entry = self.index.get(sample.key)
-        return entry is not None and entry["files"] == _sizes(sample)
+        """Whether the sample is there, made from the files as they are now."""
+        place = self.index.get(sample.key)
+        return place is not None and place["files"] == _state(sample)
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, 3) and stored label values (h, w)."""
-        entry = self.index[sample.key]
-        return _part(self._images, *entry["image"]), entry["label"] and _part(self._labels, *entry["label"])
+        place = self.index[sample.key]
+        return _piece(self._images, *place["image"]), place["label"] and _piece(self._labels, *place["label"])
 
 
-def _part(pixels: np.ndarray, offset: int, shape: list[int]) -> np.ndarray:
+def _piece(pixels: np.ndarray, offset: int, shape: list[int]) -> np.ndarray:
     return np.asarray(pixels[offset : offset + int(np.prod(shape))]).reshape(shape)
 
 
 def packed(scan: Scan, part: str) -> Packed:
     """Where a part's pixels are, or would be."""
-    return Packed(scan.tree.root / FOLDER / part.replace("/", "-"))
+    return Packed(scan.tree.root / FOLDER / part.replace("/", "-"), scan.reading)
 
 
 def pack(adapter: Adapter, data_root: Path, parts: tuple[str, ...], workers: int, progress: Progress) -> list[Path]:
-    """Decodes the parts (all, where none is named) and writes them; a stopped run goes on where it was."""
+    """Decodes the parts (all, where none is named) and writes them; a stopped run goes on where it was.
+
+    A picture that cannot be read is named and left out: whoever trains reads that file itself.
+    """
     scan = adapter.scan(data_root)
     samples = scan.parts(parts) if parts else scan.samples
     if not samples:
@@ -79,64 +96,84 @@ def pack(adapter: Adapter, data_root: Path, parts: tuple[str, ...], workers: int
 
 
 def _pack_part(scan: Scan, part: str, samples: list[Sample], workers: int, progress: Progress) -> Path:
-    target = packed(scan, part)
-    if all(sample in target for sample in samples):
-        return target.folder
-    folder = target.folder.with_name(f"{target.folder.name}.partial")
-    index = _begun(folder)
-    left = [sample for sample in samples if index.get(sample.key, {}).get("files") != _sizes(sample)]
-    progress.begin(f"packing {scan.adapter.name} {part}", len(samples))
-    try:
-        with naming_a_full_disk(folder), ThreadPoolExecutor(max(1, workers)) as pool:
-            _write(scan, folder, left, index, pool, workers, progress, len(samples) - len(left))
-    finally:
-        progress.end()
-    shutil.rmtree(target.folder, ignore_errors=True)
-    folder.rename(target.folder)
-    return target.folder
+    target = packed(scan, part).folder
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not all(sample in packed(scan, part) for sample in samples):
+            partial = Packed(target.with_name(f"{target.name}.partial"), scan.reading)
+            _cut_off(partial)
+            progress.begin(f"packing {scan.adapter.name} {part}", len(samples))
+            try:
+                with naming_a_full_disk(partial.folder), ThreadPoolExecutor(max(1, workers)) as pool:
+                    _write(scan, partial, samples, pool, AHEAD * max(1, workers), progress)
+            finally:
+                progress.end()
+            shutil.rmtree(target, ignore_errors=True)
+            partial.folder.rename(target)
+    return target
 
 
-def _begun(folder: Path) -> dict[str, dict[str, Any]]:
-    """The index of what a stopped run left; what it had written beyond that is cut off."""
-    folder.mkdir(parents=True, exist_ok=True)
-    index = Packed(folder).index
+def _cut_off(partial: Packed) -> None:
+    """Begins a folder, or takes from what a stopped run left all that its index does not hold."""
+    partial.folder.mkdir(exist_ok=True)
     for kind in ("image", "label"):
-        path = folder / f"{kind}.bin"
-        path.touch()
-        places = [entry[kind] for entry in index.values() if entry[kind] is not None]
-        with path.open("r+b") as file:
+        places = [place[kind] for place in partial.index.values() if place[kind] is not None]
+        with (partial.folder / f"{kind}.bin").open("ab") as file:
             file.truncate(max((offset + int(np.prod(shape)) for offset, shape in places), default=0))
-    return index
+    lines = "".join(json.dumps(place) + "\n" for place in partial.index.values())
+    (partial.folder / INDEX).write_text(lines, encoding="utf-8")
 
 
 def _write(
-    scan: Scan, folder: Path, left: list[Sample], index: dict[str, dict[str, Any]], pool: ThreadPoolExecutor,
-    workers: int, progress: Progress, done: int,
-) -> None:  # fmt: skip
-    def decoded(sample: Sample) -> tuple[Sample, dict[str, np.ndarray | None]]:
-        label = None if sample.label is None else scan.layout.decode(sample.label)
-        return sample, {"image": read_rgb(sample.image), "label": label}
-
+    scan: Scan, partial: Packed, samples: list[Sample], pool: ThreadPoolExecutor, ahead: int, progress: Progress
+) -> None:
+    left = [sample for sample in samples if sample not in partial]
+    done, lines = len(samples) - len(left), []
+    folder = partial.folder
     with (folder / "image.bin").open("ab") as images, (folder / "label.bin").open("ab") as labels:
-        files = {"image": images, "label": labels}
-        waiting = iter(left)
-        running = [pool.submit(decoded, sample) for sample in islice(waiting, AHEAD * max(1, workers))]
-        while running:
-            sample, pixels = running.pop(0).result()
-            running += [pool.submit(decoded, following) for following in islice(waiting, 1)]
-            entry: dict[str, Any] = {"files": _sizes(sample)}
-            for kind, values in pixels.items():
-                entry[kind] = None if values is None else [files[kind].tell(), list(values.shape)]
-                if values is not None:
-                    files[kind].write(np.ascontiguousarray(values).data)
-            index[sample.key] = entry
+        for sample, pixels in _decoded(scan, left, pool, ahead):
             done += 1
-            if done % KEEP_EVERY == 0 or not running:
-                for file in files.values():
-                    file.flush()
-                write_atomically(folder / "index.json", json.dumps(index).encode())
+            if isinstance(pixels, KdbenchError):
+                progress.note(f"left out: {pixels}")
+            else:
+                place: Place = {"key": sample.key, "reading": scan.reading, "files": _state(sample)}
+                place |= {"image": _append(images, pixels[0]), "label": _append(labels, pixels[1])}
+                lines.append(json.dumps(place) + "\n")
+            if len(lines) >= KEEP_EVERY or done == len(samples):
+                images.flush()
+                labels.flush()
+                with (folder / INDEX).open("a", encoding="utf-8") as index:
+                    index.writelines(lines)
+                lines.clear()
             progress.advance(done, {})
 
 
-def _sizes(sample: Sample) -> list[int | None]:
-    return [sample.image.size, None if sample.label is None else sample.label.size]
+def _decoded(
+    scan: Scan, samples: list[Sample], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[Sample, tuple[np.ndarray, np.ndarray | None] | KdbenchError]]:
+    """In order, so many at a time."""
+
+    def decode(sample: Sample) -> tuple[np.ndarray, np.ndarray | None] | KdbenchError:
+        try:
+            return read_rgb(sample.image), None if sample.label is None else scan.layout.decode(sample.label)
+        except KdbenchError as error:
+            return error
+
+    waiting = iter(samples)
+    running = [(sample, pool.submit(decode, sample)) for sample in islice(waiting, ahead)]
+    while running:
+        sample, future = running.pop(0)
+        running += [(following, pool.submit(decode, following)) for following in islice(waiting, 1)]
+        yield sample, future.result()
+
+
+def _append(file: BinaryIO, pixels: np.ndarray | None) -> list[Any] | None:
+    if pixels is None:
+        return None
+    offset = file.tell()
+    file.write(np.ascontiguousarray(pixels).data)
+    return [offset, list(pixels.shape)]
+
+
+def _state(sample: Sample) -> list[Any]:
+    return [list(sample.image.state), None if sample.label is None else list(sample.label.state)]

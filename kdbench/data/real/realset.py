@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,38 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.real import files, labels
-from kdbench.data.real.adapter import Adapter, Sample, Scan
+from kdbench.data.real.adapter import Sample, Scan
 from kdbench.data.real.files import read_rgb, unreadable
+from kdbench.data.real.labels import Table
 from kdbench.data.real.pack import Packed, packed
 from kdbench.data.sizing import Sizing
 from kdbench.identity import code_digest, digest
 from kdbench.types import IGNORE
 
-_READING = (Path(__file__), *(Path(inspect.getfile(module)) for module in (files, labels)))
-
 
 @dataclass(frozen=True)
 class RealSet:
-    """The samples of some parts of a data set under data_root.
+    """The samples of some parts of a data set.
 
     sizing: how images are resized (labels keep their size unless it says otherwise). label_map: which of the data set's
     tables takes stored values to classes, the default where empty. most: at most so many samples, spread over the set.
+    labelled: whether labels are read; where not, all pixels are ignored.
     """
 
     domain: str
-    adapter: Adapter
-    data_root: Path
+    scan: Scan
     parts: tuple[str, ...]
     sizing: Sizing
     label_map: str = ""
     most: int | None = None
+    labelled: bool = True
     world: str = "real"
-
-    @cached_property
-    def scan(self) -> Scan:
-        """The data set's files."""
-        return self.adapter.scan(self.data_root)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -58,18 +51,20 @@ class RealSet:
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """The data set, every file's name and size, and all that decides how they are read."""
-        layout = self.scan.layout
         # A proxy's million files are known by their names: their sizes would take as long as reading the first epoch.
         listing = [(s.key, s.label and (s.image.size, s.label.size)) for s in self.samples]
         return {
-            "dataset": self.adapter.name,
+            "dataset": self.scan.adapter.name,
             "parts": self.parts,
             "sizing": self.sizing.identity,
             "files": digest(listing),
-            "reading": [code_digest(path) for path in _READING],
-            "pairing": [layout.image, layout.label, _code(layout.part), _code(layout.decode)],
-            "classes": digest(self._table.tolist()),
+            "reading": [self.scan.reading, code_digest(Path(__file__))],
+            "classes": digest(self._table.tolist()) if self.labelled else None,
         }
+
+    def without_labels(self) -> RealSet:
+        """The same images for whoever may not see labels: none is decoded."""
+        return replace(self, labelled=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -83,14 +78,16 @@ class RealSet:
         return self.sizing(torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label))
 
     @cached_property
-    def _table(self) -> np.ndarray:
+    def _table(self) -> Table:
         return self.scan.table(self.label_map) if self.scan.layout.label else np.arange(256, dtype=np.uint8)
 
     def _pixels(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and stored values, from the packed form where there is one."""
         if sample in self._packs[sample.part]:
-            return self._packs[sample.part].read(sample)
-        return read_rgb(sample.image), None if sample.label is None else self.scan.layout.decode(sample.label)
+            image, stored = self._packs[sample.part].read(sample)
+            return image, stored if self.labelled else None
+        stored = self.scan.layout.decode(sample.label) if self.labelled and sample.label is not None else None
+        return read_rgb(sample.image), stored
 
     @cached_property
     def _packs(self) -> dict[str, Packed]:
@@ -102,13 +99,8 @@ class RealSet:
         strange = ~self.scan.layout.known[stored]
         if strange.any():
             value = int(stored[strange][0])
-            raise unreadable(sample.label, f"it holds the value {value}, which is no label of {self.adapter.title}")
-        if stored.shape != size and self.adapter.mismatch == "refuse":
+            raise unreadable(
+                sample.label, f"it holds the value {value}, which is no label of {self.scan.adapter.title}"
+            )
+        if stored.shape != size and self.scan.adapter.mismatch == "refuse":
             raise unreadable(sample.label, f"it is {stored.shape} pixels large, its image {size} (height, width)")
-
-
-def _code(thing: Any) -> str:
-    """A format as it is; a function or an object by the file that holds its code."""
-    if isinstance(thing, str):
-        return thing
-    return code_digest(Path(inspect.getfile(thing if inspect.isroutine(thing) else type(thing))))

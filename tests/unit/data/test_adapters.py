@@ -46,7 +46,7 @@ def expected(layout: str) -> list[int]:
 
 
 def opened(root: Path, layout: str, *parts: str, label_map: str = "") -> RealSet:
-    return RealSet("d", ADAPTERS[LAYOUTS[layout]], root, parts, Native(), label_map)
+    return RealSet("d", ADAPTERS[LAYOUTS[layout]].scan(root), parts, Native(), label_map)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

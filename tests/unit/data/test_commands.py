@@ -57,3 +57,34 @@ def test_a_wrong_request_is_refused_with_its_repair(tmp_path: Path, arguments: t
     assert message in str(done.exception)
     missing = typed(*arguments)
     assert "add --data-root DIR" in str(missing.exception)
+
+
+def test_a_benchmark_whose_source_trains_whole_runs_and_is_shown(trees: Any, tmp_path: Path) -> None:
+    for name in ("gtav", "cityscapes"):
+        trees.make(name)
+    root = ["--data-root", str(trees.root), "--benchmark", "g2c", "--protocol", "smoke", "--workers", "0"]
+    places = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")]
+    run = ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--no-references", *root, *places]
+    for _ in range(2):  # computed, then found
+        done = CliRunner().invoke(app, run)
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert "mIoU" in done.stdout
+    shown = typed("preview", "g2c", "--data-root", str(trees.root), "--output", str(tmp_path / "out"))
+    assert shown.exit_code == 0, (shown.output, shown.exception)
+    assert (tmp_path / "out" / "g2c.png").is_file()
+
+
+def test_an_unreadable_validation_image_is_named_without_a_workers_traceback(trees: Any, tmp_path: Path) -> None:
+    for name in ("gtav", "cityscapes"):
+        trees.make(name)
+    broken = min((trees.root / "cityscapes/leftImg8bit/val").rglob("*.png"))
+    broken.write_bytes(b"nothing")
+    done = CliRunner().invoke(
+        app,
+        ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--no-references", "--protocol", "smoke",
+         "--benchmark", "g2c", "--data-root", str(trees.root), "--workers", "1",
+         "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")],
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert f"FAILED: {broken} cannot be read (it is no picture)" in done.stdout
+    assert "Traceback" not in done.stdout

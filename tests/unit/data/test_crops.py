@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -74,13 +73,13 @@ def test_crops_have_their_names_pixels_and_classes_and_bands_lie_apart(tmp_path:
     ]
     names = sorted(path.name for path in (tmp_path / "potsdam/RGB/img_dir/train").iterdir())
     assert names == [f"2_10_{x}_{y}_{x + 512}_{y + 512}.png" for x in (0, 88) for y in (0, 88)]
-    samples = RealSet("d", ADAPTERS["potsdam"], tmp_path, ("RGB/train",), Native())
+    samples = RealSet("d", ADAPTERS["potsdam"].scan(tmp_path), ("RGB/train",), Native())
     index = names.index("2_10_88_0_600_512.png")
     pixels, label = samples.read(index)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), image[:512, 88:])
     # Zero, the border, is ignored; what is off the palette too; the classes begin with 0, once.
     assert np.array_equal(label.numpy(), np.where(values == 0, 255, values - 1)[:512, 88:])
-    infrared, same = RealSet("d", ADAPTERS["potsdam"], tmp_path, ("IRRG/train",), Native()).read(index)
+    infrared, same = RealSet("d", ADAPTERS["potsdam"].scan(tmp_path), ("IRRG/train",), Native()).read(index)
     assert np.array_equal(infrared.numpy(), 255 - pixels.numpy())
     assert np.array_equal(same.numpy(), label.numpy())
 
@@ -96,25 +95,42 @@ def test_vaihingen_takes_labels_without_boundaries(tmp_path: Path) -> None:
     Image.fromarray(label).save(root / "top_mosaic_09cm_area9_noBoundary.tif")  # it has no image
     (cut,) = prepare("vaihingen", tmp_path, 1, Silent())
     assert (cut.tile, cut.split, cut.crops, cut.off_palette) == ("1", "train", 2, 0)
-    samples = RealSet("d", ADAPTERS["vaihingen"], tmp_path, ("train",), Native())
+    samples = RealSet("d", ADAPTERS["vaihingen"].scan(tmp_path), ("train",), Native())
     assert [sample.image.path.name for sample in samples.samples] == ["area1_0_0_512_512.png", "area1_0_8_512_520.png"]
     assert samples.read(0)[1].unique().tolist() == [1]
 
 
-def test_a_stopped_run_goes_on_and_what_is_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_or_changed_is_cut_and_what_is_done_stays(tmp_path: Path) -> None:
     for name in ("2_10", "2_11"):
         tile(tmp_path / "potsdam", name)
     prepare("potsdam", tmp_path, 1, Silent())
-    done = tmp_path / "potsdam/RGB/tiles/2_11.json"
     crop = tmp_path / "potsdam/RGB/img_dir/train/2_11_0_0_512_512.png"
     other = tmp_path / "potsdam/RGB/img_dir/train/2_10_0_0_512_512.png"
     before, content = other.stat().st_mtime_ns, crop.read_bytes()
-    done.unlink()
     crop.unlink()
     prepare("potsdam", tmp_path, 1, Silent())
     assert crop.read_bytes() == content
     assert other.stat().st_mtime_ns == before
-    assert json.loads(done.read_text(encoding="utf-8"))["off_palette"] == 600
+    # A tile that was corrected is cut again.
+    picture = tmp_path / "potsdam/2_Ortho_RGB/top_potsdam_2_11_RGB.tif"
+    Image.fromarray(np.zeros((600, 600, 3), np.uint8)).save(picture)
+    prepare("potsdam", tmp_path, 1, Silent())
+    assert np.asarray(Image.open(crop)).max() == 0
+    assert other.stat().st_mtime_ns == before
+
+
+def test_one_tile_twice_is_refused_and_what_is_unpacked_comes_first(tmp_path: Path) -> None:
+    tile(tmp_path / "potsdam", "2_10")
+    label = np.full((600, 600, 3), 255, np.uint8)
+    (tmp_path / "potsdam/a").mkdir()
+    Image.fromarray(label).save(tmp_path / "potsdam/a/top_potsdam_2_10_label_noBoundary.tif")
+    prepare("potsdam", tmp_path, 1, Silent())
+    crop = np.asarray(Image.open(tmp_path / "potsdam/RGB/ann_dir/train/2_10_0_0_512_512.png"))
+    assert crop.min() == crop.max() == 1
+    (tmp_path / "potsdam/b").mkdir()
+    Image.fromarray(label).save(tmp_path / "potsdam/b/top_potsdam_2_10_label_noBoundary.tif")
+    with pytest.raises(KdbenchError, match=r"are the same tile\. Remove the one"):
+        prepare("potsdam", tmp_path, 1, Silent())
 
 
 def test_what_is_missing_or_does_not_belong_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdbench.data.loading import training_batches
 from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.real import pack as module
 from kdbench.data.real.pack import Packed, pack
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
+from kdbench.protocol import Recipe
+from kdbench.types import Phase
 
 
 def opened(root: Path, name: str, part: str) -> RealSet:
-    return RealSet("d", ADAPTERS[name], root, (part,), Native())
+    return RealSet("d", ADAPTERS[name].scan(root), (part,), Native())
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "mapillary", "synthia", "potsdam", "imagenet", "gtav"])
@@ -45,7 +49,7 @@ def test_a_changed_file_is_read_itself_and_packed_anew(trees: Any) -> None:
     assert int(opened(trees.root, "urbansyn", "all").read(0)[0].max()) == 0
     (folder,) = pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Silent())
     samples = opened(trees.root, "urbansyn", "all")
-    assert all(sample in Packed(folder) for sample in samples.samples)
+    assert all(sample in Packed(folder, samples.scan.reading) for sample in samples.samples)
     assert int(samples.read(0)[0].max()) == 0
 
 
@@ -75,3 +79,43 @@ def test_nothing_to_pack_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "gtav").mkdir()
     with pytest.raises(KdbenchError, match="nothing to pack"):
         pack(ADAPTERS["gtav"], tmp_path, (), 1, Silent())
+
+
+def test_two_packings_at_once_leave_one_whole_pack(trees: Any) -> None:
+    parts = trees.make("acdc")
+    before = [opened(trees.root, "acdc", "fog").read(i)[0] for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(pack, ADAPTERS["acdc"], trees.root, (), 2, Silent()) for _ in range(4)]:
+            assert len(future.result()) == len(parts)
+    after = opened(trees.root, "acdc", "fog")
+    assert all(sample in Packed(trees.root / "acdc/kdbench-packed" / sample.part.replace("/", "-"), after.scan.reading)
+               for sample in after.samples)  # fmt: skip
+    assert all((after.read(i)[0] == before[i]).all() for i in range(4))
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_left_out(trees: Any) -> None:
+    trees.make("urbansyn")
+    (trees.root / "urbansyn/rgb/rgb_0000.png").write_bytes(b"nothing")
+    said: list[str] = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    pack(ADAPTERS["urbansyn"], trees.root, (), 1, Told())
+    assert [line for line in said if "rgb_0000.png cannot be read" in line]
+    assert opened(trees.root, "urbansyn", "all").read(1)[0].max() > 0
+    with pytest.raises(KdbenchError, match=r"rgb_0000\.png cannot be read"):
+        opened(trees.root, "urbansyn", "all").read(0)
+
+
+def test_workers_read_packs_and_archives(trees: Any, zipped: Any) -> None:
+    trees.make("urbansyn")
+    recipe = Recipe(steps=3, batch=2, lr=0.1)
+    plain = list(training_batches((opened(trees.root, "urbansyn", "all"),), recipe, 3, (16, 32), 0, Phase.TASK))
+    zipped(trees.root / "urbansyn", {"rgb.zip": "rgb", "ss.zip": "ss"})
+    for _ in range(2):
+        sets = (opened(trees.root, "urbansyn", "all"),)
+        ahead = list(training_batches(sets, recipe, 3, (16, 32), 0, Phase.TASK, workers=2))
+        assert all((a.image == b.image).all() and (a.label == b.label).all() for a, b in zip(plain, ahead, strict=True))
+        pack(ADAPTERS["urbansyn"], trees.root, (), 1, Silent())

@@ -69,3 +69,11 @@ def test_covering_keeps_the_ratio_and_agrees_with_pillow() -> None:
     assert tuple(label.shape) == (36, 48)
     theirs = np.asarray(Image.fromarray(picture).resize((64, 48), Image.Resampling.BILINEAR), np.int16)
     assert np.abs(image.permute(1, 2, 0).numpy().astype(np.int16) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(8, 16), (9, 15), (1081, 1921)])
+def test_labels_are_halved_as_pillow_does(size: tuple[int, int]) -> None:
+    label = np.random.default_rng(0).integers(0, 66, size, dtype=np.uint8)
+    _, half = Evaluated(InputSize(4, 8, halved=True))(torch.zeros(3, *size, dtype=torch.uint8), torch.from_numpy(label))
+    theirs = Image.fromarray(label).resize((size[1] // 2, size[0] // 2), Image.Resampling.NEAREST)
+    assert np.array_equal(half.numpy(), np.asarray(theirs))

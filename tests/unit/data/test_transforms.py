@@ -150,3 +150,14 @@ def test_brightness_and_hue_stay_within_their_limits() -> None:
     ]
     assert max(map(abs, hues)) <= 38 / 360
     assert max(map(abs, hues)) > 25 / 360
+
+
+def test_brightness_is_clipped_before_contrast() -> None:
+    """As mmsegmentation does: 250 made brighter is 255 at most, and half of that is 127."""
+    image = torch.full((3, 8, 8), 250, dtype=torch.uint8)
+    fixed = {"crop": 8, "short_edges": (8,), "flip": 0.0, "contrast": (0.5, 0.5), "saturation": (1.0, 1.0), "hue": 0.0}
+    view = SegmentationView(SegmentationViews(**fixed))
+    levels = [int(view(image, torch.zeros(8, 8, dtype=torch.uint8), seed)[0][0, 0, 0]) for seed in range(80)]
+    halved = [level for level in levels if level < 200]
+    assert len(halved) > 10
+    assert max(halved) <= 128
