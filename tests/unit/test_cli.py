@@ -102,7 +102,7 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--device", "tpu"), "tpu"),
         (("run", "--pair", "dinov2-s:deit-s"), "--method"),
         (("leaderboard", "--results", "/nowhere", "--protocol", "mni"), "kdbench"),
-        (("data", "preview", "--benchmark", "g3c"), "unknown benchmark"),
+        (("data", "preview", "g3c"), "unknown benchmark"),
     ],
 )
 def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, ...], said: str) -> None:
@@ -147,7 +147,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> Non
 
 def test_previews_are_written(tmp_path: Path) -> None:
     done = kdbench(
-        "data", "preview", "--benchmark", "p2r", "--protocol", "smoke", "--output", str(tmp_path / "out"),
+        "data", "preview", "p2r", "--protocol", "smoke", "--output", str(tmp_path / "out"),
         "--store", str(tmp_path / "store"), "--count", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
