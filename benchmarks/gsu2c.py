@@ -1,6 +1,6 @@
 """GTAV, SYNTHIA and UrbanSyn together to Cityscapes; real images only."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
 
 BENCHMARK = Benchmark(
     name="gsu2c",
@@ -10,7 +10,9 @@ BENCHMARK = Benchmark(
         Domain("synthia", real=RealData("synthia", train=("all",))),
         Domain("urbansyn", real=RealData("urbansyn", train=("all",))),
     ),
-    targets=(Domain("cityscapes", real=RealData("cityscapes", val=("val",), sizes={"paper": InputSize(512, 1024)})),),
+    targets=(
+        Domain("cityscapes", real=RealData("cityscapes", val=("val",), under={"paper": Terms(InputSize(512, 1024))})),
+    ),
     proxy=PROXY,
     labels=CITYSCAPES,
 )

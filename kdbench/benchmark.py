@@ -36,16 +36,38 @@ class InputSize:
 
 
 @dataclass(frozen=True)
+class CentreSquare:
+    """Image and label at that height, the ratio kept, then cut or padded to a square around the middle (RobustNet)."""
+
+    side: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a protocol asks of a data set: the size of evaluated images, and parts in place of the usual ones."""
+
+    size: InputSize | CentreSquare | None = None
+    train: tuple[str, ...] | None = None
+    val: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class RealData:
     """A data set under --data-root: the adapter's name in kdbench.data.real and which parts of the set belong here.
 
-    sizes: by a protocol's name, how its images are evaluated; other protocols resize them to their own image size.
+    under: by a protocol's name, its terms; other protocols resize images to their own size.
     """
 
     dataset: str
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
-    sizes: Mapping[str, InputSize] = field(default_factory=dict, hash=False)
+    under: Mapping[str, Terms] = field(default_factory=dict, hash=False)
+
+    def terms(self, protocol: str) -> Terms:
+        """The parts and the size under a protocol of that name."""
+        stated = self.under.get(protocol, Terms())
+        train = self.train if stated.train is None else stated.train
+        return Terms(stated.size, train, self.val if stated.val is None else stated.val)
 
 
 @dataclass(frozen=True)
@@ -98,8 +120,9 @@ def _contents(domain: Domain, training: bool) -> set[str]:
     """What a domain shows, by the names of its rendition and of its parts of a data set."""
     shown = {f"synthetic {domain.synthetic} {sorted(domain.adjust.items())}"} if domain.synthetic else set()
     if domain.real:
-        parts = domain.real.train if training else domain.real.val
-        shown |= {f"{domain.real.dataset} {part}" for part in parts}
+        for name in ("", *domain.real.under):
+            terms = domain.real.terms(name)
+            shown |= {f"{domain.real.dataset} {part}" for part in (terms.train if training else terms.val) or ()}
     return shown
 
 

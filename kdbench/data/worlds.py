@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdbench.benchmark import Benchmark, Domain, RealData
+from kdbench.benchmark import Benchmark, Domain, InputSize, RealData
 from kdbench.data import synthetic
 from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS, Adapter, RealSet
 from kdbench.data.real.adapter import Scan
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.sizing import Cover, Evaluated, Native, Sizing
+from kdbench.data.sizing import Cover, Evaluated, Native, Sizing, Squared
 from kdbench.errors import KdbenchError, unknown
 from kdbench.protocol import Protocol
 
@@ -49,7 +49,8 @@ class Worlds:
     def evaluated(self, benchmark: Benchmark) -> list[Domain]:
         """What is scored: the targets, and the sources that have images left to test on."""
         real = self.data_root is not None
-        return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or d.real.val)]
+        name = self.protocol.name
+        return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or d.real.terms(name).val)]
 
     def world_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
@@ -86,21 +87,22 @@ class Worlds:
 
     def _real(self, domain: Domain, data: RealData, root: Path, split: Literal["train", "val"], count: int) -> RealSet:
         protocol, adapter = self.protocol, _adapter(domain, data)
+        terms = data.terms(protocol.name)
         sizing: Sizing = Cover(protocol.image_size)
         if split == "train" and protocol.native:
             sizing = Native()
-        if split == "val" and protocol.name in data.sizes:
-            sizing = Evaluated(data.sizes[protocol.name])
+        elif split == "val" and terms.size is not None:
+            sizing = Evaluated(terms.size) if isinstance(terms.size, InputSize) else Squared(terms.size)
         elif split == "val" and protocol.native:
             raise KdbenchError(
                 f"domain '{domain.name}' does not say at what size it is evaluated under protocol '{protocol.name}': "
-                "add it to the benchmark, RealData(..., sizes={...})."
+                "add it to the benchmark, RealData(..., under={...})."
             )
-        parts, most = (data.train, None if protocol.native else count) if split == "train" else (data.val, None)
+        parts, most = (terms.train, None if protocol.native else count) if split == "train" else (terms.val, None)
         label_map = protocol.label_maps.get(data.dataset, "")
         if adapter.name not in self._scans:
             self._scans[adapter.name] = adapter.scan(root)
-        return RealSet(domain.name, self._scans[adapter.name], parts, sizing, label_map, most)
+        return RealSet(domain.name, self._scans[adapter.name], parts or (), sizing, label_map, most)
 
 
 def _adapter(domain: Domain, data: RealData) -> Adapter:

@@ -15,9 +15,11 @@ from PIL import Image
 from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.real.files import Entry, FileTree, open_image
 from kdbench.data.sizing import Cover
+from kdbench.data.worlds import Worlds
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
+from kdbench.protocol import SMOKE
 
 Run = Callable[..., list[Done]]
 
@@ -241,3 +243,45 @@ def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
     assert stopped.record.status == "failed"
     assert "1 training files cannot be read, and the protocol allows 0" in stopped.record.error
     assert "0006R0_f00930.png" in stopped.record.error
+
+
+SPLIT = """
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+
+BENCHMARK = Benchmark(
+    name="split",
+    title="GTAV by its official split to Cityscapes",
+    sources=(Domain("gtav", real=RealData("gtav", train=("all",), under={
+        "other": Terms(InputSize(24, 48), train=("all/train",), val=("all/val",)),
+    })),),
+    targets=(Domain("cityscapes", real=RealData("cityscapes", val=("val",), under={
+        "other": Terms(InputSize(12, 24)),
+    })),),
+    proxy=PROXY,
+    labels=CITYSCAPES,
+)
+"""
+
+
+def test_another_protocol_has_its_own_parts_and_sizes_and_none_is_an_error(trees: Any, tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    for name in ("gtav", "cityscapes"):
+        trees.make(name)
+    ids = {"trainIds": np.array([1, 3]), "valIds": np.array([2]), "testIds": np.array([], int)}
+    savemat(trees.root / "GTA5/split.mat", ids)
+    (tmp_path / "split.py").write_text(SPLIT, encoding="utf-8")
+    benchmark = load_benchmark(str(tmp_path / "split.py"))
+
+    def worlds(name: str, native: bool) -> Worlds:
+        return Worlds(SMOKE.model_copy(update={"name": name, "native": native}), tmp_path, trees.root)
+
+    plain, other = worlds("smoke", native=False), worlds("other", native=True)
+    (source,), (target,) = benchmark.sources, benchmark.targets
+    assert [len(plain.train(source)), len(other.train(source)), len(other.val(source))] == [3, 2, 1]
+    assert [domain.name for domain in plain.evaluated(benchmark)] == ["cityscapes"]
+    assert [domain.name for domain in other.evaluated(benchmark)] == ["cityscapes", "gtav"]
+    assert [tuple(w.val(target).read(0)[0].shape[1:]) for w in (plain, other)] == [(32, 64), (12, 24)]
+    assert other.train(source).read(0)[0].shape[1:] == (24, 48)  # its own size
+    with pytest.raises(KdbenchError, match=r"'cityscapes' does not say at what size .* protocol 'third'"):
+        worlds("third", native=True).val(target)
