@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL.Image import Image
+from torchvision.transforms.v2.functional import resize
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
@@ -111,4 +112,6 @@ def _samples(samples: DomainSet, count: int) -> tuple[list[np.ndarray], list[np.
     """Samples spread over the set, so that neighbouring video frames do not fill the sheet."""
     chosen = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(min(count, len(samples)))]
     pairs = [samples.read(index) for index in chosen]
-    return [image.permute(1, 2, 0).numpy() for image, _ in pairs], [label.numpy() for _, label in pairs]
+    # One size beside the other is easier to compare, though networks see the smaller.
+    images = [resize(image, list(label.shape)) if label.numel() > image[0].numel() else image for image, label in pairs]
+    return [image.permute(1, 2, 0).numpy() for image in images], [label.numpy() for _, label in pairs]
