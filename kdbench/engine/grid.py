@@ -15,12 +15,13 @@ import torch
 from lightning.fabric import Fabric
 
 from kdbench.benchmark import Benchmark
+from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
 from kdbench.method import Knobs
 from kdbench.models.zoo import Pair, parse_pair
@@ -54,8 +55,13 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     """The protocol, the worlds, the store and the device that all cells share."""
     protocol = find_protocol(spec.protocol)
     if spec.label_maps:
+        if spec.data_root is None:
+            raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
         # Another table is another measurement: it changes the protocol's id.
         protocol = protocol.model_copy(update={"label_maps": assign_label_maps(spec.label_maps)})
+        for dataset in protocol.label_maps:
+            if dataset not in ADAPTERS:
+                raise unknown("data set (in --label-map)", dataset, ADAPTERS)
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
     store = Store(spec.store, spec.fresh)

@@ -107,10 +107,6 @@ def _of_names(scan: Scan) -> Iterator[Finding]:
     again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
     if not samples:
         yield _finding("fault", "no image of this data set", [], scan.advice().strip())
-    for pattern, repair in adapter.unpack.items():
-        packed = [e for name, e in scan.tree.entries.items() if re.search(pattern, name)]
-        if packed and not samples:
-            yield _finding("fault", "an archive that cannot be read in place", packed, repair)
     if scan.layout.label:
         missing = [sample.image for sample in samples if sample.label is None]
         if missing:

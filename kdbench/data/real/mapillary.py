@@ -16,7 +16,7 @@ _BOTH = {
     2: 1, 3: 4, 6: 3, 13: 0, 15: 1, 17: 2, 19: 11, 20: 12, 21: 12, 22: 12, 24: 0, 27: 10, 29: 9, 30: 8, 45: 5,
     47: 5, 48: 6, 50: 7, 52: 18, 54: 15, 55: 13, 57: 17, 58: 16, 61: 14,
 }  # fmt: skip
-_GKD = {7: 0, 8: 0, 9: 1, 10: 0, 11: 1, 14: 0, 23: 0, 44: 5, 46: 7, 49: 7}
+_REIN = {7: 0, 8: 0, 9: 1, 10: 0, 11: 1, 14: 0, 23: 0, 44: 5, 46: 7, 49: 7}
 _ROBUSTNET = {41: 0}
 _STEM = r"(?P<id>[A-Za-z0-9_-]+)"
 
@@ -35,7 +35,7 @@ MAPILLARY = Adapter(
             label=rf"(?P<split>training|validation)/(?:v1\.2/)?labels/{_STEM}\.png",
             values=range(66),
             usual=(27, 30),
-            tables={"gkd": table(_BOTH | _GKD), "robustnet": table(_BOTH | _ROBUSTNET)},
+            tables={"rein": table(_BOTH | _REIN), "robustnet": table(_BOTH | _ROBUSTNET)},
             part=_part,
         ),
     ),

@@ -135,7 +135,9 @@ def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path:
         ({"label": "a/b", "settings": ("token=2",)}, "letters, digits"),
         ({"methods": ("gkd", "cwd"), "settings": ("temperature=2",)}, "write method.knob=value"),
         ({"benchmarks": ("camvid",)}, "Add --data-root"),
-        ({"label_maps": ("mapillary",)}, "--label-map mapillary: write dataset=table"),
+        ({"label_maps": ("mapillary=robustnet",)}, "add --data-root DIR, or leave it out"),
+        ({"label_maps": ("mapillary",), "data_root": Path("/nowhere")}, "--label-map mapillary: write dataset=table"),
+        ({"label_maps": ("mapilary=rein",), "data_root": Path("/nowhere")}, "Did you mean 'mapillary'"),
         ({"label_fraction": "0"}, "--label-fraction '0': write a part"),
     ],
 )
