@@ -52,7 +52,7 @@ class Segmentor(nn.Module):
 def seeded(build: Callable[[], Built], *purpose: object) -> Built:
     """Builds something whose random initial weights depend on the purpose alone; the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_from("init", *purpose))
+        torch.default_generator.manual_seed(seed_from("init", *purpose))
         return build()
 
 

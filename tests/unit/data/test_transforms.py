@@ -52,6 +52,14 @@ def test_a_view_is_a_function_of_its_seed_and_leaves_every_generator_alone(kind:
     assert first[0].dtype == first[1].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_leaves_the_generators_of_devices_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    make_view(VIEWS[kind], (32, 32))(*places(60, 90), 3)
+    assert not seeds
+
+
 def test_distillation_views_crop_flip_and_erase_and_withhold_labels() -> None:
     image, label = places(64, 64)
 
