@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from torch.utils import deterministic
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.real import ADAPTERS
@@ -68,7 +69,7 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     # Bit-identical reruns need kernels that add in a fixed order, where there are such.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     fabric = Fabric(accelerator=spec.device, devices=1, precision=protocol.precision)
     worlds = Worlds(protocol, store.renders, spec.data_root)
     return Lab(protocol, worlds, store, fabric, progress, workers=_workers(spec))

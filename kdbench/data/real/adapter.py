@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from kdbench.benchmark import LabelSpace
+from kdbench.benchmark import Colour, LabelSpace
 from kdbench.data.real import files as files_module
 from kdbench.data.real import labels as labels_module
 from kdbench.data.real.files import Entry, FileTree
+from kdbench.data.real.finding import Finding
 from kdbench.data.real.labels import Table, indices
 from kdbench.errors import KdbenchError, unknown
 from kdbench.identity import code_digest, digest
@@ -31,8 +32,8 @@ class Layout:
     image, label: regular expressions for the whole path of a file below the data set's folder (what comes before is
     ignored); an image and a label whose groups are equal are a pair. label None: images only. decode: a label's stored
     values. values: those that it may hold. usual: some that are in nearly every label. tables: stored value -> class,
-    by name, the default first. part: which part of the data set a pair is in, by its groups: a format, or what makes a
-    function of the groups for a tree.
+    by name, the default first. colours: stored values' colours in a label's palette, where it has one. part: which
+    part of the data set a pair is in, by its groups: a format, or what makes a function of the groups for a tree.
     """
 
     image: str
@@ -41,6 +42,7 @@ class Layout:
     values: Collection[int] = ()
     usual: Collection[int] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
+    colours: Mapping[int, Colour] = field(default_factory=dict)
     part: str | Callable[[FileTree], Callable[[Groups], str]] = "{split}"
 
     @cached_property
@@ -57,7 +59,8 @@ class Adapter:
     pattern of another archive -> the command that unpacks it. counts: pairs that the official parts have. size of every
     image (height, width), where they share one. mismatch: what is done where a label has another size than its image.
     incomplete: what it is if images are missing. blank: keys of images that are blank in the release itself.
-    restore: how missing files are made, where they are not from an archive.
+    restore: how missing files are made, where they are not from an archive. md5: of archives, as published.
+    check: what else the doctor can tell from the files.
     home, licence: where it comes from and on what terms. classes: what its tables map to.
     """
 
@@ -76,6 +79,8 @@ class Adapter:
     incomplete: Literal["fault", "note"] = "fault"
     blank: tuple[str, ...] = ()
     restore: str = ""
+    md5: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[FileTree], Iterable[Finding]] = lambda tree: ()
     hints: Mapping[str, str] = field(default_factory=dict)
     """Pattern of a path that is often there in place of what is needed -> what to do."""
 
@@ -130,7 +135,7 @@ class Scan:
     def layout(self) -> Layout:
         """The first of the set's layouts of which there is an image."""
         for layout in self.adapter.layouts:
-            expression = _expression(layout.image)
+            expression = whole_path(layout.image)
             if any(expression.fullmatch(name) for name in self.tree.entries):
                 return layout
         return self.adapter.layouts[0]
@@ -200,7 +205,7 @@ class Scan:
         return ""
 
     def _match(self, pattern: str) -> Matches:
-        found, expression, part_of = Matches({}, []), _expression(pattern), self._part_of()
+        found, expression, part_of = Matches({}, []), whole_path(pattern), self._part_of()
         for name, entry in self.tree.entries.items():
             match = expression.fullmatch(name)
             if match is None:
@@ -226,5 +231,6 @@ def _code(thing: Any) -> str:
     return code_digest(Path(inspect.getfile(thing if inspect.isroutine(thing) else type(thing))))
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:.*/)?{pattern}")
+def whole_path(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
+    """A layout's pattern as an expression for a file's whole path: what comes before it does not matter."""
+    return re.compile(rf"(?:.*/)?{pattern}", flags)

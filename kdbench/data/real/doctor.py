@@ -5,36 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 from tabulate import tabulate
 
-from kdbench.data.real.adapter import Adapter, Sample, Scan
-from kdbench.data.real.files import Entry, read_rgb
-from kdbench.data.real.labels import Colours
+from kdbench.data.real.adapter import Adapter, Sample, Scan, whole_path
+from kdbench.data.real.finding import SHOWN, Finding, Level, finding
+from kdbench.data.real.looking import Seen, looks
 from kdbench.errors import KdbenchError
 from kdbench.progress import Progress
 from kdbench.types import IGNORE
 
-Level = Literal["fault", "note"]
 ENOUGH = 4
 """Labels from which on it means something that a usual value is in none of them."""
-SHOWN = 3
-"""Files that a finding names; it counts the others."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong (fault), or that one should know (note)."""
-
-    level: Level
-    what: str
-    files: tuple[str, ...]
-    repair: str
 
 
 @dataclass
@@ -56,22 +41,6 @@ class Report:
         return not any(finding.level == "fault" for finding in self.findings)
 
 
-@dataclass
-class Seen:
-    """What was found wrong in the pixels: by kind, the files."""
-
-    files: dict[str, list[str]] = field(default_factory=dict)
-    labels: int = 0
-    stored: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    digests: dict[str, list[Sample]] = field(default_factory=dict)
-    whole: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, kind: str, entry: Entry | str) -> None:
-        """One more file of a kind."""
-        self.files.setdefault(kind, []).append(str(entry))
-
-
 def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progress) -> Report:
     """Looks at all names, and at the pixels of at most so many pairs a part, spread over it (None: of all)."""
     report = Report(adapter.name, adapter.title)
@@ -86,8 +55,8 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
     seen, chosen = Seen(), _chosen(scan, most)
     progress.begin(f"looking at {adapter.name}", len(chosen))
     try:
-        for done, sample in enumerate(chosen, 1):
-            _look(scan, sample, seen)
+        for done, look in enumerate(looks(scan, chosen), 1):
+            seen.add(look)
             progress.advance(done, {})
     finally:
         progress.end()
@@ -99,6 +68,8 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
         {"ignored": round(float(shares[IGNORE]), 2)} if names else {}
     )
     report.findings += _of_pixels(scan, seen)
+    if most is None:
+        report.findings += _of_archives(scan)
     return report
 
 
@@ -106,44 +77,52 @@ def _of_names(scan: Scan) -> Iterator[Finding]:
     adapter, samples = scan.adapter, scan.samples
     again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
     if not samples:
-        yield _finding("fault", "no image of this data set", [], scan.advice().strip())
+        yield Finding("fault", "no image of this data set", (str(scan.tree.root),), scan.advice().strip())
     if scan.layout.label:
         missing = [sample.image for sample in samples if sample.label is None]
         if missing:
-            yield _finding("fault", "images without a label", missing, scan.hint() or again)
+            yield finding("fault", "images without a label", missing, scan.hint() or again)
         alone = [entry for key, (entry, _) in sorted(scan.labels.files.items()) if key not in scan.images.files]
         if alone:
-            yield _finding("fault", "labels without an image", alone, again)
+            yield finding("fault", "labels without an image", alone, again)
     doubles = [*scan.images.doubles, *scan.labels.doubles]
     if doubles:
-        yield _finding("fault", "second files for the same image or label", doubles, "remove the copies")
+        yield finding("fault", "second files for the same image or label", doubles, "remove the copies")
     yield from _counts(scan, again)
+    yield from adapter.check(scan.tree)
     strange = [e for name, e in scan.tree.entries.items() if _nearly(name, scan)]
     if strange:
-        yield _finding("fault", "files that are nearly named as the data set's", strange, "restore their names")
+        yield finding("fault", "files that are nearly named as the data set's", strange, "restore their names")
 
 
 def _counts(scan: Scan, again: str) -> Iterator[Finding]:
     for part, official in scan.adapter.counts.items():
-        found = sum(s.part == part or s.part.startswith(f"{part}/") for s in scan.samples)
+        there = [s for s in scan.samples if s.part == part or s.part.startswith(f"{part}/")]
+        found, folders = len(there), _folders(there)
         if found and found < official:
-            yield _finding(scan.adapter.incomplete, f"part {part} has {found} of {official} images", [], again)
+            yield Finding(scan.adapter.incomplete, f"part {part} has {found} of {official} images", folders, again)
         elif found > official:
-            yield _finding(
-                "fault", f"part {part} has {found} images, {found - official} more than the data set", [],
+            yield Finding(
+                "fault", f"part {part} has {found} images, {found - official} more than the data set", folders,
                 "remove what does not belong to the data set",
             )  # fmt: skip
         elif not found and scan.samples:
-            yield _finding("note", f"part {part} is not there ({official} images)", [], again)
+            root = (str(scan.tree.root),)
+            yield Finding("note", f"part {part} is not there ({official} images)", root, again)
+
+
+def _folders(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Where the images lie: the first few folders or archives."""
+    return tuple(sorted({str(sample.image).rpartition("/")[0] for sample in samples})[:SHOWN])
 
 
 def _nearly(name: str, scan: Scan) -> bool:
     """Whether only the case of letters, or of the ending, keeps a file from being read."""
-    if any(re.fullmatch(rf"(?:.*/)?{p}", name) for p in (scan.layout.image, scan.layout.label) if p):
+    patterns = [pattern for pattern in (scan.layout.image, scan.layout.label) if pattern]
+    if any(whole_path(pattern).fullmatch(name) for pattern in patterns):
         return False
     loosely = name.replace(".jpeg", ".jpg").replace(".JPEG", ".jpg")
-    patterns = [p for p in (scan.layout.image, scan.layout.label) if p]
-    return any(re.fullmatch(rf"(?:.*/)?{p}", loosely, re.IGNORECASE) for p in patterns)
+    return any(whole_path(pattern, re.IGNORECASE).fullmatch(loosely) for pattern in patterns)
 
 
 def _chosen(scan: Scan, most: int | None) -> list[Sample]:
@@ -155,49 +134,6 @@ def _chosen(scan: Scan, most: int | None) -> list[Sample]:
     return chosen
 
 
-def _look(scan: Scan, sample: Sample, seen: Seen) -> None:
-    try:
-        image = read_rgb(sample.image)
-    except KdbenchError as error:
-        seen.add("images that cannot be read", str(error))
-        return
-    seen.whole.update(image.tobytes())
-    if (image == image[0, 0]).all():
-        seen.add("blank images of the release" if sample.key in scan.adapter.blank else "blank images", sample.image)
-    else:
-        seen.digests.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), []).append(sample)
-    size = scan.adapter.size
-    if size is not None and image.shape[:2] != size:
-        seen.add("images of another size", f"{sample.image} ({image.shape[0]} x {image.shape[1]})")
-    if sample.label is not None:
-        _look_at_label(scan, sample.label, image.shape[:2], seen)
-
-
-def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], seen: Seen) -> None:
-    try:
-        stored = scan.layout.decode(entry)
-    except KdbenchError as error:
-        seen.add("labels that cannot be read", str(error))
-        return
-    seen.whole.update(stored.tobytes())
-    if stored.shape != size:
-        seen.add("labels of another size than their image", f"{entry} ({stored.shape[0]} x {stored.shape[1]})")
-    values = np.bincount(stored.ravel(), minlength=256)
-    seen.labels += 1
-    seen.stored += values
-    strange = np.flatnonzero(values * ~scan.layout.known)
-    if len(strange):
-        off = values[strange].sum() / stored.size
-        named = "colours" if isinstance(scan.layout.decode, Colours) else f"values {', '.join(map(str, strange[:5]))}"
-        seen.add("labels with unknown values", f"{entry} ({named}, {100 * off:.2f} % of the pixels)")
-    classes = scan.table()[stored]
-    seen.counts += np.bincount(classes.ravel(), minlength=256)
-    if (classes == IGNORE).all():
-        seen.add("labels in which everything is ignored", entry)
-    elif len(np.unique(classes[classes != IGNORE])) == 1:
-        seen.add("labels of one class alone", entry)
-
-
 REPAIRS: dict[str, tuple[Level, str]] = {
     "images that cannot be read": ("fault", "restore them from the archive; `unzip -t` tells whether it is whole"),
     "labels that cannot be read": ("fault", "restore them from the archive"),
@@ -206,6 +142,11 @@ REPAIRS: dict[str, tuple[Level, str]] = {
     "images of another size": ("fault", "restore the originals: resized copies change the benchmark"),
     "labels of another size than their image": ("fault", "restore both from the archives"),
     "labels with unknown values": ("fault", "restore the labels as released, or see which conversion wrote them"),
+    "labels with another palette": (
+        "fault",
+        "restore them from the archive: classes are read by index, and a program that saves with a palette of its own "
+        "renumbers them",
+    ),
     "labels in which everything is ignored": ("fault", "restore them: a whole image without a class trains nothing"),
     "labels of one class alone": ("note", "look at them with `kdbench data preview`"),
 }
@@ -218,12 +159,25 @@ def _of_pixels(scan: Scan, seen: Seen) -> Iterator[Finding]:
             level, repair = "note", "known in this data set: each is resized to its image, nearest, while it is read"
         if kind == "labels of one class alone" and 2 * len(files) > seen.labels:
             level, repair = "fault", "most are: restore them, something else lies in their place"
-        yield _finding(level, kind, files, repair)
+        yield finding(level, kind, files, repair)
+    folders = _folders(scan.samples)
     absent = [str(value) for value in scan.layout.usual if seen.labels >= ENOUGH and not seen.stored[value]]
     if absent:
         what = f"stored values that every part of the data set has are in no label: {', '.join(absent)}"
-        yield _finding("fault", what, [], "restore the labels as released: these were converted or shifted")
+        yield Finding("fault", what, folders, "restore the labels as released: these were converted or shifted")
     yield from _twins(seen)
+
+
+def _of_archives(scan: Scan) -> Iterator[Finding]:
+    wrong = []
+    for name, official in scan.adapter.md5.items():
+        for path in scan.tree.root.rglob(name):
+            with path.open("rb") as archive:
+                found = hashlib.file_digest(archive, "md5").hexdigest()
+            if found != official:
+                wrong.append(f"{path} (md5 {found}, published {official})")
+    if wrong:
+        yield finding("fault", "archives that are not the published ones", wrong, "download them again")
 
 
 def _twins(seen: Seen) -> Iterator[Finding]:
@@ -233,14 +187,7 @@ def _twins(seen: Seen) -> Iterator[Finding]:
         if len({sample.part for sample in samples}) > 1
     ]
     if across:
-        yield _finding("fault", "the same picture in two parts", across, "restore the part that was overwritten")
-
-
-def _finding(level: Level, what: str, files: Iterable[Entry | str], repair: str) -> Finding:
-    named = tuple(map(str, files))
-    shown: Sequence[str] = named[:SHOWN]
-    count = f"{len(named)} " if named else ""
-    return Finding(level, f"{count}{what}", tuple(shown), repair)
+        yield finding("fault", "the same picture in two parts", across, "restore the part that was overwritten")
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -42,6 +42,7 @@ GTAV = Adapter(
             values=range(35),
             usual=(21, 23),
             tables={"evaluated": table(ID_TO_CLASS)},
+            colours={value: benchmark.CITYSCAPES.palette[index] for value, index in ID_TO_CLASS.items()},
             part=_part,
         ),
     ),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from kdbench.benchmark import Colour
 from kdbench.data.real.files import Entry, open_image, unreadable
 from kdbench.types import IGNORE
 
@@ -31,6 +32,14 @@ def indices(entry: Entry) -> np.ndarray:
     if picture.mode not in ("L", "P"):
         raise unreadable(entry, f"a label of one channel was expected, this is a picture in mode {picture.mode}")
     return np.asarray(picture)
+
+
+def palette_of(entry: Entry) -> dict[int, Colour] | None:
+    """Index -> colour of a picture with a palette."""
+    flat = open_image(entry).getpalette("RGB")
+    if flat is None:
+        return None
+    return {index: (r, g, b) for index, (r, g, b) in enumerate(zip(*[iter(flat)] * 3, strict=False))}
 
 
 def first_channel(entry: Entry) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
 
 from kdbench import benchmark
 from kdbench.data.real.adapter import Adapter, Groups, Layout
 from kdbench.data.real.files import FileTree
+from kdbench.data.real.finding import Finding
 from kdbench.data.real.labels import table
+from kdbench.errors import KdbenchError
 
 # By index into the configuration's labels: what all agree on, then what differs. For GKD and Rein bike lanes,
 # crosswalks, parking and service lanes are road, street lights poles, backs of signs signs; for RobustNet, HRDA and
@@ -25,6 +29,24 @@ def _part(tree: FileTree) -> Callable[[Groups], str]:
     return lambda groups: {"training": "train", "validation": "val"}[groups["split"]]
 
 
+ENTRIES = 66
+
+
+def _check(tree: FileTree) -> Iterator[Finding]:
+    """The tables go by index into the configuration's labels: another list of labels makes them wrong."""
+    for name, entry in tree.entries.items():
+        if re.fullmatch(r"(?:.*/)?config(?:_v1\.2)?\.json", name):
+            try:
+                found = len(json.loads(entry.read())["labels"])
+            except (KdbenchError, ValueError, KeyError, TypeError) as error:
+                yield Finding("fault", "the list of labels cannot be read", (f"{entry} ({error})",), RESTORE)
+                continue
+            if found != ENTRIES:
+                what = f"the list of labels has {found} entries, that of version 1.2 has {ENTRIES}"
+                yield Finding("fault", what, (str(entry),), RESTORE)
+
+
+RESTORE = "restore it and the labels from the archive of version 1.2"
 MAPILLARY = Adapter(
     name="mapillary",
     title="Mapillary Vistas v1.2",
@@ -43,6 +65,7 @@ MAPILLARY = Adapter(
     licence="CC BY-NC-SA 4.0",
     classes=benchmark.CITYSCAPES,
     counts={"train": 18000, "val": 2000},
+    check=_check,
     archives=("mapillary-vistas*.zip", "An-ZjB1Zm61y*.zip"),
     hints={r"/v2\.0/labels/": "labels of version 2.0 have other classes; add the same package's v1.2."},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,13 @@ def broken_deflation(root: Path) -> None:
         except (zipfile.BadZipFile, OSError):
             continue
     raise AssertionError("no byte breaks the compression")
+
+
+def tile(root: Path, off: int) -> None:
+    """What cutting a tile leaves, with so many of 1000 pixels off the palette."""
+    path = root / "RGB/tiles/6_7.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"tile": "6_7", "bands": "RGB", "pixels": 1000, "off_palette": off}))
 
 
 LABEL = "gtFine/val/*/*_labelIds.png"
@@ -333,8 +341,45 @@ FAULTS: dict[str, tuple[str, str, Callable[[Path], Any], str]] = {
         lambda r: flat(r, "valannot/*.png", 12),
         "labels with unknown values",
     ),
+    "a palette of another program": (
+        "gtav",
+        "GTA5",
+        lambda r: Image.open(first(r, "labels/0000?.png")).convert("RGB").quantize(64).save(first(r, "labels/*.png")),
+        "labels with another palette",
+    ),
+    "an archive that is not the published one": (
+        "bdd100k",
+        "bdd100k",
+        lambda r: zip_with(r, "bdd100k_images_10k.zip", "images/10k/readme", b""),
+        "archives that are not the published ones",
+    ),
+    "a list of labels of another version": (
+        "mapillary",
+        "mapillary",
+        lambda r: (r / "config.json").write_text(json.dumps({"labels": [{}] * 124})),
+        "the list of labels has 124 entries",
+    ),
+    "a broken list of labels": (
+        "mapillary",
+        "mapillary",
+        lambda r: (r / "config_v1.2.json").write_text('{"labels":'),
+        "the list of labels cannot be read",
+    ),
+    "a lossy label tile": (
+        "potsdam",
+        "potsdam",
+        lambda r: tile(r, off=600),
+        "no longer in the classes' colours",
+    ),
+    "a label tile with a few other colours": (
+        "potsdam",
+        "potsdam",
+        lambda r: tile(r, off=3),
+        "tile 6_7 RGB (0.30 % of its pixels)",
+    ),
 }
 NOTES = {
+    "a label tile with a few other colours",
     "a blank image of the release",
     "a part of GTAV is missing",
     "a missing condition",
@@ -352,7 +397,7 @@ def test_every_planted_fault_is_found(trees: Any, fault: str) -> None:
     assert expected in text
     assert report.healthy == (fault in NOTES), text
     assert report.findings[0].what.split()[-1] in "".join(lines(report))
-    assert all(finding.repair for finding in report.findings)
+    assert all(finding.repair and finding.files for finding in report.findings)
 
 
 def test_there_are_more_than_twenty_five_kinds_of_faults() -> None:
