@@ -65,21 +65,53 @@ class SegmentationViews(Frozen):
     """Degrees."""
 
 
-class Recipe(Frozen):
-    """How one phase trains: AdamW, linear warm-up, then cosine or polynomial decay to zero."""
+COPIES_UNIT = 256
+"""Repeated augmentation rounds the images of an epoch down to a multiple of this (DeiT's sampler)."""
 
-    steps: int
+
+class Recipe(Frozen):
+    """How one phase trains: AdamW, linear warm-up, then decay.
+
+    schedule: cosine or polynomial (power 0.9) in every step; cosine-epochs changes between epochs alone, and an epoch
+    late, as timm's scheduler does in GKD's loop. decay: what weight decay touches. matrices: no vector (biases, norms);
+    timm: the same, but mask tokens decay; mmengine: all but norms and a decoder's queries.
+    """
+
+    steps: int = 0
     batch: int
     lr: float
     encoder_lr: float = 1.0
     """Factor on lr for an encoder that trains beside a decoder."""
     weight_decay: float = 0.05
     warmup: int = 0
-    schedule: Literal["cosine", "poly"] = "cosine"
+    schedule: Literal["cosine", "poly", "cosine-epochs"] = "cosine"
     clip: float | None = None
+    epochs: int = 0
+    """In place of steps."""
+    repeats: int = 1
+    """Copies of an image that stand together in an epoch, each seen in a view of its own. The epoch has as many views
+    as the set has images, so it touches one in so many of them (repeated augmentation, Hoffer et al., CVPR 2020)."""
+    min_lr: float = 0.0
+    """Where a cosine ends."""
+    decay: Literal["matrices", "timm", "mmengine"] = "matrices"
+    patch: int | None = None
+    """Side of a transformer's patches, brought there from its own; None leaves it."""
     augmentation: Annotated[Augmentation | DistillationViews | SegmentationViews, Field(discriminator="kind")] = (
         Augmentation()
     )
+
+    def size(self, usual: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a view; `usual` is the protocol's image size."""
+        return usual if isinstance(self.augmentation, Augmentation) else (self.augmentation.crop,) * 2
+
+    def epoch(self, images: int) -> int:
+        """Steps of an epoch over so many images; the last incomplete batch is left out."""
+        views = images // COPIES_UNIT * COPIES_UNIT if self.repeats > 1 else images
+        return max(1, (views or images) // self.batch)
+
+    def length(self, images: int) -> int:
+        """Steps in all."""
+        return self.steps or self.epochs * self.epoch(images)
 
 
 class Evaluation(Frozen):
@@ -95,7 +127,7 @@ class Protocol(Frozen):
 
     name: str
     summary: str
-    zoo: Literal["mini-v1"]
+    zoo: Literal["mini-v1", "pretrained"]
     decoder: str
     image_size: tuple[int, int]
     train_images: int
@@ -111,6 +143,8 @@ class Protocol(Frozen):
     """Data set -> which of its published tables takes stored labels to classes, where it is not the default."""
     most_broken: int = 10
     """Training files that may turn out to be unreadable, each replaced by the next one, before a stage stops."""
+    resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
+    """How patch kernels and position embeddings change their size (kdbench.models.geometry)."""
     keep: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Where in a labelled stage its trained parts are kept; the last is the one that boards rank."""
     checkpoint_every: int = 50
@@ -167,7 +201,44 @@ SMOKE = Protocol(
     evaluation=Evaluation(window=(32, 64), stride=(16, 32), batch=8),
     checkpoint_every=2,
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI)}
+# Numbers of GKD's released code; docs/gkd-errata.md says where its paper differs.
+_TASK = Recipe(
+    steps=40_000, batch=4, lr=1e-4, encoder_lr=0.1, schedule="poly", decay="mmengine", patch=16,
+    augmentation=SegmentationViews(),
+)  # fmt: skip
+_DISTILLATION = Recipe(
+    epochs=100, batch=512, lr=5e-4, min_lr=1e-5, schedule="cosine-epochs", repeats=3, decay="timm", patch=14,
+    augmentation=DistillationViews(crop=224),
+)  # fmt: skip
+PAPER = Protocol(
+    name="paper",
+    summary="GKD's experiment as its code runs it: real data sets, pretrained models, Mask2Former",
+    zoo="pretrained",
+    decoder="mask2former",
+    image_size=(512, 512),
+    train_images=0,
+    proxy_images=0,
+    val_images=0,
+    recipes={
+        Phase.FIT_TEACHER: _TASK,
+        Phase.PROXY: _DISTILLATION,
+        Phase.SOURCE: _DISTILLATION.model_copy(
+            update={
+                "epochs": 300,
+                "batch": 128,
+                "lr": 1.25e-4,
+                "patch": 16,
+                "augmentation": DistillationViews(crop=512),
+            }
+        ),
+        Phase.TASK: _TASK,
+    },
+    evaluation=Evaluation(window=(512, 512), stride=(341, 341), batch=8),
+    precision="bf16-mixed",
+    native=True,
+    checkpoint_every=1000,
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER)}
 
 
 def find_protocol(name: str) -> Protocol:

@@ -32,6 +32,7 @@ class RunSpec(BaseModel):
     label: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = None
+    weights_dir: Path | None = None
     label_fraction: str = "1"
     label_maps: tuple[str, ...] = ()
     results: Path
@@ -41,7 +42,7 @@ class RunSpec(BaseModel):
 
     def passed(self) -> dict[str, Any]:
         """What a record keeps of the request: all but the places on this machine."""
-        return self.model_dump(mode="json", exclude={"results", "store", "data_root", "workers"}) | {
+        return self.model_dump(mode="json", exclude={"results", "store", "data_root", "workers", "weights_dir"}) | {
             "real": bool(self.data_root)
         }
 

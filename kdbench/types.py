@@ -84,11 +84,15 @@ class Features:
 
 @dataclass(frozen=True)
 class SegOutput:
-    """features, logits (B, K, h, w) at the decoder's resolution, and extra, which only the decoder understands."""
+    """features, logits (B, K, h, w) at the decoder's resolution, and extra, which only the decoder understands.
+
+    scores: (B, K, h, w), what is averaged where windows overlap; the logits where a decoder has no other.
+    """
 
     features: Features
     logits: Tensor
     extra: Any = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ ARROWS = {
         *SMALL, "kdbench.engine", "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol",
         "kdbench.report.scores", "kdbench.method", "kdbench.types",
     ),
+    "kdbench.integrations": (
+        *SMALL, "kdbench.benchmark", "kdbench.data", "kdbench.engine.evaluator", "kdbench.models", "kdbench.plugins",
+        "kdbench.protocol", "kdbench.types",
+    ),
     "kdbench.conformance": (
         *SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types",
     ),

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from tabulate import tabulate
 
-from kdbench.cli.shared import DataRoot, Device, StoreOption, needed, out, servable
+from kdbench.cli.shared import DataRoot, Device, StoreOption, needed, out, resumable, servable
 from kdbench.errors import KdbenchError, unknown
 from kdbench.places import default_store
 from kdbench.plugins import benchmark_names
@@ -47,6 +47,9 @@ def preview(
     from kdbench.engine.preview import write_previews, write_set_preview
 
     chosen = split_list(names, servable(data_root) if names == "all" else None)
+    for name in chosen:
+        if name not in ADAPTERS and name not in benchmark_names():
+            raise unknown("benchmark or data set", name, {*ADAPTERS, *benchmark_names()})
     sets = [name for name in chosen if name in ADAPTERS and name not in benchmark_names()]
     benchmarks = [name for name in chosen if name not in sets]
     for path in write_previews(benchmarks, protocol, data_root, store or default_store(), count, output):
@@ -68,6 +71,8 @@ def verify(
     from kdbench.display import progress_for
 
     root, progress = needed(data_root), progress_for(Console())
+    if not root.is_dir():
+        raise KdbenchError(f"--data-root {root} is not a folder.")
     there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(root)]
     chosen = split_list(names, there)
     if not chosen:
@@ -108,10 +113,13 @@ def prepare(
     if part and not pack:
         raise KdbenchError("--part names what --pack packs; tiles are cut all together.")
     if pack:
-        for folder in pack_set(ADAPTERS[name], root, split_list(part) if part else (), workers, progress):
+        with resumable():
+            folders = pack_set(ADAPTERS[name], root, split_list(part) if part else (), workers, progress)
+        for folder in folders:
             out(f"packed: {folder}")
         return
-    tiles = cut_tiles(name, root, workers, progress)
+    with resumable():
+        tiles = cut_tiles(name, root, workers, progress)
     rows = [(t.bands or "-", t.split, t.tile, t.crops, f"{100 * t.off_palette / t.pixels:.2f} %") for t in tiles]
     out(tabulate(rows, headers=("bands", "split", "tile", "crops", "off the palette, ignored")))
 

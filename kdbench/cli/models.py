@@ -43,10 +43,10 @@ def verify_models(
 ) -> None:
     """Compare every stand-in's weights with its card and its architecture. Exit status 1 on a fault."""
     from kdbench.models.shipped import SHIPPED, Zoo
-    from kdbench.models.zoo import ROLES
+    from kdbench.models.zoo import STAND_INS
 
     zoo, faults = Zoo(weights_dir or SHIPPED), 0
-    for name in ROLES:
+    for name in STAND_INS:
         try:
             card = zoo.check(name)
             out(f"ok    {name}: {card.bytes / 1e6:.2f} MB, sha256 {card.sha256}")

@@ -19,9 +19,9 @@ from kdbench.cli.shared import (
     Seeds,
     Settings,
     StoreOption,
-    complain,
     out,
     parse_seeds,
+    resumable,
     servable,
     usable_methods,
 )
@@ -52,6 +52,9 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read images ahead. [as many as processors, at most 8]")
     ] = None,
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="Folder with weights of real models, for --protocol paper. [timm's hub]")
+    ] = None,
     device: Device = "auto",
     results: Results = None,
     store: StoreOption = None,
@@ -73,17 +76,15 @@ def run(
         label_fraction=label_fraction,
         label_maps=tuple(label_map or ()),
         workers=workers,
+        weights_dir=weights_dir,
         device=device,
         results=results or default_results(),
         store=store or default_store(),
         fresh=fresh,
         references=references,
     )
-    try:
+    with resumable():
         failed = _run(spec, dry_run, pictures)
-    except KeyboardInterrupt:
-        complain("stopped. The same command continues where it was.")
-        raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
 

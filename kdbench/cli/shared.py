@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from kdbench.benchmark import Domain
 from kdbench.errors import KdbenchError
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.spec import split_list
@@ -18,7 +21,7 @@ StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages ar
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, comma-separated.")]
-ProtocolName = Annotated[str, typer.Option(help="smoke or mini.")]
+ProtocolName = Annotated[str, typer.Option(help="smoke, mini or paper.")]
 Label = Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")]
 
@@ -28,12 +31,22 @@ def servable(data_root: Path | None) -> list[str]:
     loaded, _ = load_all(benchmark_names(), load_benchmark)
     served = []
     for name, benchmark in loaded.items():
-        domains = list(benchmark.evaluated())
-        if all(domain.real if data_root else domain.synthetic for domain in domains):
+        if all(_is_there(domain, data_root) for domain in benchmark.evaluated()):
             served.append(name)
     if not served:
-        raise KdbenchError("no benchmark can be served: none has a data set that this version reads.")
+        raise KdbenchError(
+            f"no benchmark has all of its data sets under {data_root}. Name one with --benchmark to see what it lacks."
+        )
     return served
+
+
+def _is_there(domain: Domain, data_root: Path | None) -> bool:
+    if data_root is None:
+        return domain.synthetic is not None
+    from kdbench.data.real import ADAPTERS
+
+    adapter = ADAPTERS.get(domain.real.dataset) if domain.real else None
+    return adapter is not None and adapter.is_under(data_root)
 
 
 def needed(data_root: Path | None) -> Path:
@@ -57,6 +70,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas.")
     return tuple(int(part) for part in parts)
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Around work of which nothing is lost when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain("stopped. The same command continues where it was.")
+        raise typer.Exit(130) from None
 
 
 def complain(text: str) -> None:

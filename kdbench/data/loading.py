@@ -38,17 +38,27 @@ class Draw:
 
 
 class Order:
-    """The samples of every step: each pass over the data in a fresh order."""
+    """The samples of every step: each pass over the data in a fresh order; a recipe's repeats stand side by side."""
 
-    def __init__(self, samples: int, batch: int, seed: int, phase: str) -> None:
-        self._samples, self._batch, self._purpose = samples, batch, (seed, phase, "order")
+    def __init__(self, samples: int, recipe: Recipe, seed: int, phase: str) -> None:
+        self._samples, self._recipe, self._purpose = samples, recipe, (seed, phase, "order")
+        self._epoch = recipe.epoch(samples)
         self._passes: dict[int, list[int]] = {}
 
     def step(self, step: int) -> list[Draw]:
         """The batch of one step."""
-        places = range(step * self._batch, (step + 1) * self._batch)
-        samples = [self._pass(place // self._samples)[place % self._samples] for place in places]
+        samples = self._in_epochs(step) if self._recipe.epochs else self._in_passes(step)
         return [Draw(step, sample, samples[:place].count(sample)) for place, sample in enumerate(samples)]
+
+    def _in_passes(self, step: int) -> list[int]:
+        places = range(step * self._recipe.batch, (step + 1) * self._recipe.batch)
+        return [self._pass(place // self._samples)[place % self._samples] for place in places]
+
+    def _in_epochs(self, step: int) -> list[int]:
+        """As DeiT's sampler: what is left of an epoch's order when its views are drawn is not seen in it."""
+        order, start = self._pass(step // self._epoch), step % self._epoch * self._recipe.batch
+        places = range(start, start + self._recipe.batch)
+        return [order[place // self._recipe.repeats % self._samples] for place in places]
 
     def _pass(self, number: int) -> list[int]:
         if number not in self._passes:
@@ -144,7 +154,7 @@ def training_batches(
     replaced by the next one of the set and reported to `broken`.
     """
     views = TrainingViews(sets, recipe, size, seed, phase)
-    order = Order(len(views), recipe.batch, seed, phase)
+    order = Order(len(views), recipe, seed, phase)
     device, broken = device or torch.device("cpu"), broken or Broken(0)
     loader: DataLoader[Any] = DataLoader(
         views,

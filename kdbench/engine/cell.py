@@ -16,12 +16,13 @@ from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
 from kdbench.data.subset import Subset
 from kdbench.data.worlds import Worlds
-from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, weights_digest
+from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, networks_code, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
 from kdbench.engine.store import StageFolder, Store
 from kdbench.identity import digest
 from kdbench.method import FIT_TEACHER, Knobs, Method, Stage
-from kdbench.models.backbones import build_stand_in
+from kdbench.models.geometry import Geometry
+from kdbench.models.pretrained import Weights
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import Role
@@ -70,9 +71,13 @@ class Lab:
     store: Store
     fabric: Fabric
     progress: Progress
-    zoo: Zoo = field(default_factory=Zoo)
+    zoo: Weights = field(default_factory=Zoo)
     workers: int = 0
     """Processes that read training images ahead."""
+
+    def geometry(self, recipe: Recipe, size: tuple[int, int]) -> Geometry | None:
+        """What a recipe brings encoders to, for images of a size."""
+        return None if recipe.patch is None else Geometry(recipe.patch, size, self.protocol.resampling)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def _build(lab: Lab, cell: Cell) -> Networks:
     classes = len(cell.benchmark.labels)
 
     def segmentor(role: Role, encoder: Part, decoder: Part) -> Segmentor:
-        body = seeded(lambda: build_stand_in(role), cell.seed, encoder, role.name)
+        body = seeded(lambda: lab.zoo.build(role), cell.seed, encoder, role.name)
         head = seeded(lambda: build_decoder(lab.protocol.decoder, body.spec, classes), cell.seed, decoder)
         return Segmentor(body, head)
 
@@ -159,13 +164,12 @@ def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
     found: dict[str, Origin] = {}
     for name in networks.modules():
         role = pretrained.get(Part(name)) if name in set(Part) else None
-        found[name] = _shipped(lab.zoo, role) if role is not None else _as_built(networks, name)
+        found[name] = _pretrained(lab.zoo, role) if role is not None else _as_built(networks, name)
     return found
 
 
-def _shipped(zoo: Zoo, role: Role) -> Origin:
-    built = digest([zoo.card(role.name).sha256, role.kind, role.stand_in])
-    return Origin(f"zoo-{built}", lambda: zoo.load(role.name))
+def _pretrained(zoo: Weights, role: Role) -> Origin:
+    return Origin(zoo.key(role), lambda: zoo.load(role.name))
 
 
 def _as_built(networks: Networks, name: str) -> Origin:
@@ -181,8 +185,9 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
     parts = stage.parts | own | stage.own_modules
     inputs = {name: origins[name] for name in sorted(parts) if name in origins}
     recipe = lab.protocol.recipes[stage.phase]
-    steps = max(1, round(recipe.steps * stage.budget))
     sets = stage_sets(lab, cell, stage.phase)
+    images = sum(map(len, sets)) if recipe.epochs else 0
+    steps = max(1, round(recipe.length(images) * stage.budget))
     keep = lab.protocol.keep if stage.phase.labelled else (1.0,)
     key = digest({
         "seed": cell.seed,
@@ -193,10 +198,12 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
         "method": method_code(networks.method) if networks.method is not None and bound else None,
         "knobs": cell.knobs.model_dump(mode="json") if bound else None,
         "recipe": recipe.model_dump(mode="json"),
+        "resampling": lab.protocol.resampling if recipe.patch is not None else None,
         "steps": steps,
         "keep": keep,
         "data": [[samples.domain, samples.identity] for samples in sets],
         "classes": len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
+        "networks": networks_code(networks.modules()[name] for name in parts),
         "harness": harness_code(TRAINING),
         "environment": environment(lab.fabric.device, lab.protocol.precision),
     })  # fmt: skip

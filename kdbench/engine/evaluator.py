@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdbench.data.domainset import DomainSet
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Evaluation
-from kdbench.types import IGNORE
+from kdbench.types import IGNORE, SegOutput
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
@@ -32,13 +32,13 @@ def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Eval
         for x in starts(image.shape[-1], width, evaluation.stride[1])
     ]
     if len(corners) == 1:
-        return _resized(model(image).logits, (height, width))
+        return _resized(_scores(model(image)), (height, width))
     total: Tensor | None = None
     count = image.new_zeros(image.shape[-2:])
     # Some windows of all images at a time, so that no more than a batch's logits are held at full size.
     for group in batched(corners, max(1, evaluation.batch // len(image))):
         windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in group])
-        logits = _resized(model(windows).logits, (height, width))
+        logits = _resized(_scores(model(windows)), (height, width))
         if total is None:
             total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
         for (y, x), scores in zip(group, torch.split(logits, len(image)), strict=True):
@@ -88,6 +88,10 @@ def batched(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tu
     """Consecutive pieces of at most a size (itertools has it from Python 3.12 on)."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _scores(output: SegOutput) -> Tensor:
+    return output.logits if output.scores is None else output.scores
 
 
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.fabric import Fabric
 from torch.utils import deterministic
 
 from kdbench.benchmark import Benchmark
+from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
@@ -24,11 +26,14 @@ from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
+from kdbench.identity import digest
 from kdbench.method import Knobs
+from kdbench.models.pretrained import Pretrained, Weights
+from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import Pair, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress
-from kdbench.protocol import find_protocol
+from kdbench.protocol import Protocol, find_protocol
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
 from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
@@ -63,6 +68,11 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
         for dataset in protocol.label_maps:
             if dataset not in ADAPTERS:
                 raise unknown("data set (in --label-map)", dataset, ADAPTERS)
+    if protocol.native and spec.data_root is None:
+        raise KdbenchError(
+            f"protocol '{protocol.name}' runs on real images: add --data-root DIR, the folder that holds the data sets "
+            "(`kdbench list datasets`). Without data sets there are the protocols mini and smoke."
+        )
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
     store = Store(spec.store, spec.fresh)
@@ -72,7 +82,18 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     fabric = Fabric(accelerator=spec.device, devices=1, precision=protocol.precision)
     worlds = Worlds(protocol, store.renders, spec.data_root)
-    return Lab(protocol, worlds, store, fabric, progress, workers=_workers(spec))
+    return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), workers=_workers(spec))
+
+
+def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
+    if protocol.zoo == "pretrained":
+        return Pretrained(spec.weights_dir)
+    if spec.weights_dir is not None:
+        raise KdbenchError(
+            f"--weights-dir holds weights of real models, and protocol '{protocol.name}' runs small stand-ins. "
+            "Add --protocol paper, or leave it out."
+        )
+    return Zoo()
 
 
 def _workers(spec: RunSpec) -> int:
@@ -89,6 +110,7 @@ def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
     benchmarks = [load_benchmark(name) for name in spec.benchmarks]
     for benchmark in benchmarks:
         lab.worlds.check(benchmark)
+    _check_label_maps(lab.protocol, benchmarks)
     references = _references() if spec.references else []
     labels = parse_fraction(spec.label_fraction)
     cells: dict[Any, Cell] = {}
@@ -100,9 +122,23 @@ def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
     return list(cells.values())
 
 
+def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:
+    """A table for a data set that is not read would change the protocol's id and nothing else."""
+    read = {d.real.dataset for b in benchmarks for d in b.evaluated() if d.real}
+    idle = sorted(set(protocol.label_maps) - read)
+    if idle:
+        raise KdbenchError(
+            f"--label-map names {', '.join(idle)}, which no benchmark of this run reads. They read: "
+            f"{', '.join(sorted(read))}."
+        )
+
+
 def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     """Runs the cells in order; a failed one leaves its record and the others go on."""
     _check_places(spec)
+    check_tests(lab, cells)
+    for name in dict.fromkeys(role.name for cell in cells for role in (cell.teacher, cell.student) if role):
+        lab.zoo.check(name)
     for cell in cells:
         run = CellRun(lab, cell, spec.passed())
         path = spec.results / record_path(run.resolved())
@@ -113,6 +149,41 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
         outcome = run.run()
         _write(path, outcome)
         yield Done(cell, outcome.record, cached=False)
+
+
+def check_tests(lab: Lab, cells: list[Cell]) -> None:
+    """Reads every real test image once, before hours of training: a broken one would fail each cell at its end."""
+    if lab.worlds.data_root is None:
+        return
+    for domain in dict.fromkeys(d for cell in cells for d in lab.worlds.evaluated(cell.benchmark)):
+        samples = lab.worlds.val(domain)
+        if lab.store.is_noted("readable", digest(samples.identity)):
+            continue
+        broken = list(_unreadable(samples, lab.progress))
+        if broken:
+            raise KdbenchError(
+                f"{len(broken)} of the {len(samples)} test images of '{domain.name}' cannot be read: {broken[0]}"
+            )
+        lab.store.note("readable", digest(samples.identity))
+
+
+def _unreadable(samples: DomainSet, progress: Progress) -> Iterator[KdbenchError]:
+    def read(index: int) -> KdbenchError | None:
+        try:
+            samples.read(index)
+        except KdbenchError as error:
+            return error
+        return None
+
+    progress.begin(f"reading the test images of {samples.domain}", len(samples))
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for done, error in enumerate(pool.map(read, range(len(samples))), 1):
+                if error is not None:
+                    yield error
+                progress.advance(done, {})
+    finally:
+        progress.end()
 
 
 def _check_places(spec: RunSpec) -> None:

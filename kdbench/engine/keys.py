@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from torch import nn
 from kdbench.identity import code_digest, digest
 from kdbench.method import Method
 
-NETWORKS = ("kdbench.models.backbones", "kdbench.models.decoders", "kdbench.models.segmentor", "kdbench.types")
+NETWORKS = (
+    "kdbench.models.backbones", "kdbench.models.geometry", "kdbench.models.decoders", "kdbench.models.segmentor",
+    "kdbench.types",
+)  # fmt: skip
 LOADING = ("kdbench.data.loading", "kdbench.data.transforms", "kdbench.identity")
 LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer")
 TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
@@ -59,6 +64,11 @@ def method_code(method: Method) -> list[str]:
     return sorted({code_of(cls) for cls in own})
 
 
+def networks_code(modules: Iterable[nn.Module]) -> list[str]:
+    """The code of the classes of encoders, decoders and adapters: some stand in files that no other key covers."""
+    return sorted({code_of(type(module)) for module in modules})
+
+
 def weights_digest(module: nn.Module) -> str:
     """The content of a module's parameters and buffers."""
     state = hashlib.blake2b(digest_size=16)
@@ -76,6 +86,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "timm": timm.__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
+        "transformers": version("transformers"),
         "device": device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),

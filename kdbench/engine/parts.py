@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.method import Method, Stage
+from kdbench.models.backbones import Encoder
+from kdbench.models.geometry import Geometry
 from kdbench.models.segmentor import Segmentor
-from kdbench.types import Features, FeatureSpec, Part, SegOutput
+from kdbench.types import ENCODERS, Features, FeatureSpec, Part, SegOutput
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Networks:
     teacher: Segmentor
     student: Segmentor | None = None
     method: Method | None = None
-    _held: dict[str, str] = field(default_factory=dict)
+    _held: dict[str, tuple[str, Geometry | None]] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """Every part and every module of the method, by the name that stages use."""
@@ -45,13 +47,18 @@ class Networks:
             found |= dict(self.method.named_children())
         return found
 
-    def load(self, origins: Mapping[str, Origin]) -> None:
-        """Puts weights in place, reading only what is not there already."""
+    def load(self, origins: Mapping[str, Origin], geometry: Geometry | None = None) -> None:
+        """Puts weights in place, reading only what is not there already, and brings encoders to a geometry."""
         modules = self.modules()
         for name, origin in origins.items():
-            if self._held.get(name) != origin.key:
-                modules[name].load_state_dict(dict(origin.state()), strict=True)
-                self._held[name] = origin.key
+            held = (origin.key, geometry if name in ENCODERS else None)
+            if self._held.get(name) == held:
+                continue
+            module = modules[name]
+            module.load_state_dict(dict(origin.state()), strict=True)
+            if isinstance(module, Encoder) and geometry is not None:
+                module.adapt(geometry)
+            self._held[name] = held
 
     def forget(self, names: frozenset[str]) -> None:
         """After training: what these parts hold is no longer what was loaded."""

@@ -110,8 +110,9 @@ def write_causes(source: str, target: str, index: int, size: tuple[int, int], ou
 
 def _samples(samples: DomainSet, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Samples spread over the set, so that neighbouring video frames do not fill the sheet."""
-    chosen = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(min(count, len(samples)))]
+    shown = min(count, len(samples))
+    chosen = [round(i * (len(samples) - 1) / max(1, shown - 1)) for i in range(shown)]
     pairs = [samples.read(index) for index in chosen]
     # One size beside the other is easier to compare, though networks see the smaller.
-    images = [resize(image, list(label.shape)) if label.numel() > image[0].numel() else image for image, label in pairs]
+    images = [resize(image, list(label.shape)) for image, label in pairs]
     return [image.permute(1, 2, 0).numpy() for image in images], [label.numpy() for _, label in pairs]

@@ -22,7 +22,7 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.evaluator import evaluate
-from kdbench.engine.keys import TESTING, environment, harness_code, method_code, weights_digest
+from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
 from kdbench.engine.parts import views
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
@@ -116,14 +116,15 @@ class CellRun:
 
     def _train(self, step: Planned, what: str) -> dict[str, Any]:
         networks, stage = self.plan.networks, step.stage
-        networks.load(step.inputs)
+        size = step.recipe.size(self._lab.protocol.image_size)
+        networks.load(step.inputs, self._lab.geometry(step.recipe, size))
         trained = networks.freeze_all_but(stage.trains)
         before = {name: weights_digest(module) for name, module in trained.items()}
         networks.forget(stage.trains)
         for module in networks.modules().values():
             self._lab.fabric.to_device(module)
         student, teacher = views(networks, stage)
-        size, seed, lab = self._lab.protocol.image_size, self._cell.seed, self._lab
+        seed, lab = self._cell.seed, self._lab
         broken = Broken(lab.protocol.most_broken, lab.progress.note)
         job = Job(
             what=what,
@@ -137,6 +138,7 @@ class CellRun:
             randomness=(seed, stage.phase),
             keep=step.keep,
             checkpoint_every=self._lab.protocol.checkpoint_every,
+            epoch=step.recipe.epoch(sum(map(len, step.sets))),
             passes=lambda: student.images,
             broken=broken.errors,
         )  # fmt: skip
@@ -154,7 +156,8 @@ class CellRun:
     def _deploy(self, point: int) -> nn.Module:
         networks = self.plan.networks
         origins = self.plan.at(point)
-        networks.load({name: origins[name] for name in deployed_parts(self.plan)})
+        geometry = self._lab.geometry(self.plan.stages[-1].recipe, self._lab.protocol.evaluation.window)
+        networks.load({name: origins[name] for name in deployed_parts(self.plan)}, geometry)
         networks.freeze_all_but(frozenset())
         if networks.method is None or networks.student is None:
             model: nn.Module = networks.teacher
@@ -200,9 +203,10 @@ class CellRun:
         classes = len(self._cell.benchmark.labels)
         origins = plan.at(point)
         key = digest([
-            {name: origins[name].key for name in sorted(deployed_parts(plan))}, self._deploy_code(), domain.name,
-            samples.identity, lab.protocol.evaluation.model_dump(), classes, harness_code(TESTING),
-            environment(lab.fabric.device, lab.protocol.precision),
+            {name: origins[name].key for name in sorted(deployed_parts(plan))}, self._deploy_code(),
+            networks_code(plan.networks.modules()[name] for name in deployed_parts(plan)), domain.name,
+            samples.identity, lab.protocol.evaluation.model_dump(), lab.protocol.resampling, classes,
+            harness_code(TESTING), environment(lab.fabric.device, lab.protocol.precision),
         ])  # fmt: skip
 
         def compute() -> np.ndarray:

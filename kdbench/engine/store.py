@@ -126,6 +126,14 @@ class Store:
         """A stage's place by its key."""
         return StageFolder(self.root / "stages" / key)
 
+    def note(self, kind: str, key: str) -> None:
+        """Remembers that something has been found to hold."""
+        write_atomically(self.root / kind / key, b"")
+
+    def is_noted(self, kind: str, key: str) -> bool:
+        """Whether that is remembered."""
+        return (self.root / kind / key).is_file()
+
     def evaluation(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """An evaluation's counts by key, computed where they are not stored yet."""
         path = self.root / "evaluations" / f"{key}.npz"

@@ -95,22 +95,43 @@ def _means(values: list[float]) -> list[float]:
     return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges) if b > a]
 
 
-def lr_scale(recipe: Recipe, step: int, steps: int) -> float:
-    """The schedule: linear warm-up, then cosine or polynomial (power 0.9) decay to zero at the end."""
+def lr_scale(recipe: Recipe, step: int, steps: int, epoch: int = 1) -> float:
+    """The schedule's factor on the rate: linear warm-up, then decay. epoch: steps of one, for cosine-epochs."""
     if step < recipe.warmup:
         return (step + 1) / (recipe.warmup + 1)
     done = (step - recipe.warmup) / max(1, steps - recipe.warmup)
-    return 0.5 * (1 + math.cos(math.pi * done)) if recipe.schedule == "cosine" else (1 - done) ** 0.9
+    if recipe.schedule == "poly":
+        return float((1 - done) ** 0.9)
+    if recipe.schedule == "cosine-epochs":
+        # The first two epochs have the full rate: the scheduler is told an epoch's number when that epoch is over.
+        done = max(0, step // epoch - 1) / max(1, steps // epoch)
+    floor = recipe.min_lr / recipe.lr
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+QUERIES = ("queries_features.weight", "queries_embedder.weight", "level_embed.weight", "level_embed")
+"""Mask2Former's learnt queries and level embeddings, as transformers names them."""
+
+
+def is_decayed(rule: str, module: nn.Module) -> dict[str, bool]:
+    """Which parameters of a part weight decay touches (Recipe.decay), by name."""
+    norms = {f"{m}.{p}" for m, found in module.named_modules() if isinstance(found, NORMS) for p in ("weight", "bias")}
+    if rule == "mmengine":
+        return {n: n not in norms and not n.endswith(QUERIES) for n, _ in module.named_parameters()}
+    return {
+        name: p.ndim > 1 or (rule == "timm" and name.endswith("mask_token")) for name, p in module.named_parameters()
+    }
 
 
 def make_optimizer(trained: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with a group per part and kind of parameter: vectors (biases, norms) are not decayed."""
+    """AdamW with a group per part and kind of parameter, decayed or not."""
     groups = []
     for name, module in trained.items():
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        touched = is_decayed(recipe.decay, module)
         rate = recipe.lr * (recipe.encoder_lr if name in ENCODERS else 1.0)
         for decayed in (True, False):
-            chosen = [p for p in parameters if (p.ndim > 1) == decayed]
+            chosen = [p for n, p in module.named_parameters() if p.requires_grad and touched[n] == decayed]
             decay = recipe.weight_decay if decayed else 0.0
             groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
@@ -128,6 +149,8 @@ class Job:
     randomness: tuple[Any, ...]
     keep: tuple[float, ...]
     checkpoint_every: int
+    epoch: int = 1
+    """Steps of one pass over the data, where the recipe counts in them."""
     passes: Callable[[], int] = lambda: 0
     broken: list[str] = field(default_factory=list)
     """Errors of the files that were skipped so far; `batches` adds to them."""
@@ -168,7 +191,7 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
 def _step(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog) -> None:
     # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
     torch.manual_seed(seed_from(*job.randomness, "step", step))
-    scale = lr_scale(job.recipe, step, job.steps)
+    scale = lr_scale(job.recipe, step, job.steps, job.epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * scale
     total, terms = module(fabric.to_device(batch))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.eva import Eva
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from kdbench.models.zoo import Role
+from kdbench.errors import unknown
+from kdbench.models.geometry import Geometry, resample_kernel, resample_positions
+from kdbench.models.zoo import STAND_INS, Role
 from kdbench.types import Features, FeatureSpec
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+REAL = "With its real weights it runs under --protocol paper."
 PATCH = 8
 ZOO_SIZE = (64, 128)
 """Height and width of the images that the stand-ins are pretrained on; other sizes resample the positions."""
@@ -34,11 +37,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.body = body
         self.mask_token = nn.Parameter(torch.zeros(width))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        described = getattr(body, "pretrained_cfg", None) or {}
+        for name, usual in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(name, torch.tensor(described.get(name, usual)).view(3, 1, 1), persistent=False)
         self._mask: Tensor | None = None
         self._stem_layout = stem_layout
         stem.register_forward_hook(self._hide)
+
+    def adapt(self, geometry: Geometry) -> None:
+        """Brings the network to a patch size and a size of images; one without patches stays as it is."""
 
     def forward(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
         """image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool, True = hidden; blocks: which extra block outputs."""
@@ -61,16 +68,64 @@ class Encoder(nn.Module):
         return masked if self._stem_layout == "NHWC" else masked.movedim(-1, 1)
 
 
+KERNEL, POSITIONS = "body.patch_embed.proj.weight", "body.pos_embed"
+
+
 class TokenEncoder(Encoder):
     """A plain transformer (ViT, EVA-02). Levels are four blocks before the final norm, as GKD's decoders read them."""
 
-    def __init__(self, body: nn.Module, patch: int) -> None:
+    def __init__(self, body: nn.Module, patch: int, position_offset: bool = False) -> None:
         width, depth = int(body.embed_dim), len(body.blocks)  # type: ignore[arg-type]
         super().__init__(body, body.patch_embed, width, "NHWC")  # type: ignore[arg-type]
         # GKD's taps, 3/5/7/11 of 12 and 7/11/15/23 of 24, as fractions of the depth.
         self.taps = (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
-        self.spec = FeatureSpec((width,) * 4, (patch,) * 4, width, patch, class_token=True)
+        self._width, self._offset = width, position_offset
+        self._class_token = getattr(body, "cls_token", None) is not None
+        self._set_patch(patch)
+
+    def _set_patch(self, patch: int) -> None:
         self.patch = patch
+        self.spec = FeatureSpec((self._width,) * 4, (patch,) * 4, self._width, patch, self._class_token)
+
+    def adapt(self, geometry: Geometry) -> None:
+        """As Encoder.adapt. The kernel and the positions are resampled; timm keeps the rest of the books."""
+        body: Any = self.body
+        embed, grid = body.patch_embed, geometry.grid
+        if geometry.patch == self.patch and grid == embed.grid_size:
+            return
+        kernel = resample_kernel(embed.proj.weight.detach(), geometry.patch, geometry.how)
+        # DINOv2's own rule goes with its own patches; where those change, GKD resamples both plainly.
+        offset = self._offset and geometry.patch == self.patch
+        positions = body.pos_embed
+        if positions is not None:
+            positions = resample_positions(positions.detach(), grid, embed.grid_size, geometry.how, offset)
+        body.set_input_size((grid[0] * geometry.patch, grid[1] * geometry.patch), (geometry.patch, geometry.patch))
+        body.patch_embed.proj.weight.data.copy_(kernel)
+        if positions is not None:
+            body.pos_embed.data.copy_(positions)
+        self._set_patch(geometry.patch)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; the network first takes on the patch size and the grid of what it loads."""
+        self.take_geometry(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def take_geometry(self, state: Mapping[str, Tensor]) -> None:
+        """Brings the network to the patch size and the (square) grid of a state dict whose shapes are others."""
+        own = self.state_dict()
+        found = {name: state[name] for name in (KERNEL, POSITIONS) if name in state and name in own}
+        if KERNEL in found and any(tensor.shape != own[name].shape for name, tensor in found.items()):
+            patch = found[KERNEL].shape[-1]
+            side = self._grid_side(found.get(POSITIONS)) * patch
+            self.adapt(Geometry(patch, (side, side), "bicubic"))
+
+    def _grid_side(self, positions: Tensor | None) -> int:
+        """Tokens on a side of the square images that a position embedding is for."""
+        body: Any = self.body
+        if positions is None:
+            return int(body.patch_embed.grid_size[0])
+        prefix = 0 if body.no_embed_class else body.num_prefix_tokens
+        return math.isqrt(positions.shape[1] - prefix)
 
     def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
         wanted = sorted({*self.taps, *blocks})
@@ -78,10 +133,11 @@ class TokenEncoder(Encoder):
         by_block = dict(zip(wanted, maps, strict=True))
         prefix = int(self.body.num_prefix_tokens)  # type: ignore[arg-type]
         grid = (image.shape[-2] // self.patch, image.shape[-1] // self.patch)
+        final = last[:, prefix:].transpose(1, 2).unflatten(2, grid)
         return Features(
             levels=tuple(by_block[tap] for tap in self.taps),
-            final=last[:, prefix:].transpose(1, 2).unflatten(2, grid),
-            pooled=last[:, 0],
+            final=final,
+            pooled=last[:, 0] if self._class_token else final.mean((2, 3)),
             blocks={block: by_block[block] for block in blocks},
         )
 
@@ -90,12 +146,12 @@ class PyramidEncoder(Encoder):
     """A network in resolution steps (ResNet, PVT as MiT's kind). Without a class token, pooled is the mean of final."""
 
     def __init__(
-        self, body: nn.Module, stem: nn.Module, layout: Literal["NHWC", "NCHW"], stages: tuple[int, ...]
+        self, body: nn.Module, stem: nn.Module, width: int, layout: Literal["NHWC", "NCHW"], stages: tuple[int, ...]
     ) -> None:
         described: Any = body.feature_info
         info = [described[stage] for stage in stages]
         channels = tuple(int(entry["num_chs"]) for entry in info)
-        super().__init__(body, stem, 64 if layout == "NCHW" else channels[0], layout)
+        super().__init__(body, stem, width, layout)
         strides = tuple(int(entry["reduction"]) for entry in info)
         self.stages = stages
         self.spec = FeatureSpec(
@@ -117,6 +173,8 @@ class PyramidEncoder(Encoder):
 
 def build_stand_in(role: Role) -> Encoder:
     """The small stand-in that plays a role, with random weights; a ViT's grid is the image at stride 8."""
+    if not role.stand_in:
+        raise unknown("stand-in of the mini zoo", role.name, STAND_INS, REAL)
     size = dict(role.stand_in)
     if role.kind in ("vit", "eva"):
         common = {"img_size": ZOO_SIZE, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
@@ -126,6 +184,6 @@ def build_stand_in(role: Role) -> Encoder:
         block = {"basic": BasicBlock, "bottleneck": Bottleneck}[size.pop("block")]
         # Output stride 8: at these image sizes a stride of 32 would leave no grid to distil.
         resnet = ResNet(block, **size, num_classes=0, output_stride=8)
-        return PyramidEncoder(resnet, resnet.maxpool, "NCHW", (1, 2, 3, 4))
+        return PyramidEncoder(resnet, resnet.maxpool, 64, "NCHW", (1, 2, 3, 4))
     pvt = PyramidVisionTransformerV2(num_classes=0, **size, sr_ratios=(4, 2, 1), mlp_ratios=(4.0, 4.0, 4.0))
-    return PyramidEncoder(pvt, pvt.patch_embed, "NHWC", (0, 1, 2))
+    return PyramidEncoder(pvt, pvt.patch_embed, size["embed_dims"][0], "NHWC", (0, 1, 2))

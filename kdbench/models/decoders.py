@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,4 +73,31 @@ def _sum_by_grid(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack(resized).sum(0) if len(resized) > 1 else resized[0]
 
 
-DECODERS = {"light": LightDecoder}
+class LinearDecoder(nn.Module):
+    """A linear classifier of the last level's positions: what the features hold by themselves."""
+
+    def __init__(self, spec: FeatureSpec, classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Sequential(nn.GroupNorm(1, spec.channels[-1]), nn.Conv2d(spec.channels[-1], classes, 1))
+
+    def forward(self, features: Features) -> SegOutput:
+        """Logits (B, K, h, w) at the last level's stride."""
+        return SegOutput(features, self.classify(features.levels[-1]))
+
+    def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
+        """As LightDecoder's."""
+        return {"task": pixel_cross_entropy(output.logits, label)}
+
+
+def _mask2former(spec: FeatureSpec, classes: int) -> nn.Module:
+    # transformers takes seconds to load.
+    from kdbench.models.mask2former import Mask2FormerDecoder
+
+    return Mask2FormerDecoder(spec, classes)
+
+
+DECODERS: dict[str, Callable[[FeatureSpec, int], nn.Module]] = {
+    "linear": LinearDecoder,
+    "light": LightDecoder,
+    "mask2former": _mask2former,
+}

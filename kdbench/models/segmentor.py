@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from kdbench.errors import unknown
 from kdbench.identity import seed_from
 from kdbench.models.backbones import Encoder
 from kdbench.models.decoders import DECODERS
@@ -58,4 +59,6 @@ def seeded(build: Callable[[], Built], *purpose: object) -> Built:
 
 def build_decoder(name: str, spec: FeatureSpec, classes: int) -> nn.Module:
     """A decoder by the name that the protocol gives it."""
+    if name not in DECODERS:
+        raise unknown("decoder", name, DECODERS)
     return DECODERS[name](spec, classes)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
-from kdbench.models.backbones import build_stand_in
-from kdbench.models.zoo import ROLES
+from kdbench.identity import digest
+from kdbench.models.backbones import REAL, Encoder, build_stand_in
+from kdbench.models.zoo import ROLES, STAND_INS, Role
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -53,10 +54,19 @@ class Zoo:
 
     folder: Path = SHIPPED
 
+    def build(self, role: Role) -> Encoder:
+        """The stand-in's network, with random weights."""
+        self.card(role.name)
+        return build_stand_in(role)
+
+    def key(self, role: Role) -> str:
+        """What the pretrained weights are, as a digest."""
+        return f"zoo-{digest([self.card(role.name).sha256, role.kind, role.stand_in])}"
+
     def card(self, role: str) -> Card:
         """The card of a stand-in."""
-        if role not in ROLES:
-            raise unknown("model of the mini zoo", role, ROLES)
+        if role not in STAND_INS:
+            raise unknown("stand-in of the mini zoo", role, STAND_INS, REAL)
         path = self.folder / f"{role}.json"
         try:
             return Card.model_validate_json(path.read_bytes())
@@ -66,17 +76,17 @@ class Zoo:
             reason = error.errors()[0]["msg"]
             raise KdbenchError(f"{path} is not a model card: {reason}. {self._restore(role)}") from None
 
-    def load(self, role: str) -> dict[str, Tensor]:
+    def load(self, name: str) -> dict[str, Tensor]:
         """The weights in single precision, their hash compared with the card's."""
-        card, path = self.card(role), self.folder / f"{role}.safetensors"
+        card, path = self.card(name), self.folder / f"{name}.safetensors"
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {self._restore(role)}") from None
+            raise KdbenchError(f"{path} is missing. {self._restore(name)}") from None
         found = hashlib.sha256(content).hexdigest()
         if found != card.sha256:
-            raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {card.sha256}. {self._restore(role)}")
-        return {name: t.float() if t.dtype == torch.float16 else t for name, t in from_bytes(content).items()}
+            raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {card.sha256}. {self._restore(name)}")
+        return {key: t.float() if t.dtype == torch.float16 else t for key, t in from_bytes(content).items()}
 
     def check(self, role: str) -> Card:
         """Raises where the stored weights are damaged, are not finite or do not fit the architecture."""

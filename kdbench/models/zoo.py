@@ -8,16 +8,25 @@ from typing import Any, Literal
 from kdbench.errors import KdbenchError, unknown
 
 Family = Literal["foundation", "local"]
+Kind = Literal["vit", "eva", "resnet", "pvt", ""]
 
 
 @dataclass(frozen=True)
 class Role:
-    """A model by the name that papers give it. stand_in: the architecture's kind and the small size of the mini zoo."""
+    """A model by the name that papers give it.
+
+    kind, stand_in: the architecture's kind and the small size of the mini zoo; empty where it has no stand-in.
+    network, weights: names of the real one and of its pretrained weights in timm (MiT: in transformers' hub). file: the
+    name under which its authors publish the weights, where timm does not tell it.
+    """
 
     name: str
     family: Family
-    kind: Literal["vit", "eva", "resnet", "pvt"]
+    kind: Kind = ""
     stand_in: dict[str, Any] = field(default_factory=dict)
+    network: str = ""
+    weights: str = ""
+    file: str = ""
 
 
 def _vit(width: int, **more: Any) -> dict[str, Any]:
@@ -29,26 +38,88 @@ def _eva(width: int) -> dict[str, Any]:
 
 
 LAYER_SCALE = {"init_values": 1.0}
-ROLES = {
-    role.name: role
-    for role in (
-        Role("dinov2-s", "foundation", "vit", _vit(64, **LAYER_SCALE)),
-        Role("dinov2-b", "foundation", "vit", _vit(96, **LAYER_SCALE)),
-        Role("dinov2-l", "foundation", "vit", _vit(128, **LAYER_SCALE)),
-        Role("eva02-s", "foundation", "eva", _eva(64)),
-        Role("eva02-b", "foundation", "eva", _eva(96)),
-        Role("eva02-l", "foundation", "eva", _eva(128)),
-        Role("deit-s", "local", "vit", _vit(64)),
-        Role("deit-b", "local", "vit", _vit(96)),
-        Role("dino-s", "local", "vit", _vit(64)),
-        Role("dino-b", "local", "vit", _vit(96)),
-        Role("resnet18", "local", "resnet", {"block": "basic", "layers": (1, 1, 1, 1), "channels": (24, 32, 64, 96)}),
-        Role(
-            "resnet50", "local", "resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}
-        ),
-        Role("mit-b0", "local", "pvt", {"embed_dims": (24, 48, 80), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
-    )
+STAND_INS: dict[str, tuple[Kind, dict[str, Any]]] = {
+    "dinov2-s": ("vit", _vit(64, **LAYER_SCALE)),
+    "dinov2-b": ("vit", _vit(96, **LAYER_SCALE)),
+    "dinov2-l": ("vit", _vit(128, **LAYER_SCALE)),
+    "eva02-s": ("eva", _eva(64)),
+    "eva02-b": ("eva", _eva(96)),
+    "eva02-l": ("eva", _eva(128)),
+    "deit-s": ("vit", _vit(64)),
+    "deit-b": ("vit", _vit(96)),
+    "dino-s": ("vit", _vit(64)),
+    "dino-b": ("vit", _vit(96)),
+    "resnet18": ("resnet", {"block": "basic", "layers": (1, 1, 1, 1), "channels": (24, 32, 64, 96)}),
+    "resnet50": ("resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}),
+    "mit-b0": ("pvt", {"embed_dims": (24, 48, 80), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
 }
+"""The mini zoo: which roles have a small stand-in, of what kind and size."""
+
+
+_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+_FOUNDATION = {
+    **{f"dinov2-{k}": f"vit_{size}_patch14_dinov2.lvd142m" for k, size in _SIZES.items()},
+    **{f"dinov2-{k}-reg": f"vit_{size}_patch14_reg4_dinov2.lvd142m" for k, size in _SIZES.items()},
+    **{f"dinov3-{k}": f"vit_{_SIZES[k]}_patch16_dinov3.lvd1689m" for k in "sbl"},
+    "eva02-s": "eva02_small_patch14_224.mim_in22k",
+    "eva02-b": "eva02_base_patch14_224.mim_in22k",
+    "eva02-l": "eva02_large_patch14_224.mim_m38m",
+    "clip-b": "vit_base_patch16_clip_quickgelu_224.openai",
+    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
+    "sam-b": "samvit_base_patch16.sa1b",
+    "sam-l": "samvit_large_patch16.sa1b",
+}
+_LOCAL = {
+    "deit-s": "deit_small_patch16_224",
+    "deit-b": "deit_base_patch16_224",
+    "deit-s-plain": "deit_small_patch16_224.fb_in1k",
+    "deit-b-plain": "deit_base_patch16_224.fb_in1k",
+    "dino-s": "vit_small_patch16_224.dino",
+    "dino-b": "vit_base_patch16_224.dino",
+    "resnet18": "resnet18.tv_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "resnet101": "resnet101.tv_in1k",
+    **{f"mit-b{k}": f"nvidia/mit-b{k}" for k in range(6)},
+    "convnext-t": "convnext_tiny.fb_in1k",
+    "mobilenetv3-l": "mobilenetv3_large_100.ra_in1k",
+}
+# GKD's students start from DeiT's distilled weights, in a network without the token that they were distilled through.
+_WEIGHTS = {
+    "deit-s": "deit_small_distilled_patch16_224.fb_in1k",
+    "deit-b": "deit_base_distilled_patch16_224.fb_in1k",
+}
+
+
+# Of the others, timm knows the names.
+_FILES = {
+    "dinov3-s": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+    "dinov3-b": "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
+    "dinov3-l": "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
+    "eva02-s": "eva02_S_pt_in21k_p14.pt",
+    "eva02-b": "eva02_B_pt_in21k_p14.pt",
+    "eva02-l": "eva02_L_pt_m38m_p14.pt",
+}
+
+
+def _role(name: str, family: Family, network: str) -> Role:
+    nothing: tuple[Kind, dict[str, Any]] = ("", {})
+    kind, size = STAND_INS.get(name, nothing)
+    return Role(name, family, kind, size, network, _WEIGHTS.get(name, network), _FILES.get(name, ""))
+
+
+ROLES = {name: _role(name, "foundation", network) for name, network in _FOUNDATION.items()} | {
+    name: _role(name, "local", network) for name, network in _LOCAL.items()
+}
+TIMM = "timm/"
+
+
+def find_role(name: str, where: str = "model") -> Role:
+    """A role by its name, or any network of timm as `timm/NAME`; an unknown one is an error that lists the roles."""
+    if name.startswith(TIMM):
+        return Role(name, "local", network=(network := name.removeprefix(TIMM)), weights=network)
+    if name not in ROLES:
+        raise unknown(where, name, ROLES)
+    return ROLES[name]
 
 
 @dataclass(frozen=True)
@@ -74,11 +145,9 @@ def parse_pair(text: str) -> Pair:
     teacher, colon, student = text.partition(":")
     if not (teacher and colon and student):
         raise KdbenchError(f"'{text}' is not a pair. Write teacher:student, e.g. dinov2-l:resnet50.")
-    for name in (teacher, student):
-        if name not in ROLES:
-            raise unknown(f"model (in pair '{text}')", name, ROLES)
-    pair = Pair(ROLES[teacher], ROLES[student])
-    if pair.teacher.family != "foundation":
+    pair = Pair(*(find_role(name, f"model (in pair '{text}')") for name in (teacher, student)))
+    # Nothing is known of a network that is named by hand: it may be a foundation model.
+    if pair.teacher.family != "foundation" and not teacher.startswith(TIMM):
         teachers = ", ".join(name for name, role in ROLES.items() if role.family == "foundation")
         raise KdbenchError(f"'{teacher}' in pair '{text}' is a local model and cannot teach. Teachers: {teachers}.")
     return pair

@@ -40,7 +40,7 @@ def lessons(
 ) -> Iterator[Lesson]:
     """The batches of steps start to the recipe's end; a function of the step alone."""
     view = make_view(recipe.augmentation, size)
-    order = Order(len(samples), recipe.batch, 0, "pretraining")
+    order = Order(len(samples), recipe, 0, "pretraining")
     for step in range(start, recipe.steps):
         chosen = [draw.sample for draw in order.step(step)]
         drawn = [

@@ -34,12 +34,13 @@ DEFAULTS = {
         "contrast": [0.5, 1.5], "saturation": [0.5, 1.5], "hue": 36.0,
     },
     Recipe: {
+        "steps": 0, "epochs": 0, "repeats": 1, "min_lr": 0.0, "decay": "matrices", "patch": None,
         "encoder_lr": 1.0, "weight_decay": 0.05, "warmup": 0, "schedule": "cosine", "clip": None,
         "augmentation": json.loads(Augmentation().model_dump_json()),
     },
     Protocol: {
         "precision": "32-true", "native": False, "label_maps": {}, "most_broken": 10, "keep": [0.25, 0.5, 0.75, 1.0],
-        "checkpoint_every": 50,
+        "checkpoint_every": 50, "resampling": "bicubic",
     },
 }  # fmt: skip
 

@@ -168,7 +168,8 @@ class Scan:
         if missing:
             raise KdbenchError(
                 f"{what}: {len(missing)} of {len(wanted)} images of {', '.join(names)} have no label file, the first "
-                f"is {missing[0].image}. {self.hint()}`kdbench data verify {self.adapter.name}` lists them."
+                f"is {missing[0].image}. {self.hint()}`kdbench data verify {self.adapter.name} --data-root DIR` lists "
+                "them."
             )
         return wanted
 

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Tiles:
     crop: str
     train: str
     val: str
+    image_name: str
+    label_name: str
 
 
 _POTSDAM = r"top_potsdam_0?(?P<i>\d)_0?(?P<j>\d{1,2})_"
@@ -57,6 +59,8 @@ SETS: Mapping[str, Tiles] = {
         train="2_10 2_11 2_12 3_10 3_11 3_12 4_10 4_11 4_12 5_10 5_11 5_12 6_10 6_11 6_12 6_7 6_8 6_9 7_10 7_11 7_12 "
         "7_7 7_8 7_9",
         val="2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13",
+        image_name="top_potsdam_2_10_RGB.tif or top_potsdam_2_10_IRRG.tif and so on",
+        label_name="top_potsdam_2_10_label_noBoundary.tif and so on",
     ),
     "vaihingen": Tiles(
         VAIHINGEN,
@@ -67,6 +71,8 @@ SETS: Mapping[str, Tiles] = {
         crop="area{tile}",
         train="1 3 5 7 11 13 15 17 21 23 26 28 30 32 34 37",
         val="2 4 6 8 10 12 14 16 20 22 24 27 29 31 33 35 38",
+        image_name="top/top_mosaic_09cm_area1.tif and so on",
+        label_name="top_mosaic_09cm_area1_noBoundary.tif and so on",
     ),
 }
 
@@ -126,7 +132,7 @@ def prepare(name: str, data_root: Path, workers: int, progress: Progress) -> lis
     left = [tile for tile in work if not tile.done]
     progress.begin(f"cutting {name} into crops", len(work))
     try:
-        with ProcessPoolExecutor(max(1, workers)) as pool:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
             running = [pool.submit(cut, tile) for tile in left]
             try:
                 for finished, future in enumerate(as_completed(running), 1 + len(work) - len(left)):
@@ -145,8 +151,12 @@ def _work(tiles: Tiles, data_root: Path) -> Iterator[Work]:
     tree = FileTree(root, tiles.archives)
     images, labels = _named(tree, tiles.image), _named(tree, tiles.label)
     if not images or not labels:
-        missing = "images" if not images else "labels without boundaries"
-        raise KdbenchError(f"no {missing} of tiles under {root}. They come from {tiles.adapter.home}.")
+        missing, named = ("images", tiles.image_name) if not images else ("labels", tiles.label_name)
+        read = ", ".join(tiles.archives)
+        raise KdbenchError(
+            f"no {missing} of tiles, {named}, under {root} or in its zip archives named {read}. They come from "
+            f"{tiles.adapter.home}."
+        )
     splits = {tile: split for split in ("train", "val") for tile in getattr(tiles, split).split()}
     for (tile, bands), image in sorted(images.items()):
         if tile not in splits:

@@ -50,7 +50,8 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
         report.parts = dict(sorted(Counter(sample.part for sample in scan.samples).items()))
         report.findings += _of_names(scan)
     except KdbenchError as error:
-        report.findings.append(Finding("fault", "the data set cannot be opened", (str(error),), "as the message says"))
+        repair = "as the message says; then run `kdbench data verify` again"
+        report.findings.append(Finding("fault", "the data set cannot be opened", (str(error),), repair))
         return report
     seen, chosen = Seen(), _chosen(scan, most)
     progress.begin(f"looking at {adapter.name}", len(chosen))

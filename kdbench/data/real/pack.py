@@ -106,6 +106,9 @@ def _pack_part(scan: Scan, part: str, samples: list[Sample], workers: int, progr
             try:
                 with naming_a_full_disk(partial.folder), ThreadPoolExecutor(max(1, workers)) as pool:
                     _write(scan, partial, samples, pool, AHEAD * max(1, workers), progress)
+                left = len(samples) - len(partial.index)
+                if left:
+                    progress.note(f"{scan.adapter.name} {part}: {left} of {len(samples)} samples are left out")
             finally:
                 progress.end()
             shutil.rmtree(target, ignore_errors=True)

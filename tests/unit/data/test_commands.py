@@ -11,6 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from kdbench.cli import app
+from kdbench.cli.shared import servable
+from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.sizing import Cover
+from kdbench.engine.preview import _samples
 from kdbench.errors import KdbenchError
 
 
@@ -85,6 +89,36 @@ def test_an_unreadable_validation_image_is_named_without_a_workers_traceback(tre
          "--benchmark", "g2c", "--data-root", str(trees.root), "--workers", "1",
          "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")],
     )  # fmt: skip
-    assert done.exit_code == 1
-    assert f"FAILED: {broken} cannot be read (it is no picture)" in done.stdout
-    assert "Traceback" not in done.stdout
+    # Before anything is trained.
+    assert isinstance(done.exception, KdbenchError)
+    assert str(done.exception).startswith(f"1 of the 2 test images of 'cityscapes' cannot be read: {broken}")
+    assert not (tmp_path / "store" / "stages").exists()
+
+
+def test_a_preview_repeats_no_image(trees: Any) -> None:
+    trees.make("acdc")
+    scan = ADAPTERS["acdc"].scan(trees.root)
+    samples = RealSet("x", scan, ("fog/train",), Cover((16, 32)))
+    images, _ = _samples(samples, 4)
+    assert len(images) == 2
+    assert not np.array_equal(*images)
+
+
+def test_a_label_map_of_a_set_that_is_not_read_is_refused(trees: Any, tmp_path: Path) -> None:
+    for name in ("gtav", "cityscapes"):
+        trees.make(name)
+    done = CliRunner().invoke(
+        app,
+        ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--protocol", "smoke", "--benchmark", "g2c",
+         "--data-root", str(trees.root), "--label-map", "mapillary=robustnet",
+         "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")],
+    )  # fmt: skip
+    assert "mapillary, which no benchmark of this run reads. They read: cityscapes, gtav" in str(done.exception)
+
+
+def test_all_stands_for_the_benchmarks_whose_sets_are_there(trees: Any) -> None:
+    for name in ("gtav", "cityscapes"):
+        trees.make(name)
+    assert servable(trees.root) == ["g2c"]
+    with pytest.raises(KdbenchError, match="no benchmark has all of its data sets under"):
+        servable(trees.root / "cityscapes" / "gtFine")

@@ -45,11 +45,11 @@ def batches(phase: Phase = Phase.TASK, seed: int = 0, start: int = 0, recipe: Re
 
 
 def test_every_pass_shows_every_sample_once_in_another_order() -> None:
-    order = Order(8, 4, 0, "task")
+    order = Order(8, RECIPE, 0, "task")
     passes = [[draw.sample for step in (2 * n, 2 * n + 1) for draw in order.step(step)] for n in range(3)]
     assert all(sorted(seen) == list(range(8)) for seen in passes)
     assert passes[0] != passes[1] != passes[2]
-    ragged = Order(5, 4, 0, "task")
+    ragged = Order(5, RECIPE, 0, "task")
     assert Counter(draw.sample for step in range(5) for draw in ragged.step(step)) == dict.fromkeys(range(5), 4)
 
 

@@ -48,7 +48,7 @@ class Reader(nn.Module):
         self.batches.append(tuple(image.shape))
         self.modes.add(self.training)
         classes = torch.arange(CLASSES).view(1, CLASSES, 1, 1)
-        return SimpleNamespace(logits=-(image[:, :1] * 255 / 10 - classes).abs())
+        return SimpleNamespace(scores=None, logits=-(image[:, :1] * 255 / 10 - classes).abs())
 
 
 class Context(nn.Module):
@@ -61,7 +61,7 @@ class Context(nn.Module):
             self.mix.weight.copy_(torch.randn(CLASSES, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, image: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.mix(image) * (1 + image.mean((1, 2, 3), keepdim=True)) ** 3)
+        return SimpleNamespace(scores=None, logits=self.mix(image) * (1 + image.mean((1, 2, 3), keepdim=True)) ** 3)
 
 
 def painted(label: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +195,7 @@ def test_overlaps_are_averaged_not_overwritten() -> None:
         def forward(self, image: Tensor) -> SimpleNamespace:
             numbers = torch.arange(1.0, len(image) + 1) + self.calls
             self.calls += len(image)
-            return SimpleNamespace(logits=numbers.view(-1, 1, 1, 1).expand(-1, 1, *image.shape[-2:]))
+            return SimpleNamespace(scores=None, logits=numbers.view(-1, 1, 1, 1).expand(-1, 1, *image.shape[-2:]))
 
     evaluation = Evaluation(window=(1, 4), stride=(1, 3), batch=2)
     scores = class_scores(Numbered(), torch.zeros(1, 3, 1, 9), evaluation)

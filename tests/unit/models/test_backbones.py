@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from kdbench.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder, PyramidEncoder, TokenEncoder, build_stand_in
+from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_stand_in
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import ROLES
+from kdbench.models.zoo import ROLES, STAND_INS
 from kdbench.types import Features
 
 HEIGHT, WIDTH = 32, 64
@@ -42,7 +43,7 @@ def same(first: Features, second: Features, image: int | None = None) -> bool:
 
 def normalised(image: Tensor) -> Tensor:
     """As ImageNet's recipe writes it: per channel (x - mean) / std."""
-    channels = [(image[:, c] - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
+    channels = [(image[:, c] - IMAGENET_DEFAULT_MEAN[c]) / IMAGENET_DEFAULT_STD[c] for c in range(3)]
     return torch.stack(channels, 1)
 
 
@@ -50,7 +51,7 @@ def grid_of(encoder: Encoder) -> tuple[int, int]:
     return HEIGHT // encoder.spec.final_stride, WIDTH // encoder.spec.final_stride
 
 
-@roles(list(ROLES))
+@roles(list(STAND_INS))
 def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
     spec, features = encoder.spec, encoder(images(2, HEIGHT, WIDTH), blocks=(0, 1))
     assert len(features.levels) == len(spec.channels) == len(spec.strides)
@@ -62,7 +63,7 @@ def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
     assert all(block.ndim == 4 and len(block) == 2 for block in features.blocks.values())
 
 
-@roles(list(ROLES))
+@roles(list(STAND_INS))
 def test_small_images_keep_a_grid_to_distil(encoder: Encoder, request: pytest.FixtureRequest) -> None:
     kind = ROLES[request.node.callspec.params["encoder"]].kind
     strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
@@ -70,7 +71,7 @@ def test_small_images_keep_a_grid_to_distil(encoder: Encoder, request: pytest.Fi
     assert encoder.spec.final_stride == strides[kind][-1]
 
 
-@roles(list(ROLES))
+@roles(list(STAND_INS))
 def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, images) -> None:
     features = encoder(images(2, HEIGHT, WIDTH))
     mean = features.final.mean((2, 3))
@@ -78,7 +79,7 @@ def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, 
     assert torch.allclose(features.pooled, mean, atol=1e-6) == (not encoder.spec.class_token)
 
 
-@roles(list(ROLES))
+@roles(list(STAND_INS))
 def test_only_residual_networks_count_as_convolutional(encoder: Encoder, request: pytest.FixtureRequest) -> None:
     assert encoder.spec.convolutional == request.node.callspec.params["encoder"].startswith("resnet")
 

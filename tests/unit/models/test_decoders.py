@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.models.decoders import DECODERS, LightDecoder, pixel_cross_entropy
-from kdbench.models.zoo import ROLES
+from kdbench.models.zoo import STAND_INS
 from kdbench.types import Features, FeatureSpec, SegOutput
 
 CLASSES = 5
@@ -62,7 +62,7 @@ def label() -> Tensor:
     return made
 
 
-@pytest.mark.parametrize("encoder", list(ROLES), indirect=True)
+@pytest.mark.parametrize("encoder", list(STAND_INS), indirect=True)
 @pytest.mark.parametrize("size", [(32, 64), (48, 32)])
 def test_logits_are_at_half_the_image(encoder, size: tuple[int, int], images) -> None:
     decoder = LightDecoder(encoder.spec, CLASSES)
@@ -161,9 +161,13 @@ def test_loss_is_in_single_precision(label: Tensor) -> None:
     assert pixel_cross_entropy(torch.zeros(2, CLASSES, 4, 6, dtype=torch.bfloat16), label).dtype == torch.float32
 
 
+FOUR = FeatureSpec((8,) * 4, (2, 4, 8, 16), 8, 16, class_token=False)
+
+
 @pytest.mark.parametrize("name", list(DECODERS))
 def test_every_decoder_by_name_gives_logits_of_every_class(name: str) -> None:
-    decoder = DECODERS[name](SPEC, CLASSES)
-    output = decoder(maps(2, (32, 64)))
+    decoder = DECODERS[name](FOUR, CLASSES)
+    levels = tuple(torch.rand(2, 8, 32 // stride, 64 // stride) for stride in FOUR.strides)
+    output = decoder(Features(levels, levels[-1], levels[-1].mean((2, 3)), {}))
     assert isinstance(output, SegOutput)
     assert output.logits.shape[:2] == (2, CLASSES)

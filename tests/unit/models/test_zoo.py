@@ -36,7 +36,7 @@ def test_a_malformed_pair_shows_how_to_write_one(text: str) -> None:
     [
         ("dinov2-xl:deit-s", "dinov2-xl", "dinov2-"),
         ("dinov2-l:resnet51", "resnet51", "resnet5"),
-        ("dinov-l:deit-s", "dinov-l", "dinov2-l"),
+        ("dinov2l:deit-s", "dinov2l", "dinov2-l"),
         ("dinov2-l:deit-s:deit-b", "deit-s:deit-b", "deit-"),
     ],
 )

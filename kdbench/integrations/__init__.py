@@ -1,0 +1,1 @@
+"""Bridges to other libraries. Each is optional: nothing else in kdbench imports one."""

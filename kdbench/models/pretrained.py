@@ -1,0 +1,243 @@
+"""Pretrained weights: from a folder of files in their authors' layouts, or from timm's and transformers' hub."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdbench.errors import KdbenchError
+from kdbench.models.backbones import Encoder
+from kdbench.models.real import MIT, build_real
+from kdbench.models.zoo import Role, find_role
+
+State = dict[str, Tensor]
+ENDINGS = ("safetensors", "pth", "pt", "bin")
+NESTS = ("model", "state_dict", "teacher", "module", "student")
+"""Under which of its entries a checkpoint may keep the weights."""
+PREFIXES = ("student.backbone.", "teacher.backbone.", "module.backbone.", "backbone.", "module.")
+"""What stands before an encoder's names: GKD's first stage, segmentors of mmsegmentation, parallel training."""
+DROPPED = ("head.", "head_dist.", "fc.", "classifier.", "dist_token", "lm_head.", "decode_head.", "rope.", "neck_mim.")
+"""What a checkpoint may hold beside the encoder: classifiers, a distillation token, tables that are computed."""
+BODY = "body."
+SHOWN = 8
+
+
+class Weights(Protocol):
+    """Where encoders and their pretrained weights come from."""
+
+    def build(self, role: Role) -> Encoder:
+        """The network of a role, with random weights."""
+
+    def key(self, role: Role) -> str:
+        """What the pretrained weights are, known without reading them where that is possible."""
+
+    def load(self, name: str) -> State:
+        """An encoder's state dict, by its role's name."""
+
+    def check(self, name: str) -> object:
+        """Raises where the weights cannot be had, or are damaged or another model's."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The real weights. folder: `--weights-dir`; without a file there, from the hub."""
+
+    folder: Path | None = None
+
+    def build(self, role: Role) -> Encoder:
+        """As Weights.build."""
+        return build_real(role)
+
+    def key(self, role: Role) -> str:
+        """A file's checksum, or the name on the hub."""
+        file = self.find(role)
+        return f"hub-{role.network}-{role.weights}" if file is None else f"file-{role.network}-{_checksum(file)}"
+
+    def load(self, name: str) -> State:
+        """As Weights.load."""
+        role = find_role(name)
+        encoder, file = build_real(role), self.find(role)
+        if role.network.startswith(MIT):
+            return _with_mask_token(encoder, _mit(role, file), None)
+        state = unwrap(_from_hub(self, role) if file is None else read_checkpoint(file))
+        return convert(encoder, state, f"{file or role.weights} for '{role.name}'")
+
+    def check(self, name: str) -> None:
+        """As Weights.check."""
+        self.load(name)
+
+    def find(self, role: Role) -> Path | None:
+        """The file in the folder that holds a role's weights, by the role's name or its authors' name for it."""
+        if self.folder is None:
+            return None
+        if not self.folder.is_dir():
+            raise KdbenchError(f"--weights-dir {self.folder} is not a folder.")
+        return next((self.folder / n for n in self.names(role) if (self.folder / n).exists()), None)
+
+    def names(self, role: Role) -> list[str]:
+        """The names under which a role's weights are looked for."""
+        own = role.name.replace("/", "--")
+        if role.network.startswith(MIT):
+            return [own]
+        known = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
+        published = str(known.url).rpartition("/")[2] if known is not None and known.url else ""
+        return [*(f"{own}.{ending}" for ending in ENDINGS), *filter(None, (published, role.file))]
+
+
+def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:
+    described = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
+    if described is None or not described.hf_hub_id:
+        raise KdbenchError(f"timm publishes no weights '{role.weights}'. {_put(weights, role)}")
+    try:
+        found: Mapping[str, Any] = timm.models.load_state_dict_from_hf(described.hf_hub_id, weights_only=True)
+    except Exception as error:  # whatever keeps the hub away, the repair is the same
+        reason = str(error).strip().partition("\n")[0]
+        raise KdbenchError(
+            f"the weights of '{role.name}' ({described.hf_hub_id}) cannot be had from the hub: {reason}. "
+            f"{_put(weights, role)}"
+        ) from error
+    return found
+
+
+def _put(weights: Pretrained, role: Role) -> str:
+    where = weights.folder or "a folder that --weights-dir names"
+    return f"Put one of these into {where}: {', '.join(weights.names(role))}."
+
+
+def _mit(role: Role, folder: Path | None) -> State:
+    from transformers import SegformerModel
+
+    try:
+        model = SegformerModel.from_pretrained(folder or role.network)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise KdbenchError(
+            f"the weights of '{role.name}' cannot be had from {folder or 'the hub'}: {reason}. Put the folder of "
+            f"{role.network} (config.json, model.safetensors) as {role.name} where --weights-dir points."
+        ) from error
+    return {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """A file's content; nothing in it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            tensors: State = load_file(path)
+            return tensors
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken, of another format, or of objects that are not tensors
+        reason = str(error).strip().partition("\n")[0]
+        raise KdbenchError(
+            f"{path} cannot be read as weights: {reason}. Download it again; if it holds other objects than tensors, "
+            "save its state dict alone with safetensors."
+        ) from error
+    if not isinstance(found, Mapping):
+        raise KdbenchError(f"{path} holds a {type(found).__name__}, not a state dict. Save the model's state dict.")
+    return found
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> State:
+    """The encoder's tensors, out of the nesting and from behind the prefixes of a training run."""
+    for name in NESTS:
+        if isinstance(checkpoint.get(name), Mapping):
+            return unwrap(checkpoint[name])
+    state = {name: tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
+    for prefix in PREFIXES:
+        inside = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        if inside:
+            return unwrap(inside)
+    return state
+
+
+def convert(encoder: Encoder, state: State, what: str) -> State:
+    """An encoder's state dict from its authors' names (timm's conversion); at the patch size and grid of the file.
+
+    Raises KdbenchError with the names that are missing or unknown.
+    """
+    state = _without_distillation_token(dict(state), encoder)
+    mask_token = state.get("mask_token")
+    body = encoder.body
+    _take_geometry(encoder, state)
+    rename = getattr(inspect.getmodule(type(body)), "checkpoint_filter_fn", None)
+    named = dict(rename(dict(state), body)) if rename is not None else state
+    expected = set(body.state_dict())
+    for name in [
+        n for n in named if n.startswith("fc_norm.") and n.replace("fc_norm", "norm", 1) in expected - set(named)
+    ]:
+        named[name.replace("fc_norm", "norm", 1)] = named.pop(name)
+    missing = sorted(expected - set(named))
+    unknown = sorted(n for n in set(named) - expected if not n.startswith(DROPPED) and n != "mask_token")
+    shapes = [
+        f"{name} {tuple(named[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in body.state_dict().items()
+        if name in named and named[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
+        if names
+    ]
+    if faults:
+        raise KdbenchError(
+            f"{what} does not fit {type(body).__name__}. {'; '.join(faults)}. Is it another model's file?"
+        )
+    return _with_mask_token(encoder, {name: named[name] for name in expected}, mask_token)
+
+
+def _with_mask_token(encoder: Encoder, body: State, mask_token: Tensor | None) -> State:
+    token = encoder.mask_token.detach().clone()
+    # Without one in the file the token starts from zero, as GKD's does for DeiT and DINO.
+    if mask_token is not None and mask_token.numel() == token.numel():
+        token = mask_token.detach().reshape(token.shape)
+    return {f"{BODY}{name}": tensor for name, tensor in body.items()} | {"mask_token": token.float()}
+
+
+def _without_distillation_token(state: State, encoder: Encoder) -> State:
+    """DeiT's distilled checkpoints: the second token goes, and with it the second row of the positions."""
+    if "dist_token" in state and not hasattr(encoder.body, "dist_token"):
+        positions = state["pos_embed"]
+        state["pos_embed"] = torch.cat((positions[:, :1], positions[:, 2:]), 1)
+    return state
+
+
+def _take_geometry(encoder: Encoder, state: State) -> None:
+    """Brings the network to the file's patch size and grid, so that loading resamples nothing."""
+    own = encoder.state_dict()
+    found = {f"{BODY}{name}": state[name] for name in ("patch_embed.proj.weight", "pos_embed") if name in state}
+    registers = state.get("register_tokens")
+    if f"{BODY}pos_embed" in found and registers is not None:
+        # DINOv2 with registers: its positions have a row for the class token, which timm folds into the token.
+        found[f"{BODY}pos_embed"] = found[f"{BODY}pos_embed"][:, 1:]
+    take = getattr(encoder, "take_geometry", None)
+    if take is not None and found and all(name in own for name in found):
+        take(found)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _checksum(path: Path) -> str:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()))
+
+
+@lru_cache(maxsize=64)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of the content; sizes and times are there so that a changed file is read again."""
+    whole = hashlib.sha256()
+    for name, _, _ in files:
+        with Path(name).open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:16]

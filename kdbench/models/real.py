@@ -1,0 +1,133 @@
+"""The real networks by role: timm's, wrapped as encoders, and MiT from transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from kdbench.errors import KdbenchError, unknown
+from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder
+from kdbench.models.zoo import Role
+from kdbench.types import Features, FeatureSpec
+
+STEMS = ("maxpool", "stem", "bn1", "patch_embed")
+"""Attributes of timm's networks whose output a mask hides, the first that is there."""
+STRIDES = (4, 8, 16, 32)
+MIT = "nvidia/mit-"
+# Width and depths of MiT-B0 to B5 (Xie et al., SegFormer, NeurIPS 2021, table 6).
+_MIT_SIZES = {
+    "b0": (32, (2, 2, 2, 2)), "b1": (64, (2, 2, 2, 2)), "b2": (64, (3, 4, 6, 3)), "b3": (64, (3, 4, 18, 3)),
+    "b4": (64, (3, 8, 27, 3)), "b5": (64, (3, 6, 40, 3)),
+}  # fmt: skip
+
+
+def build_real(role: Role) -> Encoder:
+    """The network that a role names, with random weights, for images of the size that it was pretrained on."""
+    if role.network.startswith(MIT):
+        body = MixTransformer(role.network.removeprefix(MIT))
+        return PyramidEncoder(body, body.stem, body.widths[0], "NCHW", (0, 1, 2, 3))
+    if not timm.is_model(role.network):
+        raise unknown("network of timm", role.network.partition(".")[0], timm.list_models())
+    plain = timm.create_model(role.network, num_classes=0)
+    if isinstance(plain, VisionTransformer | Eva):
+        # Any size of image, and the norm before the pooling: what follows is a map of normed tokens.
+        pooling = "token" if plain.cls_token is not None else "avg"
+        more = {} if pooling == "token" else {"fc_norm": False}
+        tokens = timm.create_model(role.network, num_classes=0, dynamic_img_size=True, global_pool=pooling, **more)
+        return TokenEncoder(tokens, tokens.patch_embed.patch_size[0], position_offset="_dinov2" in role.network)
+    if isinstance(plain, VisionTransformerSAM):
+        return SamEncoder(plain)
+    return _pyramid(plain, role.network)
+
+
+def _pyramid(body: nn.Module, network: str) -> Encoder:
+    stem = next((getattr(body, name) for name in STEMS if isinstance(getattr(body, name, None), nn.Module)), None)
+    described: Any = getattr(body, "feature_info", None)
+    if stem is None or described is None or not hasattr(body, "forward_intermediates"):
+        raise KdbenchError(
+            f"timm's network '{network}' gives no maps of its steps (feature_info, forward_intermediates) or has no "
+            f"stem by a known name ({', '.join(STEMS)}). Choose another network."
+        )
+    reductions = [int(entry["reduction"]) for entry in described]
+    # The last step of each stride: some networks have several.
+    stages = tuple(
+        max(i for i, r in enumerate(reductions) if r == stride) for stride in STRIDES if stride in reductions
+    )
+    width, layout = _stem_output(body, stem)
+    return PyramidEncoder(body, stem, width, layout, stages)
+
+
+def _stem_output(body: nn.Module, stem: nn.Module) -> tuple[int, Literal["NHWC", "NCHW"]]:
+    """Channels and layout of the map that a stem gives."""
+    seen: list[torch.Size] = []
+    hook = stem.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    training = body.training
+    with torch.no_grad():
+        body.eval().forward_intermediates(torch.zeros(1, 3, 64, 96))  # type: ignore[operator]
+    body.train(training)
+    hook.remove()
+    _, a, b, c = seen[0]
+    # 64 x 96 pixels: height and width are two to three wherever they stand.
+    return (c, "NHWC") if 3 * a == 2 * b else (a, "NCHW")
+
+
+class SamEncoder(Encoder):
+    """Segment Anything's image encoder: maps in place of tokens, no class token, a neck behind the last block."""
+
+    def __init__(self, body: Any) -> None:
+        width, depth, patch = int(body.embed_dim), len(body.blocks), int(body.patch_embed.patch_size[0])
+        super().__init__(body, body.patch_embed, width, "NHWC")
+        self.taps = (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
+        self.spec = FeatureSpec((width,) * 4, (patch,) * 4, int(body.num_features), patch, class_token=False)
+
+    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+        wanted = sorted({*self.taps, *blocks})
+        final, maps = self.body.forward_intermediates(image, indices=wanted)  # type: ignore[operator]
+        by_block = dict(zip(wanted, maps, strict=True))
+        return Features(
+            levels=tuple(by_block[tap] for tap in self.taps),
+            final=final,
+            pooled=final.mean((2, 3)),
+            blocks={block: by_block[block] for block in blocks},
+        )
+
+
+class MixTransformer(nn.Module):
+    """SegFormer's encoder with the two members by which timm's networks give their maps."""
+
+    def __init__(self, size: str) -> None:
+        super().__init__()
+        from transformers import SegformerConfig, SegformerModel
+
+        if size not in _MIT_SIZES:
+            raise unknown("size of MiT", size, _MIT_SIZES)
+        width, depths = _MIT_SIZES[size]
+        self.widths = [width, 2 * width, 5 * width, 8 * width]
+        self.network = SegformerModel(SegformerConfig(hidden_sizes=self.widths, depths=list(depths)))
+        self.feature_info = [
+            {"num_chs": channels, "reduction": stride} for channels, stride in zip(self.widths, STRIDES, strict=True)
+        ]
+
+    @property
+    def stem(self) -> nn.Module:
+        """The first overlapping patches, before their norm."""
+        first: Any = self.network.stages[0]
+        stem: nn.Module = first.patch_embeddings.proj
+        return stem
+
+    def forward_intermediates(
+        self, image: Tensor, indices: Sequence[int] = (0, 1, 2, 3), intermediates_only: bool = True
+    ) -> list[Tensor]:
+        """The maps of the steps that are asked for."""
+        maps, x = [], image
+        for stage in self.network.stages:
+            x = stage(x)
+            maps.append(x)
+        return [maps[index] for index in indices]

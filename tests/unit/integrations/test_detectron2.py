@@ -1,0 +1,591 @@
+"""detectron2: what it reads is what our adapters decode, its network is a student, its evaluator agrees with ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kdbench import benchmark
+from kdbench.benchmark import Benchmark, Domain, LabelSpace, RealData
+from kdbench.conformance import CHECKS, Bench, make_bench
+from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.real.cityscapes import ID_TO_CLASS
+from kdbench.data.sizing import Native
+from kdbench.engine.evaluator import evaluate as our_counts
+from kdbench.errors import KdbenchError
+from kdbench.models.zoo import parse_pair
+from kdbench.plugins import load_method
+from kdbench.protocol import Evaluation
+from kdbench.report.scores import class_iou, hits, miou
+from kdbench.types import IGNORE, FeatureSpec, PairSpec
+
+CONFIG = "Misc/semantic_R_50_FPN_1x.yaml"
+PANOPTIC = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
+CLASSES = 5
+CPU = torch.device("cpu")
+
+
+def load_trees() -> ModuleType:
+    """The tiny data sets of tests/unit/data, whose conftest serves that folder alone."""
+    spec = importlib.util.spec_from_file_location("trees", Path(__file__).parents[1] / "data" / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["trees"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def trees(tmp_path: Path) -> Any:
+    """Writes data sets below a fresh data root."""
+    return load_trees().Trees(tmp_path / "data")
+
+
+def pack(root: Path, archives: dict[str, str]) -> None:
+    """Moves folders of a data set into zip archives: name -> folder."""
+    for name, folder in archives.items():
+        with zipfile.ZipFile(root / name, "w") as archive:
+            for path in sorted(path for path in (root / folder).rglob("*") if path.is_file()):
+                archive.write(path, path.relative_to(root).as_posix())
+        shutil.rmtree(root / folder)
+
+
+@pytest.fixture
+def d2() -> Iterator[ModuleType]:
+    """The integration; what a test registers is gone after it."""
+    pytest.importorskip("detectron2", reason="optional: detectron2")
+    from detectron2.data import DatasetCatalog
+
+    from kdbench.integrations import detectron2 as integration
+
+    yield integration
+    for name in [name for name in DatasetCatalog.list() if name.startswith("kdbench/")]:
+        integration.catalog.unregister(name)
+
+
+def test_a_missing_detectron2_is_one_sentence_and_leaves_the_rest_alone() -> None:
+    code = """
+import sys
+sys.modules["detectron2"] = None
+import kdbench, kdbench.cli, kdbench.integrations
+from kdbench.errors import KdbenchError
+try:
+    import kdbench.integrations.detectron2
+except KdbenchError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install" in done.stdout
+    assert "facebookresearch/detectron2" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+# Catalogs
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    """As detectron2's loaders get them."""
+    from detectron2.data import DatasetCatalog
+
+    return DatasetCatalog.get(name)
+
+
+def mapped(record: dict[str, Any]) -> dict[str, Any]:
+    """What detectron2's own mapper makes of a record, at the image's own size."""
+    from detectron2.data import DatasetMapper
+
+    return DatasetMapper(True, augmentations=[], image_format="RGB")(record)
+
+
+def test_every_real_split_of_the_benchmarks_is_registered(d2: ModuleType, trees: Any) -> None:
+    for name in ("cityscapes", "gtav", "acdc", "potsdam"):
+        trees.make(name)
+    assert sorted(d2.register(trees.root)) == [
+        "kdbench/acdc-fog/val", "kdbench/acdc-night/val", "kdbench/acdc-rain/val", "kdbench/acdc-snow/val",
+        "kdbench/cityscapes/train", "kdbench/cityscapes/val", "kdbench/gtav/train", "kdbench/potsdam-irrg/val",
+        "kdbench/potsdam-rgb/train", "kdbench/potsdam-rgb/val",
+    ]  # fmt: skip
+    assert [len(records(f"kdbench/{name}")) for name in ("cityscapes/train", "cityscapes/val", "gtav/train")] == [
+        4, 2, 3,
+    ]  # fmt: skip
+
+
+def test_a_named_benchmark_alone_is_registered(d2: ModuleType, trees: Any) -> None:
+    for name in ("cityscapes", "gtav", "acdc"):
+        trees.make(name)
+    assert set(d2.register(trees.root, ["g2c"])) == {"kdbench/gtav/train", "kdbench/cityscapes/val"}
+
+
+def test_metadata_are_the_label_spaces(d2: ModuleType, trees: Any) -> None:
+    from detectron2.data import MetadataCatalog
+
+    trees.make("potsdam")
+    trees.make("cityscapes")
+    d2.register(trees.root)
+    found = MetadataCatalog.get("kdbench/potsdam-irrg/val")
+    assert tuple(found.stuff_classes) == benchmark.ISPRS.classes
+    assert found.stuff_colors[1] == [0, 0, 255]
+    assert (found.ignore_label, found.evaluator_type) == (IGNORE, "sem_seg")
+    assert len(MetadataCatalog.get("kdbench/cityscapes/val").stuff_classes) == 19
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_detectron2_reads_mapped_labels_and_the_images_pixels(d2: ModuleType, trees: Any, archived: bool) -> None:
+    trees.make("cityscapes")
+    root, stem = trees.root / "cityscapes", "val/munster/munster_000001_000019"
+    image = np.asarray(Image.open(root / f"leftImg8bit/{stem}_leftImg8bit.png"))
+    stored = np.asarray(Image.open(root / f"gtFine/{stem}_gtFine_labelIds.png"))
+    if archived:
+        pack(root, {"leftImg8bit_trainvaltest.zip": "leftImg8bit", "gtFine_trainvaltest.zip": "gtFine"})
+    d2.register(trees.root)
+    record = records("kdbench/cityscapes/val")[1]
+    assert not record["file_name"].startswith(str(root))
+    found = mapped(record)
+    assert np.array_equal(found["image"].permute(1, 2, 0).numpy(), image)
+    classes = np.full(256, IGNORE)
+    classes[list(ID_TO_CLASS)] = list(ID_TO_CLASS.values())
+    assert np.array_equal(found["sem_seg"].numpy(), classes[stored])
+    assert (found["height"], found["width"]) == image.shape[:2]
+    assert "munster_000001_000019" in found["sample"]["key"]
+    assert ("!" in found["sample"]["image"]) == archived
+
+
+def test_a_label_map_is_picked_by_its_data_set(d2: ModuleType, trees: Any) -> None:
+    trees.make("mapillary")
+    scan = ADAPTERS["mapillary"].scan(trees.root)
+
+    def label(maps: dict[str, str]) -> Tensor:
+        d2.register(trees.root, label_maps=maps)
+        return mapped(records("kdbench/mapillary/val")[0])["sem_seg"]
+
+    rein, robustnet = label({}), label({"mapillary": "robustnet"})
+    assert not torch.equal(rein, robustnet)
+    stored = np.asarray(Image.open(scan.parts(("val",))[0].label.path))
+    assert np.array_equal(robustnet.numpy(), scan.table("robustnet")[stored])
+    with pytest.raises(KdbenchError, match="unknown label map"):
+        label({"mapillary": "mine"})
+
+
+def test_a_label_smaller_than_its_image_is_brought_to_it(d2: ModuleType, trees: Any) -> None:
+    trees.make("gtav")
+    d2.register(trees.root)
+    found = mapped(records("kdbench/gtav/train")[1])
+    assert found["sem_seg"].shape == found["image"].shape[1:]
+
+
+def test_an_image_and_its_label_are_decoded_once(d2: ModuleType, trees: Any, monkeypatch: Any) -> None:
+    trees.make("cityscapes")
+    d2.register(trees.root)
+    read, original = [], RealSet.read
+    monkeypatch.setattr(RealSet, "read", lambda self, index: read.append(index) or original(self, index))
+    for record in records("kdbench/cityscapes/val"):
+        mapped(record)
+    assert read == [0, 1]
+
+
+def test_registering_again_is_harmless_and_the_last_folder_counts(d2: ModuleType, trees: Any, tmp_path: Path) -> None:
+    trees.make("cityscapes")
+    first = d2.register(trees.root)
+    before = mapped(records("kdbench/cityscapes/val")[0])["image"]
+    assert d2.register(trees.root) == first
+    assert torch.equal(mapped(records("kdbench/cityscapes/val")[0])["image"], before)
+    (tmp_path / "other").mkdir()
+    trees.root.rename(tmp_path / "other" / "data")
+    other = tmp_path / "other" / "data"
+    path = next(other.glob("cityscapes/leftImg8bit/val/munster/*_000000_*.png"))
+    Image.fromarray(np.full((24, 48, 3), 7, np.uint8)).save(path)
+    d2.register(other)
+    assert (mapped(records("kdbench/cityscapes/val")[0])["image"] == 7).all()
+
+
+def test_a_workers_batch_is_what_the_mapper_gives(d2: ModuleType, trees: Any) -> None:
+    from detectron2.data import DatasetMapper, build_detection_test_loader
+
+    trees.make("cityscapes")
+    d2.register(trees.root)
+    found = records("kdbench/cityscapes/train")
+    mapper = DatasetMapper(False, augmentations=[], image_format="BGR")
+    batches = list(build_detection_test_loader(found, mapper=mapper, num_workers=2))
+    for record, (sample,) in zip(found, batches, strict=True):
+        assert torch.equal(sample["image"].flip(0), mapped(record)["image"])
+
+
+def test_detectron2_trains_on_a_domain_by_its_name(d2: ModuleType, trees: Any) -> None:
+    from detectron2.data import build_detection_train_loader
+    from detectron2.modeling import build_model
+
+    trees.make("gtav")
+    d2.register(trees.root)
+    config = d2.student._prepared(CONFIG, 19)
+    config.DATASETS.TRAIN = ("kdbench/gtav/train",)
+    config.DATALOADER.NUM_WORKERS, config.SOLVER.IMS_PER_BATCH = 0, 2
+    config.INPUT.MIN_SIZE_TRAIN, config.MODEL.DEVICE, config.MODEL.RESNETS.NORM = (64,), "cpu", "BN"
+    batch = next(iter(build_detection_train_loader(config)))
+    assert all(sample["sem_seg"].shape == sample["image"].shape[1:] == (64, 128) for sample in batch)
+    assert build_model(config).train()(batch)["loss_sem_seg"].isfinite()
+
+
+def test_requests_that_cannot_be_served_are_refused(d2: ModuleType, trees: Any, tmp_path: Path) -> None:
+    with pytest.raises(KdbenchError, match="is not a folder"):
+        d2.register(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KdbenchError, match="no data set of the benchmarks"):
+        d2.register(tmp_path / "empty")
+    trees.make("cityscapes")
+    with pytest.raises(KdbenchError, match="'gtav' is not under"):
+        d2.register(trees.root, ["g2c"])
+    with pytest.raises(KdbenchError, match="unknown benchmark"):
+        d2.register(trees.root, ["g2x"])
+    d2.register(trees.root)
+    for name in ("kdbench://kdbench/cityscapes/val/2/image", "kdbench://kdbench/cityscapes/val/0/depth"):
+        with pytest.raises(KdbenchError, match="names no sample"):
+            d2.load_label(name)
+    with pytest.raises(KdbenchError, match="Did you mean 'kdbench/cityscapes/val'"):
+        d2.load_label("kdbench://kdbench/cityscape/val/0/image")
+
+
+def test_one_name_for_different_images_is_refused(d2: ModuleType) -> None:
+    def made(name: str, part: str) -> Benchmark:
+        source = Domain("town", real=RealData("cityscapes", train=(part,)))
+        target = Domain("elsewhere", real=RealData("acdc", val=("fog/val",)))
+        return Benchmark(name, name, (source,), (target,), benchmark.PROXY, benchmark.CITYSCAPES)
+
+    collect = d2.catalog._collect
+    assert len(collect([made("one", "train"), made("two", "train")])) == 2
+    with pytest.raises(KdbenchError, match="'kdbench/town/train'; the second is 'two'"):
+        collect([made("one", "train"), made("two", "val")])
+
+
+# The student
+
+
+@pytest.fixture(scope="module")
+def student_parts() -> tuple[Any, Any]:
+    """A student in eval mode and its config."""
+    pytest.importorskip("detectron2", reason="optional: detectron2")
+    from kdbench.integrations.detectron2 import student as module
+
+    return module.student_from_config(CONFIG, CLASSES).eval(), module._prepared(CONFIG, CLASSES)
+
+
+def images(count: int = 2, height: int = 64, width: int = 128) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_features_have_the_shapes_of_the_spec(student_parts: tuple[Any, Any]) -> None:
+    student, _ = student_parts
+    assert student.spec == FeatureSpec((256,) * 4, (4, 8, 16, 32), 256, 32, class_token=False, convolutional=True)
+    features = student.encode(images(), blocks=(0, 4))
+    assert [tuple(level.shape) for level in features.levels] == [(2, 256, 64 // s, 128 // s) for s in (4, 8, 16, 32)]
+    assert features.final is features.levels[-1]
+    assert torch.allclose(features.pooled, features.final.flatten(2).mean(2))
+    assert {block: tuple(found.shape) for block, found in features.blocks.items()} == {
+        0: (2, 64, 16, 32),
+        4: (2, 2048, 2, 4),
+    }
+    assert student(images()).logits.shape == (2, CLASSES, 16, 32)
+
+
+@pytest.mark.parametrize("order", ["BGR", "RGB"])
+@torch.no_grad()
+def test_logits_are_those_of_detectron2s_own_model(d2: ModuleType, order: str) -> None:
+    from detectron2.modeling import SemanticSegmentor
+
+    config = d2.student._read(Path(CONFIG))
+    config.INPUT.FORMAT = order
+    config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
+    student = d2.student_from_config(config, CLASSES).eval()
+    theirs = SemanticSegmentor(
+        backbone=student.encoder.body,
+        sem_seg_head=student.decoder.head,
+        pixel_mean=config.MODEL.PIXEL_MEAN,
+        pixel_std=config.MODEL.PIXEL_STD,
+    ).eval()
+    image = images(1)
+    levels = (image[0] * 255).flip(0) if order == "BGR" else image[0] * 255
+    expected = theirs([{"image": levels}])[0]["sem_seg"]
+    ours = nn.functional.interpolate(student(image).logits, scale_factor=4, mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(ours, expected, atol=1e-4 * float(expected.abs().max()))
+    assert not torch.allclose(student(image.flip(1)).logits, student(image).logits, rtol=1e-2)
+
+
+@torch.no_grad()
+def test_a_mask_replaces_the_stems_output(student_parts: tuple[Any, Any]) -> None:
+    student, _ = student_parts
+    mask = torch.zeros(1, 2, 4, dtype=torch.bool)
+    mask[..., 2:] = True
+    token = student.encoder.mask_token
+    token.fill_(0.5)
+    stem = student.encode(images(1), mask, blocks=(0,)).blocks[0]
+    plain = student.encode(images(1), blocks=(0,)).blocks[0]
+    token.zero_()
+    assert (stem[..., 16:] == 0.5).all()
+    assert torch.equal(stem[..., :16], plain[..., :16])
+
+
+def test_the_loss_is_the_heads_plain_cross_entropy(d2: ModuleType) -> None:
+    student = d2.student_from_config(PANOPTIC, CLASSES)
+    label = torch.randint(0, CLASSES, (2, 64, 128), generator=torch.Generator().manual_seed(1))
+    label[:, :8] = IGNORE
+    output = student(images())
+    logits = nn.functional.interpolate(output.logits, scale_factor=4, mode="bilinear", align_corners=False)
+    expected = nn.functional.cross_entropy(logits, label, ignore_index=IGNORE)
+    losses = student.task_loss(output, label)
+    assert list(losses) == ["loss_sem_seg"]
+    # The panoptic config halves it.
+    assert torch.allclose(losses["loss_sem_seg"], 0.5 * expected)
+    nothing = student.task_loss(output, torch.full_like(label, IGNORE))["loss_sem_seg"]
+    nothing.backward()
+    assert nothing == 0
+    assert all(p.grad is None or not p.grad.any() for p in student.parameters())
+
+
+@pytest.mark.parametrize("method", ["gkd", "feature_kd", "cwd"])
+def test_methods_keep_their_contract_with_it(d2: ModuleType, method: str) -> None:
+    plugin = load_method(method)
+
+    def bench() -> Bench:
+        made = make_bench(plugin, parse_pair("dinov2-s:resnet18"))
+        made.networks.student = d2.student_from_config(CONFIG, CLASSES)
+        spec = PairSpec(made.networks.teacher.spec, made.networks.student.spec, CLASSES)
+        torch.manual_seed(0)
+        made.method = made.networks.method = plugin.method(plugin.method.Config(), spec)
+        return made
+
+    for check in CHECKS:
+        check(bench())
+
+
+def test_a_config_is_left_as_it_was_and_what_trains_is_ours(d2: ModuleType) -> None:
+    config = d2.student._read(Path(CONFIG))
+    config.freeze()
+    before = config.dump()
+    student = d2.student_from_config(config, CLASSES)
+    assert config.dump() == before
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not any("Frozen" in type(module).__name__ for module in student.modules())
+
+
+def test_random_weights_depend_on_the_seed_alone(d2: ModuleType) -> None:
+    def weights(seed: int) -> Tensor:
+        return d2.student_from_config(CONFIG, CLASSES, seed=seed).encoder.body.bottom_up.stem.conv1.weight
+
+    torch.manual_seed(3)
+    first = weights(0)
+    state = torch.get_rng_state()
+    assert torch.equal(weights(0), first)
+    assert not torch.equal(weights(1), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def checkpoint(student: Any) -> dict[str, Tensor]:
+    """As detectron2 writes it, without the batches that FrozenBN does not count."""
+    parts = {"backbone.": student.encoder.body, "sem_seg_head.": student.decoder.head}
+    found = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
+    return {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("stated", ["argument", "config"])
+def test_a_local_checkpoint_is_loaded(d2: ModuleType, tmp_path: Path, stated: str) -> None:
+    other = d2.student_from_config(CONFIG, 54, seed=1)
+    path = tmp_path / "model.pth"
+    torch.save({"model": checkpoint(other), "iteration": 5}, path)
+    config = d2.student._read(Path(CONFIG))
+    if stated == "config":
+        config.MODEL.WEIGHTS = str(path)
+    student = d2.student_from_config(config, CLASSES, path if stated == "argument" else None)
+    theirs, ours = checkpoint(other), checkpoint(student)
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name].expand_as(theirs[name]))]
+    assert different == ["sem_seg_head.predictor.weight", "sem_seg_head.predictor.bias"]
+    assert any("Frozen" in type(module).__name__ for module in student.modules())
+
+
+def test_checkpoints_and_configs_that_do_not_fit_are_refused(d2: ModuleType, tmp_path: Path) -> None:
+    state = checkpoint(d2.student_from_config(CONFIG, CLASSES))
+
+    def load(content: Any, name: str = "model.pth") -> None:
+        torch.save(content, tmp_path / name)
+        d2.student_from_config(CONFIG, CLASSES, tmp_path / name)
+
+    with pytest.raises(KdbenchError, match=r"lacks backbone\.bottom_up\.stem\.conv1\.weight"):
+        load({name: tensor for name, tensor in state.items() if "stem.conv1.weight" not in name})
+    with pytest.raises(KdbenchError, match=r"does not fit the config: backbone\.fpn_output2\.bias"):
+        load(state | {"backbone.fpn_output2.bias": torch.zeros(3)})
+    with pytest.raises(KdbenchError, match="a pickle can run code"):
+        load(state, "R-50.pkl")
+    with pytest.raises(KdbenchError, match="cannot be read as weights"):
+        load({"model": SimpleNamespace()})
+    with pytest.raises(KdbenchError, match="there is no config"):
+        d2.student_from_config("Misc/semantic_R_5_FPN.yaml", CLASSES)
+    unsafe = tmp_path / "unsafe.yaml"
+    unsafe.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    with pytest.raises(KdbenchError, match="no config that detectron2 reads"):
+        d2.student_from_config(unsafe, CLASSES)
+    with pytest.raises(KdbenchError, match="needs an FPN on a ResNet"):
+        d2.student_from_config("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", CLASSES)
+
+
+def test_sides_that_the_fpn_cannot_add_up_are_refused(student_parts: tuple[Any, Any]) -> None:
+    student, _ = student_parts
+    with pytest.raises(KdbenchError, match=r"multiples of 32, got \(64, 100\)"):
+        student(images(1, 64, 100))
+
+
+# The evaluator
+
+LABELS = LabelSpace("letters", ("a", "b", "c", "d", "e"), ((0, 0, 0),) * 5)
+
+
+class Samples:
+    """A domain set of given images and labels."""
+
+    domain, world = "somewhere", "test"
+
+    def __init__(self, samples: list[tuple[Tensor, Tensor]]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.samples[index]
+
+
+class Painter(nn.Module):
+    """Predicts the class that the red channel carries, so that a test decides what is predicted."""
+
+    def forward(self, image: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(scores=None, logits=-(image[:, :1] * 255 - torch.arange(5).view(1, 5, 1, 1)).abs())
+
+
+def painted(predicted: list[int], labelled: list[int], count: int = 3) -> Samples:
+    """Random predictions and labels of those classes; a tenth of the labels is ignored, and one class' pixels too."""
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(count):
+        image = np.zeros((3, 32, 64), np.uint8)
+        image[0] = draw.choice(predicted, (32, 64))
+        label = draw.choice(labelled, (32, 64)).astype(np.uint8)
+        label[draw.random((32, 64)) < 0.1] = IGNORE
+        samples.append((torch.from_numpy(image), torch.from_numpy(label)))
+    return Samples(samples)
+
+
+def both(d2: ModuleType, model: nn.Module, samples: Any, labels: LabelSpace) -> tuple[dict[str, float], np.ndarray]:
+    """detectron2's scores, and our hits (3, K); one image a pass, so that both see the same rounding."""
+    evaluation = Evaluation(window=(32, 64), stride=(16, 32), batch=1)
+    theirs = d2.evaluate(model, samples, labels, evaluation)
+    return theirs, hits(our_counts(model, samples, len(labels), evaluation, CPU).sum(0))
+
+
+def largest_difference(theirs: dict[str, float], ours: np.ndarray, labels: LabelSpace) -> float:
+    """Of mIoU and of every class' IoU, in percent; a class without one must be without one in both."""
+    iou = np.array([theirs[f"IoU-{name}"] for name in labels.classes])
+    assert (np.isnan(iou) == np.isnan(class_iou(ours))).all()
+    return float(max(abs(theirs["mIoU"] - miou(ours)), np.nanmax(np.abs(iou - class_iou(ours)))))
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3, 4], [0, 2, 3], [1, 4]])
+def test_scores_agree_with_ours(d2: ModuleType, present: list[int]) -> None:
+    theirs, ours = both(d2, Painter(), painted(present, present), LABELS)
+    assert largest_difference(theirs, ours, LABELS) < 1e-6
+    assert 10 < theirs["mIoU"] < 90
+
+
+def test_a_class_that_is_only_in_ignored_pixels_is_absent_for_both(d2: ModuleType) -> None:
+    samples = painted([0, 1], [0, 1])
+    for image, label in samples.samples:
+        image[0, :4], label[:4] = 3, IGNORE
+    theirs, ours = both(d2, Painter(), samples, LABELS)
+    assert np.isnan(theirs["IoU-d"])
+    assert largest_difference(theirs, ours, LABELS) < 1e-6
+
+
+def test_a_class_that_is_predicted_but_nowhere_labelled_counts_with_us_alone(d2: ModuleType) -> None:
+    theirs, ours = both(d2, Painter(), painted([0, 1, 2], [0, 1]), LABELS)
+    assert np.isnan(theirs["IoU-c"])
+    assert class_iou(ours)[2] == 0
+    labelled = class_iou(ours)[:2]
+    assert np.allclose([theirs["IoU-a"], theirs["IoU-b"]], labelled, atol=1e-6)
+    assert abs(theirs["mIoU"] - labelled.mean()) < 1e-6
+    assert abs(miou(ours) - labelled.sum() / 3) < 1e-6
+
+
+def test_scores_of_a_network_on_a_real_set_agree_with_ours(d2: ModuleType, trees: Any) -> None:
+    trees.make("cityscapes")
+    scan = ADAPTERS["cityscapes"].scan(trees.root)
+    samples = RealSet("cityscapes", scan, ("val",), Native())
+    torch.manual_seed(0)
+    network = Mixed(19)
+    theirs, ours = both(d2, network, samples, benchmark.CITYSCAPES)
+    # Every class is labelled in these files, so none is predicted alone.
+    assert largest_difference(theirs, ours, benchmark.CITYSCAPES) < 1e-6
+    assert theirs["mIoU"] > 0.5
+
+
+class Mixed(nn.Module):
+    """Logits at half the size that depend on the pixels around."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, classes, 3, stride=2, padding=1)
+
+    def forward(self, image: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(scores=None, logits=self.mix(image - 0.5))
+
+
+def test_detectron2s_own_loop_gives_the_same_scores(d2: ModuleType, trees: Any) -> None:
+    from detectron2.data import DatasetMapper, build_detection_test_loader
+    from detectron2.evaluation import SemSegEvaluator, inference_on_dataset
+
+    trees.make("cityscapes")
+    d2.register(trees.root)
+    name = "kdbench/cityscapes/val"
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.network = Mixed(19)
+
+        def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+            return [{"sem_seg": self._scores(sample["image"][None] / 255)[0]} for sample in batch]
+
+        def _scores(self, image: Tensor) -> Tensor:
+            logits = self.network(image).logits
+            return nn.functional.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+    model = Wrapped()
+    mapper = DatasetMapper(False, augmentations=[], image_format="RGB")
+    loader = build_detection_test_loader(records(name), mapper=mapper)
+    theirs = inference_on_dataset(model, loader, SemSegEvaluator(name, distributed=False))["sem_seg"]
+    samples = RealSet("cityscapes", ADAPTERS["cityscapes"].scan(trees.root), ("val",), Native())
+    window = Evaluation(window=(24, 48), stride=(24, 48), batch=1)
+    ours = hits(our_counts(model.network, samples, 19, window, CPU).sum(0))
+    assert largest_difference(theirs, ours, benchmark.CITYSCAPES) < 1e-6
+
+
+def test_evaluating_leaves_no_trace_and_refuses_other_classes(d2: ModuleType) -> None:
+    from detectron2.data import DatasetCatalog
+
+    samples = painted([0, 1], [0, 4])
+    few = LabelSpace("few", ("a", "b"), ((0, 0, 0),) * 2)
+    evaluation = Evaluation(window=(32, 64), stride=(32, 64), batch=1)
+    with pytest.raises(KdbenchError, match="classes beyond the 2 of 'few'"):
+        d2.evaluate(Painter(), samples, few, evaluation)
+    assert not [name for name in DatasetCatalog.list() if name.startswith("kdbench/")]

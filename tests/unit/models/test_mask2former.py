@@ -1,0 +1,509 @@
+"""Mask2Former: its scores, its losses against closed forms, its size against the paper's, and that it can be frozen."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.mask2former import modeling_mask2former
+
+from kdbench.errors import KdbenchError
+from kdbench.models.mask2former import FLOOR, Mask2FormerDecoder, Predictions, semantic_scores
+from kdbench.models.segmentor import seeded
+from kdbench.types import Features, FeatureSpec, SegOutput
+
+CLASSES = 3
+QUERIES = 6
+LAYERS = 4
+TOKENS = FeatureSpec((12,) * 4, (16,) * 4, 12, 16, class_token=True)
+PYRAMID = FeatureSpec((8, 10, 12, 14), (4, 8, 16, 32), 14, 32, class_token=False)
+NAMES = ["class", "mask", "dice"]
+
+
+class Small(Mask2FormerDecoder):
+    """The decoder at a size for tests; as many points as the paper's."""
+
+    SETTINGS = Mask2FormerDecoder.SETTINGS | {
+        "num_queries": QUERIES, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
+        "num_attention_heads": 4, "encoder_layers": 2, "encoder_feedforward_dim": 32, "decoder_layers": LAYERS,
+        "dim_feedforward": 32,
+    }  # fmt: skip
+
+
+def build(spec: FeatureSpec = PYRAMID, kind: type[Mask2FormerDecoder] = Small) -> Mask2FormerDecoder:
+    return seeded(lambda: kind(spec, CLASSES), "test")
+
+
+def maps(spec: FeatureSpec, height: int, width: int, count: int = 2) -> Features:
+    """Random levels for an image size, each a leaf that takes a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    levels = tuple(
+        torch.randn(count, channels, height // stride, width // stride, generator=generator).requires_grad_()
+        for channels, stride in zip(spec.channels, spec.strides, strict=True)
+    )
+    return Features(levels, levels[-1], levels[-1].mean((2, 3)), {})
+
+
+def outputs(layers: int, count: int, queries: int, size: tuple[int, int], seed: int = 0) -> SegOutput:
+    """Random predictions of all layers as if a decoder had made them."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = [torch.randn(count, queries, CLASSES + 1, generator=generator) for _ in range(layers)]
+    masks = [3 * torch.randn(count, queries, *size, generator=generator) for _ in range(layers)]
+    return SegOutput(maps(PYRAMID, 32, 32, 1), torch.empty(0), Predictions(tuple(classes), tuple(masks)))
+
+
+def loss_of(decoder: Mask2FormerDecoder, output: SegOutput, label: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    torch.default_generator.manual_seed(seed)
+    return decoder.loss(output, label)
+
+
+def bands(height: int, width: int) -> Tensor:
+    """Two label maps (2, H, W): three vertical bands of classes, the second one flipped and with an ignored edge."""
+    label = (torch.arange(width) * CLASSES // width).expand(height, width)
+    second = label.flip(1).clone()
+    second[0] = 255
+    return torch.stack([label, second])
+
+
+@pytest.fixture
+def fixed_points(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mask2FormerDecoder, int, int], None]:
+    """Makes the mask losses look at every pixel's centre, once, in place of random points."""
+
+    def fix(decoder: Mask2FormerDecoder, height: int, width: int) -> None:
+        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+        grid = torch.stack([x, y], -1).flatten(0, 1)
+        monkeypatch.setattr(
+            decoder.criterion, "sample_points_using_uncertainty", lambda masks, *_: grid.expand(len(masks), -1, -1)
+        )
+
+    return fix
+
+
+@pytest.fixture
+def inner_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps random points off the image's edge, where sampling fades into the zeros outside, in losses as in costs."""
+    draw = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: 0.25 + 0.5 * draw(*args, **kwargs))
+
+
+@pytest.fixture
+def match(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replaces the matcher's answer in every layer: for each image, (query, index of the class among the present)."""
+
+    def install(decoder: Mask2FormerDecoder, *pairs: list[tuple[int, int]]) -> None:
+        answer = [tuple(torch.tensor(pair).reshape(-1, 2).long().T) for pair in pairs]
+        monkeypatch.setattr(decoder.criterion.matcher, "forward", lambda *_: answer)
+
+    return install
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """As the engine runs."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+# ---- what is built
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "millions"), [("small", 384, 41.9), ("base", 768, 106.8), ("large", 1024, 324.8)]
+)
+def test_parameters_are_those_of_the_papers_table(name: str, width: int, millions: float) -> None:
+    spec = FeatureSpec((width,) * 4, (16,) * 4, width, 16, class_token=True)
+    with torch.device("meta"):
+        encoder = timm.create_model(f"vit_{name}_patch14_dinov2", img_size=512, patch_size=16, num_classes=0)
+        decoder = Mask2FormerDecoder(spec, 19)
+    total = sum(p.numel() for part in (encoder, decoder) for p in part.parameters())
+    assert round(total / 1e6, 1) == millions
+
+
+def test_settings_are_those_of_the_formula_sheet() -> None:
+    with torch.device("meta"):
+        decoder = Mask2FormerDecoder(TOKENS, 19)
+    network, criterion = decoder.network, decoder.criterion
+    assert len(network.transformer.decoder.layers) == 9
+    assert len(network.pixel_decoder.encoder.layers) == 6
+    attention = network.pixel_decoder.encoder.layers[0].self_attn
+    assert (attention.n_heads, attention.n_levels, attention.n_points) == (8, 3, 4)
+    assert network.pixel_decoder.encoder.layers[0].fc1.out_features == 1024
+    assert network.transformer.decoder.layers[0].cross_attn.num_heads == 8
+    assert network.transformer.decoder.layers[0].fc1.out_features == 2048
+    assert network.transformer.queries_features.weight.shape == (100, 256)
+    assert network.pixel_decoder.mask_projection.out_channels == 256
+    assert network.pixel_decoder.input_projections[0][1].num_groups == 32
+    assert not any(layer.pre_norm or layer.dropout for layer in network.transformer.decoder.layers)
+    assert {name: weight for name, (_, weight) in decoder.weights.items()} == {"class": 2, "mask": 5, "dice": 5}
+    matcher = criterion.matcher
+    assert (matcher.cost_class, matcher.cost_mask, matcher.cost_dice, matcher.num_points) == (2, 5, 5, 12544)
+    assert (criterion.num_points, criterion.oversample_ratio, criterion.importance_sample_ratio) == (12544, 3, 0.75)
+    assert criterion.eos_coef == 0.1
+
+
+def test_equal_seeds_build_equal_finite_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("looked something up")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    first, second, other = (seeded(lambda: Small(PYRAMID, CLASSES), name) for name in ("a", "a", "b"))
+    assert first.state_dict().keys() == second.state_dict().keys()
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+        assert value.isfinite().all(), key
+    # Uninitialised memory may happen to be equal and finite, but hardly to be normal; it differs for another seed.
+    embedding = first.network.pixel_decoder.level_embed
+    assert embedding.std().item() == pytest.approx(1, abs=0.25)
+    assert not torch.equal(embedding, other.network.pixel_decoder.level_embed)
+
+
+def test_fewer_than_three_levels_are_refused() -> None:
+    with pytest.raises(KdbenchError, match="at least 3 levels, this encoder has 2"):
+        Small(FeatureSpec((8, 6), (4, 16), 6, 16, class_token=False), CLASSES)
+
+
+# ---- forward
+
+
+def test_logits_are_the_log_of_the_semantic_score_of_the_last_layer() -> None:
+    decoder = build()
+    with torch.no_grad():
+        output = decoder(maps(PYRAMID, 64, 96))
+    classes = output.extra.classes[-1].double().numpy()
+    masks = output.extra.masks[-1].double().numpy()
+    scores = np.zeros((2, CLASSES, 16, 24))
+    for b, q, k in np.ndindex(2, QUERIES, CLASSES):
+        chance = math.exp(classes[b, q, k]) / sum(math.exp(c) for c in classes[b, q])
+        scores[b, k] += chance / (1 + np.exp(-masks[b, q]))
+    assert output.logits.shape == scores.shape
+    assert np.allclose(output.logits.double().numpy(), np.log(scores + 1e-6), atol=1e-5)
+
+
+def test_a_score_adds_the_queries_up_and_drops_no_object() -> None:
+    classes = torch.tensor([[[1.0, 2, 3], [0, -1, 5], [4, 0, 0]]])
+    masks = torch.tensor([[[[0.5, -30]], [[2, -30]], [[-1, -30]]]])
+    p, m = classes.double().softmax(-1), masks.double().sigmoid()
+    expected = torch.einsum("bqk,bqhw->bkhw", p[..., :2], m)
+    assert torch.allclose(semantic_scores(classes, masks).double(), expected, rtol=1e-5)
+    # A pixel that no query claims has the same floor in every class.
+    assert torch.allclose((semantic_scores(classes, masks) + FLOOR).log()[..., 1], torch.tensor(math.log(FLOOR)))
+
+
+def test_softmax_of_the_logits_is_the_normalised_score() -> None:
+    with torch.no_grad():
+        output = build()(maps(PYRAMID, 64, 64))
+    scores = semantic_scores(output.extra.classes[-1], output.extra.masks[-1]) + FLOOR
+    assert torch.allclose(output.logits.softmax(1), scores / scores.sum(1, keepdim=True), atol=1e-6)
+
+
+def test_every_layer_and_the_initial_queries_predict() -> None:
+    output = build()(maps(PYRAMID, 64, 64))
+    assert [tuple(c.shape) for c in output.extra.classes] == [(2, QUERIES, CLASSES + 1)] * LAYERS
+    assert [tuple(m.shape) for m in output.extra.masks] == [(2, QUERIES, 16, 16)] * LAYERS
+    assert all(not torch.equal(a, b) for a, b in zip(output.extra.classes, output.extra.classes[1:], strict=False))
+    # The initial queries have seen nothing of the image.
+    assert torch.equal(output.extra.classes[0][0], output.extra.classes[0][1])
+    assert not torch.allclose(output.extra.classes[-1][0], output.extra.classes[-1][1])
+
+
+def seen(decoder: Mask2FormerDecoder, features: Features) -> list[Tensor]:
+    """The levels that the pixel decoder gets."""
+    got: list[list[Tensor]] = []
+    hook = decoder.network.pixel_decoder.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0]))
+    with torch.no_grad():
+        decoder(features)
+    hook.remove()
+    return got[0]
+
+
+@pytest.mark.parametrize("grid", [(32, 32), (37, 37), (64, 32), (9, 13)])
+def test_token_maps_become_a_pyramid(grid: tuple[int, int]) -> None:
+    # Channel 0 is a map's row, channel 1 its column: bilinear maps of a ramp are known in closed form.
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    ramp = torch.zeros(1, 12, *grid)
+    ramp[0, 0], ramp[0, 1] = rows, columns
+    levels = seen(build(TOKENS), Features((ramp,) * 4, ramp, ramp.mean((2, 3)), {}))
+    for level, scale in zip(levels, (4, 2, 1, 0.5), strict=True):
+        height, width = (math.floor(side * scale) for side in grid)
+        y, x = ((torch.arange(side) + 0.5) / scale - 0.5 for side in (height, width))
+        assert level.shape == (1, 12, height, width)
+        assert torch.allclose(level[0, 0], y.clamp(0, grid[0] - 1)[:, None].expand(height, width), atol=1e-4)
+        assert torch.allclose(level[0, 1], x.clamp(0, grid[1] - 1).expand(height, width), atol=1e-4)
+
+
+def test_a_pyramid_is_read_as_it_is() -> None:
+    features = maps(PYRAMID, 64, 96)
+    assert all(torch.equal(a, b) for a, b in zip(seen(build(), features), features.levels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "grid"),
+    [
+        (TOKENS, (1024, 512), (256, 128)), (TOKENS, (592, 592), (148, 148)), (TOKENS, (144, 208), (36, 52)),
+        (PYRAMID, (100, 172), (25, 43)),
+        (FeatureSpec((8, 10, 12, 14), (4, 8, 8, 8), 14, 8, class_token=False), (64, 96), (16, 24)),
+        (FeatureSpec((8, 10, 12), (8, 16, 32), 12, 32, class_token=False), (64, 96), (8, 12)),
+        (FeatureSpec((6, 8, 10, 12, 14), (2, 4, 8, 16, 32), 14, 32, class_token=False), (64, 96), (32, 48)),
+    ],
+)  # fmt: skip
+def test_logits_lie_on_the_finest_grid_and_every_level_counts(
+    spec: FeatureSpec, size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    features = maps(spec, *size, count=1)
+    output = build(spec)(features)
+    assert output.logits.shape == (1, CLASSES, *grid)
+    assert output.features is features
+    output.logits.square().sum().backward()
+    assert all(level.grad.abs().sum() > 0 for level in features.levels)
+
+
+@pytest.mark.parametrize("encoder", ["dinov2-s", "eva02-s", "resnet50", "mit-b0"], indirect=True)
+def test_it_decodes_what_stand_ins_of_every_kind_give(encoder, images) -> None:
+    decoder = build(encoder.spec)
+    with torch.no_grad():
+        output = decoder(encoder(images(1, 64, 128)))
+        loss = decoder.loss(output, bands(64, 128)[:1])
+    assert output.logits.isfinite().all()
+    assert all(term.isfinite() for term in loss.values())
+
+
+def test_it_can_be_frozen_with_gradients_through_to_the_features() -> None:
+    decoder, features = build().requires_grad_(False).eval(), maps(PYRAMID, 64, 64)
+    before = [level.detach().clone() for level in features.levels]
+    output = decoder(features)
+    kept = output.logits.detach().clone()
+    total = output.logits.square().mean() + sum(loss_of(decoder, output, bands(64, 64)).values())
+    total.backward()
+    assert all(level.grad.isfinite().all() and level.grad.abs().sum() > 0 for level in features.levels)
+    assert all(torch.equal(a, b) for a, b in zip(before, features.levels, strict=True))
+    assert torch.equal(kept, output.logits)
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+def test_the_gradient_of_a_frozen_decoder_is_that_of_finite_differences() -> None:
+    # Shows that nothing but the choice of attended cells, which is constant around a point, is cut off.
+    decoder, features = build().requires_grad_(False).eval(), maps(PYRAMID, 64, 64, count=1)
+    weight = torch.randn(1, CLASSES, 16, 16, generator=torch.Generator().manual_seed(5))
+    (decoder(features).logits * weight).sum().backward()
+    for number, level in enumerate(features.levels):
+        step = 1e-2 * level.grad / level.grad.norm()
+        values = []
+        for sign in (1, -1):
+            moved = [*features.levels]
+            moved[number] = level.detach() + sign * step
+            with torch.no_grad():
+                logits = decoder(replace(features, levels=tuple(moved))).logits
+            values.append((logits.double() * weight).sum().item())
+        assert (values[0] - values[1]) / 2e-2 == pytest.approx(level.grad.norm().item(), rel=0.05)
+
+
+# ---- loss
+
+
+def test_class_term_is_the_weighted_cross_entropy_of_a_given_matching(match) -> None:
+    decoder, output = build(), outputs(layers=2, count=2, queries=4, size=(4, 4))
+    label = torch.full((2, 8, 8), 255)
+    label[0, :, :4], label[0, :, 4:], label[1] = 0, 2, 1
+    match(decoder, [(3, 0), (1, 1)], [(0, 0)])
+    # By image and query; 3 stands for "no object". Image 0: query 3 is class 0, query 1 is class 2.
+    targets = [[3, 2, 3, 0], [1, 3, 3, 3]]
+    expected = 0.0
+    for layer in output.extra.classes:
+        above = below = 0.0
+        for b, q in np.ndindex(2, 4):
+            scores, target = layer[b, q].double().tolist(), targets[b][q]
+            weight = 0.1 if target == 3 else 1.0
+            above += weight * (math.log(sum(map(math.exp, scores))) - scores[target])
+            below += weight
+        expected += 2 * above / below
+    assert loss_of(decoder, output, label)["class"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mask_terms_have_their_closed_form_where_masks_are_constant(inner_points) -> None:
+    decoder, points = build(), Small.SETTINGS["train_num_points"]
+    label = torch.stack([torch.zeros(8, 8), torch.full((8, 8), 2)]).long()
+    # The one class of each image fills it; query 1 says so in image 0, and query 0 in image 1.
+    levels = torch.tensor([[-2.0, 1.5, -3], [0.7, -4, -1]])
+    masks = levels[:, :, None, None].expand(2, 3, 4, 4)
+    classes = torch.zeros(2, 3, CLASSES + 1)
+    output = replace(outputs(1, 2, 3, (4, 4)), extra=Predictions((classes,) * 2, (masks, 2 * masks)))
+    bce = dice = 0.0
+    for factor in (1, 2):
+        for logit in (1.5 * factor, 0.7 * factor):
+            p = 1 / (1 + math.exp(-logit))
+            bce += 5 * -math.log(p) / 2
+            dice += 5 * (1 - (2 * p * points + 1) / (p * points + points + 1)) / 2
+    loss = loss_of(decoder, output, label)
+    assert loss["mask"].item() == pytest.approx(bce, rel=1e-5)
+    assert loss["dice"].item() == pytest.approx(dice, rel=1e-4)
+
+
+def test_mask_terms_over_pixel_centres_equal_a_loop(fixed_points, match) -> None:
+    decoder, output = build(), outputs(layers=2, count=2, queries=4, size=(6, 9))
+    label = bands(6, 9)
+    pairs = [[(0, 2), (1, 0), (3, 1)], [(0, 1), (2, 0), (3, 2)]]
+    fixed_points(decoder, 6, 9)
+    match(decoder, *pairs)
+    bce = dice = 0.0
+    for layer in output.extra.masks:
+        for b, image in enumerate(pairs):
+            for query, cls in image:
+                p = layer[b, query].double().sigmoid().numpy()
+                target = (label[b] == cls).double().numpy()
+                bce -= 5 * (target * np.log(p) + (1 - target) * np.log(1 - p)).mean() / 6
+                dice += 5 * (1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)) / 6
+    loss = loss_of(decoder, output, label)
+    assert loss["mask"].item() == pytest.approx(bce, rel=1e-4)
+    assert loss["dice"].item() == pytest.approx(dice, rel=1e-4)
+
+
+def test_the_order_of_the_queries_does_not_matter(fixed_points) -> None:
+    decoder, output = build(), outputs(layers=3, count=2, queries=8, size=(8, 12))
+    fixed_points(decoder, 8, 12)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(7))
+    predictions = output.extra
+    turned = Predictions(tuple(c[:, order] for c in predictions.classes), tuple(m[:, order] for m in predictions.masks))
+    before = loss_of(decoder, output, bands(16, 24))
+    after = loss_of(decoder, replace(output, extra=turned), bands(16, 24))
+    for name in NAMES:
+        assert after[name].item() == pytest.approx(before[name].item(), rel=1e-5)
+    # One image's queries in another order than the masks that belong to them are another prediction.
+    apart = replace(output, extra=Predictions(turned.classes, predictions.masks))
+    assert loss_of(decoder, apart, bands(16, 24))["class"].item() != pytest.approx(before["class"].item(), rel=1e-3)
+
+
+def test_layers_are_summed_and_each_is_matched_anew(inner_points) -> None:
+    decoder = build()
+    label = torch.zeros(1, 8, 8, dtype=torch.long)
+    right = torch.tensor([[[9.0, 0, 0, 0], [0, 0, 0, 9]]])
+    sure = torch.tensor([9.0, -9])[None, :, None, None].expand(1, 2, 4, 4)
+    # The second layer says the same with its queries swapped: matched by the first layer's rule it would be all wrong.
+    swapped = Predictions((right, right.flip(1)), (sure, sure.flip(1)))
+    loss = loss_of(decoder, replace(outputs(1, 1, 2, (4, 4)), extra=swapped), label)
+    once = math.log1p(3 * math.exp(-9))
+    assert loss["class"].item() == pytest.approx(2 * 2 * once, rel=1e-3)
+    assert loss["mask"].item() == pytest.approx(2 * 5 * math.log1p(math.exp(-9)), rel=1e-3)
+
+
+def test_ignored_pixels_belong_to_no_mask(fixed_points) -> None:
+    decoder, label = build(), torch.full((1, 8, 8), 255)
+    label[:, :, :4] = 1
+    fixed_points(decoder, 8, 8)
+    classes = torch.full((1, 2, CLASSES + 1), -20.0)
+    classes[0, 0, 1] = classes[0, 1, CLASSES] = 20
+    masks = torch.full((1, 2, 8, 8), -20.0)
+    masks[0, 0, :, :4] = 20
+    # Class 1 in the left half, and nothing else: neither a mask of its own for the right half, nor more of class 1.
+    right = replace(outputs(1, 1, 2, (8, 8)), extra=Predictions((classes,), (masks,)))
+    assert all(term < 1e-5 for term in loss_of(decoder, right, label).values())
+    masks = masks.clone()
+    masks[0, 0] = 20
+    loss = loss_of(decoder, replace(right, extra=Predictions((classes,), (masks,))), label)
+    assert loss["mask"].item() == pytest.approx(5 * 20 / 2, rel=1e-5)
+    assert loss["dice"].item() == pytest.approx(5 * (1 - 65 / 97), rel=1e-5)
+
+
+def test_an_image_without_labels_has_a_finite_loss_with_a_gradient() -> None:
+    decoder, features = build(), maps(PYRAMID, 64, 64)
+    output = decoder(features)
+    label = bands(64, 64)
+    label[1] = 255
+    for labels in (label, torch.full_like(label, 255)):
+        loss = loss_of(decoder, output, labels)
+        decoder.zero_grad()
+        sum(loss.values()).backward(retain_graph=True)
+        assert all(term.isfinite() for term in loss.values())
+        assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())
+        assert decoder.network.classify.weight.grad.abs().sum() > 0
+    # Without any label, all queries are to be "no object", and no mask is asked for.
+    nothing = [F.cross_entropy(c.transpose(1, 2), torch.full((2, QUERIES), CLASSES)) for c in output.extra.classes]
+    assert loss["class"].item() == pytest.approx(2 * sum(nothing).item(), rel=1e-5)
+    assert loss["mask"] == loss["dice"] == 0
+
+
+def test_points_come_from_the_global_generator_alone(deterministic) -> None:
+    decoder, features = build(), maps(PYRAMID, 64, 64)
+
+    def step(seed: int) -> tuple[list[float], list[Tensor]]:
+        loss = loss_of(decoder, decoder(features), bands(64, 64), seed)
+        decoder.zero_grad()
+        sum(loss.values()).backward()
+        return [term.item() for term in loss.values()], [p.grad.clone() for p in decoder.parameters()]
+
+    first, second, other = step(1), step(1), step(2)
+    assert first[0] == second[0]
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+    assert first[0][1:] != other[0][1:]
+
+
+def test_it_trains_under_autocast_with_scores_and_loss_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, features = build(), maps(PYRAMID, 64, 64)
+    costs: list[torch.dtype] = []
+
+    def watched(cost: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def compute(masks: Tensor, labels: Tensor) -> Tensor:
+            found = cost(masks, labels)
+            costs.append(found.dtype)
+            return found
+
+        return compute
+
+    for name in ("pair_wise_sigmoid_cross_entropy_loss", "pair_wise_dice_loss"):
+        monkeypatch.setattr(modeling_mask2former, name, watched(getattr(modeling_mask2former, name)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = decoder(features)
+        loss = loss_of(decoder, output, bands(64, 64))
+    sum(loss.values()).backward()
+    assert output.extra.masks[-1].dtype == torch.bfloat16
+    assert costs == [torch.float32] * (2 * LAYERS * 2)
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in loss.values())
+    assert all(p.grad.isfinite().all() for p in decoder.parameters())
+    assert all(level.grad.isfinite().all() for level in features.levels)
+    alone = loss_of(decoder, output, bands(64, 64))
+    assert [loss[name].item() for name in NAMES] == [alone[name].item() for name in NAMES]
+    p, m = output.extra.classes[-1].double().softmax(-1), output.extra.masks[-1].double().sigmoid()
+    expected = (torch.einsum("bqk,bqhw->bkhw", p[..., :-1], m) + 1e-6).log()
+    assert output.logits.dtype == torch.float32
+    assert torch.allclose(output.logits.double(), expected, atol=1e-5)
+
+
+def test_places_are_sampled_in_single_precision_under_autocast() -> None:
+    decoder, features = build(), maps(PYRAMID, 64, 64)
+    pixels: list[Tensor] = []
+    decoder.network.pixel_decoder.register_forward_hook(lambda *args: pixels.append(args[2].mask_features))
+    with torch.no_grad():
+        decoder(features)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            decoder(replace(features, levels=tuple(level.bfloat16().float() for level in features.levels)))
+            decoder(replace(features, levels=tuple(level.bfloat16() for level in features.levels)))
+    assert pixels[1].dtype == torch.float32
+    assert torch.equal(pixels[1], pixels[2])
+    assert torch.allclose(pixels[0], pixels[1], atol=0.05)
+
+
+def test_it_learns_two_images() -> None:
+    class Quick(Small):
+        SETTINGS = Small.SETTINGS | {"train_num_points": 256}
+
+    decoder, features, label = build(kind=Quick), maps(PYRAMID, 64, 64), bands(64, 64)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3)
+    frozen = replace(features, levels=tuple(level.detach() for level in features.levels))
+    torch.default_generator.manual_seed(0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        output = decoder(frozen)
+        sum(decoder.loss(output, label).values()).backward()
+        optimizer.step()
+    found = F.interpolate(decoder(frozen).logits, size=(64, 64), mode="bilinear", align_corners=False).argmax(1)
+    known = label != 255
+    assert (found == label)[known].float().mean() > 0.95

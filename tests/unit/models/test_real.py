@@ -1,0 +1,77 @@
+"""Real networks as encoders: shapes as announced, masks that hide, other patch sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from kdbench.errors import KdbenchError
+from kdbench.models.backbones import Encoder, TokenEncoder
+from kdbench.models.geometry import Geometry
+from kdbench.models.real import build_real
+from kdbench.models.segmentor import seeded
+from kdbench.models.zoo import ROLES, find_role
+
+SMALL = ["timm/test_vit", "timm/test_convnext", "timm/test_byobnet", "timm/mobilenetv3_small_050", "mit-b0", "resnet18"]
+LARGE = ["dinov2-s", "dinov2-s-reg", "dinov3-s", "eva02-s", "clip-b", "sam-b", "deit-s", "dino-s", "resnet50",
+         "convnext-t", "mobilenetv3-l", "mit-b2"]  # fmt: skip
+
+
+def built(name: str) -> Encoder:
+    return seeded(lambda: build_real(find_role(name)), "test", name).eval()
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+@torch.no_grad()
+def test_shapes_are_as_announced_and_a_mask_hides_what_it_covers(name: str) -> None:
+    encoder = built(name)
+    encoder.adapt(Geometry(16, (64, 96), "bicubic"))
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    features, spec = encoder(image), encoder.spec
+    for level, channels, stride in zip(features.levels, spec.channels, spec.strides, strict=True):
+        assert level.shape == (1, channels, 64 // stride, 96 // stride)
+    assert features.final.shape == (1, spec.final_channels, 64 // spec.final_stride, 96 // spec.final_stride)
+    assert features.pooled.shape == (1, spec.final_channels)
+    # With all of the image hidden another image gives the same features.
+    hidden = torch.ones(1, 4, 6, dtype=torch.bool)
+    assert torch.equal(encoder(image, hidden).final, encoder(1 - image, hidden).final)
+    assert not torch.equal(encoder(image, hidden).final, features.final)
+
+
+def test_a_vit_at_its_own_patch_size_gives_what_timm_gives() -> None:
+    encoder = built("timm/test_vit")
+    body = encoder.body
+    assert isinstance(body, VisionTransformer)
+    assert isinstance(encoder, TokenEncoder)
+    image = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        features = encoder(image)
+        tokens = body.forward_features((image - encoder.mean) / encoder.std)
+    assert torch.allclose(features.final, tokens[:, 1:].transpose(1, 2).reshape(2, 64, 10, 10), atol=1e-6)
+    assert torch.allclose(features.pooled, tokens[:, 0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_another_patch_size_and_back_through_the_weights() -> None:
+    encoder = built("timm/test_vit")
+    native = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder.adapt(Geometry(14, (112, 112), "bicubic"))
+    assert encoder.spec.strides == (14,) * 4
+    assert encoder(torch.rand(1, 3, 112, 112)).final.shape == (1, 64, 8, 8)
+    # What a stage at another patch size left behind is loaded as it is, and so are the first weights again.
+    adapted = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    other = built("timm/test_vit")
+    other.load_state_dict(adapted)
+    assert all(torch.equal(adapted[name], tensor) for name, tensor in other.state_dict().items())
+    other.load_state_dict(native)
+    assert all(torch.equal(native[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
+    with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
+        build_real(find_role("timm/resnet5"))
+
+
+def test_every_role_names_a_network() -> None:
+    assert all(role.network and role.weights for role in ROLES.values())
