@@ -53,6 +53,24 @@ def test_every_pass_shows_every_sample_once_in_another_order() -> None:
     assert Counter(draw.sample for step in range(5) for draw in ragged.step(step)) == dict.fromkeys(range(5), 4)
 
 
+def test_repeated_augmentation_as_deits_sampler_with_four_processes() -> None:
+    recipe = Recipe(epochs=2, batch=64, lr=0.1, repeats=3)
+    assert (recipe.epoch(600), recipe.length(600)) == (8, 16)  # 600 images: 512 views
+    assert Recipe(epochs=100, batch=512, lr=0.1, repeats=3).length(1281167) == 250_200  # ImageNet, formula sheet 5.5
+    assert Recipe(epochs=300, batch=128, lr=0.1, repeats=3).length(24966) == 58_200  # GTAV
+    order = Order(600, recipe, 0, "proxy")
+    ours = [[draw.sample for draw in order.step(step)] for step in range(8)]
+    # The sampler by its description: an order, each image three times in a row, every fourth place to a process, which
+    # stops after its share of 512 and cuts it into batches of 16.
+    copies = [sample for sample in order._pass(0) for _ in range(3)]
+    shares = [copies[process::4][: 512 // 4] for process in range(4)]
+    for step, seen in enumerate(ours):
+        theirs = [sample for share in shares for sample in share[16 * step : 16 * (step + 1)]]
+        assert Counter(seen) == Counter(theirs)
+    assert [draw.again for draw in order.step(0)][:3] == [0, 1, 2]
+    assert order.step(8) != order.step(0)
+
+
 def test_every_sample_carries_its_domain_and_index() -> None:
     for batch in batches():
         for image, label, domain, index in zip(batch.image, batch.label, batch.domain, batch.index, strict=True):

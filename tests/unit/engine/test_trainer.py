@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import Job, LossLog, LossModule, lr_scale, make_optimizer, train
+from kdbench.engine.trainer import Job, LossLog, LossModule, is_decayed, lr_scale, make_optimizer, train
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
@@ -106,6 +107,40 @@ def test_schedule_warms_up_and_decays_to_zero() -> None:
     poly = Recipe(steps=10, batch=1, lr=1.0, schedule="poly")
     assert lr_scale(poly, 5, 10) == pytest.approx(0.5**0.9)
     assert lr_scale(poly, 10, 10) == 0.0
+
+
+def test_the_rate_between_epochs_is_that_of_timms_scheduler_told_an_epoch_late() -> None:
+    recipe = Recipe(epochs=10, batch=1, lr=5e-4, min_lr=1e-5, schedule="cosine-epochs")
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=recipe.lr)
+    scheduler = CosineLRScheduler(optimizer, t_initial=10, lr_min=1e-5)
+    expected = []
+    for epoch in range(10):
+        expected += [optimizer.param_groups[0]["lr"]] * 3
+        scheduler.step(epoch)
+    assert [recipe.lr * lr_scale(recipe, step, 30, 3) for step in range(30)] == pytest.approx(expected)
+    assert expected[3] == recipe.lr
+
+
+def test_weight_decay_touches_what_the_rule_says() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask_token = nn.Parameter(torch.zeros(4))
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+            self.linear = nn.Linear(4, 4)
+            self.norm = nn.LayerNorm(4)
+            self.queries_features = nn.Embedding(2, 4)
+
+    always, vectors = {"cls_token", "linear.weight"}, {"linear.bias", "mask_token"}
+    expected = {
+        "matrices": always | {"queries_features.weight"},
+        "timm": always | {"queries_features.weight", "mask_token"},
+        "mmengine": always | vectors,
+    }
+    for rule, decayed in expected.items():
+        found = is_decayed(rule, Part())
+        assert {name for name, yes in found.items() if yes} == decayed, rule
 
 
 def test_optimizer_groups_follow_parts_and_spare_vectors_from_decay() -> None:
