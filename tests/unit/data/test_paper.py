@@ -1,0 +1,77 @@
+"""The paper's protocol with real architectures and random weights, cut down to a few steps of 224 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from kdbench import protocol as protocols
+from kdbench.cli import app
+from kdbench.models.real import build_real
+from kdbench.models.segmentor import seeded
+from kdbench.models.zoo import find_role
+from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
+from kdbench.report.records import read_record
+from kdbench.types import Phase
+
+# DINOv2's own names; DeiT's distilled file is known by the role's.
+FILES = {"dinov2-s": "dinov2_vits14_pretrain.pth", "deit-s": "deit-s.pth", "resnet18": "resnet18.pth"}
+
+
+def shortened(decoder: str) -> Protocol:
+    """PAPER with two steps a phase, one labelled point kept and small windows; all other numbers as they are."""
+    recipes = {}
+    for phase, recipe in PAPER.recipes.items():
+        views: Any = DistillationViews(crop=224) if not phase.labelled else SegmentationViews(crop=224)
+        recipes[phase] = recipe.model_copy(update={"steps": 2, "epochs": 0, "batch": 2, "augmentation": views})
+    return PAPER.model_copy(
+        update={
+            "decoder": decoder, "recipes": recipes, "keep": (1.0,), "precision": "32-true",
+            "evaluation": Evaluation(window=(224, 224), stride=(224, 224), batch=2),
+        }
+    )  # fmt: skip
+
+
+def write_weights(folder: Path, *names: str) -> None:
+    folder.mkdir()
+    for name in names:
+        encoder = seeded(lambda name=name: build_real(find_role(name)), "weights", name)
+        torch.save(encoder.body.state_dict(), folder / FILES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("student", "decoder"), [("deit-s", "mask2former"), ("resnet18", "light")])
+def test_gkd_runs_through_all_of_its_phases(
+    trees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, decoder: str
+) -> None:
+    for name in ("gtav", "cityscapes", "imagenet"):
+        trees.make(name)
+    write_weights(tmp_path / "weights", "dinov2-s", student)
+    monkeypatch.setitem(protocols.PROTOCOLS, "paper", shortened(decoder))
+    done = CliRunner().invoke(
+        app,
+        ["run", "--method", "gkd", "--pair", f"dinov2-s:{student}", "--benchmark", "g2c", "--protocol", "paper",
+         "--data-root", str(trees.root), "--weights-dir", str(tmp_path / "weights"), "--workers", "0",
+         "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    record = read_record(next((tmp_path / "results").rglob("gkd-s0.json")))
+    assert record.result is not None
+    assert [stage.phase for stage in record.result.stages] == [Phase.PROXY, Phase.SOURCE, Phase.TASK]
+    assert [stage.data for stage in record.result.stages] == [{"proxy": "real"}, {"gtav": "real"}, {"gtav": "real"}]
+    assert record.spec.resolved.zoo == "pretrained"
+    assert sum(domain.confusion.sum() for domain in record.result.domains) > 0
+    # Every image is scored at its label's size, whatever the windows.
+    assert {domain.role for domain in record.result.domains} == {"target"}
+
+
+def test_without_data_the_protocol_says_what_it_needs(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["run", "--method", "gkd", "--pair", "dinov2-l:resnet50", "--protocol", "paper", "--store", str(tmp_path)]
+    )
+    assert "protocol 'paper' runs on real images: add --data-root DIR" in str(done.exception)
