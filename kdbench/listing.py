@@ -88,19 +88,20 @@ def _pairs() -> Rows:
     rows = []
     for name in NAMED_PAIRS:
         pair = parse_pair(name)
-        origin = "GKD's paper" if name in PAPER_PAIRS else "kdbench's extension"
+        origin = "GKD's paper" if name in PAPER_PAIRS else "kdbench's extension (GKD-CNN)"
         rows.append({"pair": name, "family": pair.family, "from": origin})
     return rows
 
 
 def _models() -> Rows:
+    from kdbench.models.real import describe
     from kdbench.models.zoo import ROLES
 
     return [
         {
             "name": role.name,
             "family": role.family,
-            "kind": role.kind,
+            **describe(role),
             "stand-in (mini)": ", ".join(f"{key} {value}" for key, value in role.stand_in.items()),
         }
         for role in ROLES.values()

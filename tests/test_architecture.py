@@ -54,7 +54,7 @@ ARROWS = {
     ),
     "kdbench.gates": (*SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec"),
     "kdbench.listing": (
-        *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models.zoo", "kdbench.protocol", "kdbench.data.real",
+        *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.data.real",
         "kdbench.data.synthetic",
     ),
     "kdbench.display": (),

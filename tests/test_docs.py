@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.data.real import ADAPTERS
+from kdbench.data.real.adapter import whole_path
 from kdbench.listing import listing, render
 from kdbench.plugins import load_benchmark
 
@@ -23,6 +25,22 @@ def test_the_table_of_data_sets_is_that_of_the_list() -> None:
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"<!-- datasets -->\n(.*?)<!-- end -->", page, flags=re.DOTALL)
     assert table.strip() == render(listing("datasets"), "markdown").strip()
+
+
+def test_the_paths_of_the_trees_are_those_that_are_read() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- trees -->\n(.*?)<!-- end trees -->", page, flags=re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert {row[0] for row in rows} == set(ADAPTERS)
+    for name, image, label in rows:
+        layouts = [lay for lay in ADAPTERS[name].layouts if whole_path(lay.image).fullmatch(f"archive/{image}")]
+        assert layouts, f"{name}: {image}"
+        if label:
+            ours = whole_path(layouts[0].image).fullmatch(image)
+            theirs = whole_path(layouts[0].label or "").fullmatch(label)
+            assert ours is not None
+            assert theirs is not None, f"{name}: {label}"
+            assert ours.groupdict() == theirs.groupdict()
 
 
 def test_the_examples_of_the_world_run(tmp_path: Path) -> None:

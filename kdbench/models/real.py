@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
@@ -45,6 +46,25 @@ def build_real(role: Role) -> Encoder:
     if isinstance(plain, VisionTransformerSAM):
         return SamEncoder(plain)
     return _pyramid(plain, role.network)
+
+
+def describe(role: Role) -> dict[str, str]:
+    """A role's network and weights in words; nothing is allocated."""
+    with torch.device("meta"):
+        encoder = build_real(role)
+    known: Any = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
+    spec, taps = encoder.spec, getattr(encoder, "taps", ())
+    licence = str(known.license or "?") if known is not None else "NVIDIA source code licence"
+    mean = known.mean if known is not None and known.mean else IMAGENET_DEFAULT_MEAN
+    return {
+        "network": role.network,
+        "weights": role.weights,
+        "licence": f"{licence}, gated" if "dinov3" in role.weights else licence,
+        "parameters": f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M",
+        "patch or strides": str(spec.final_stride) if taps else ", ".join(map(str, spec.strides)),
+        "levels from blocks": ", ".join(map(str, taps)) or "every step",
+        "normalised as": "ImageNet" if tuple(mean) == IMAGENET_DEFAULT_MEAN else "CLIP",
+    }
 
 
 def _pyramid(body: nn.Module, network: str) -> Encoder:
