@@ -31,6 +31,7 @@ class RunSpec(BaseModel):
     settings: tuple[str, ...] = ()
     label: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
     workers: int | None = None
     weights_dir: Path | None = None
     label_fraction: str = "1"
@@ -42,9 +43,9 @@ class RunSpec(BaseModel):
 
     def passed(self) -> dict[str, Any]:
         """What a record keeps of the request: all but the places on this machine."""
-        return self.model_dump(mode="json", exclude={"results", "store", "data_root", "workers", "weights_dir"}) | {
-            "real": bool(self.data_root)
-        }
+        return self.model_dump(
+            mode="json", exclude={"results", "store", "data_root", "workers", "devices", "weights_dir"}
+        ) | {"real": bool(self.data_root)}
 
 
 def split_list(text: str, everything: Iterable[str] | None = None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ class Batch:
     domain: Sequence[str]
     index: Tensor
     progress: float = 0.0
+
+    def pieces(self, count: int) -> list[Batch]:
+        """Itself in so many consecutive pieces of nearly one size."""
+        size = len(self.index)
+        edges = [size * piece // count for piece in range(count + 1)]
+        return [
+            Batch(
+                self.image[a:b], None if self.label is None else self.label[a:b], self.domain[a:b], self.index[a:b],
+                self.progress,
+            )
+            for a, b in pairwise(edges)
+        ]  # fmt: skip
 
     def pin_memory(self) -> Batch:
         """What a data loader calls to speed up the way to a GPU."""

@@ -56,6 +56,9 @@ def run(
         Path | None, typer.Option(help="Folder with weights of real models, for --protocol paper. [timm's hub]")
     ] = None,
     device: Device = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes, one a device; under torchrun or srun as many as it starts.")
+    ] = 1,
     results: Results = None,
     store: StoreOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
@@ -78,6 +81,7 @@ def run(
         workers=workers,
         weights_dir=weights_dir,
         device=device,
+        devices=devices,
         results=results or default_results(),
         store=store or default_store(),
         fresh=fresh,
@@ -96,6 +100,10 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
 
     console = Console()
     lab = make_lab(spec, progress_for(console))
+    if not lab.fabric.is_global_zero:
+        console = Console(quiet=True)
+    if pictures and lab.fabric.world_size > 1:
+        raise KdbenchError("--pictures are drawn by one process: run the same command again without several.")
     cells = expand(spec, lab)
     if dry_run:
         for line in (_heading(lab.protocol, len(cells), spec), *describe(lab, cells)):

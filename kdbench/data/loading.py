@@ -147,18 +147,19 @@ def training_batches(
     workers: int = 0,
     device: torch.device | None = None,
     broken: Broken | None = None,
+    mine: slice = slice(None),
 ) -> Iterator[Batch]:
     """The batches of steps start..steps-1 on the device; labels only where the phase has them.
 
     workers: processes that read ahead; the batches do not depend on their number. A sample that cannot be read is
-    replaced by the next one of the set and reported to `broken`.
+    replaced by the next one of the set and reported to `broken`. mine: the places of a batch that this process takes.
     """
     views = TrainingViews(sets, recipe, size, seed, phase)
     order = Order(len(views), recipe, seed, phase)
     device, broken = device or torch.device("cpu"), broken or Broken(0)
     loader: DataLoader[Any] = DataLoader(
         views,
-        batch_sampler=(order.step(step) for step in range(start, steps)),
+        batch_sampler=(order.step(step)[mine] for step in range(start, steps)),
         collate_fn=partial(_collate, labelled=phase.labelled),
         num_workers=workers,
         pin_memory=device.type == "cuda",

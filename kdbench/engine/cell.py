@@ -206,6 +206,8 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
         "networks": networks_code(networks.modules()[name] for name in parts),
         "harness": harness_code(TRAINING),
         "environment": environment(lab.fabric.device, lab.protocol.precision),
+        # Masks and batch statistics are drawn within a process.
+        **({"processes": lab.fabric.world_size} if lab.fabric.world_size > 1 else {}),
     })  # fmt: skip
     return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
 

@@ -72,11 +72,15 @@ def evaluate(
     evaluation: Evaluation,
     device: torch.device,
     workers: int = 0,
+    mine: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Counts (N, K, K) int64, one matrix an image, in the set's order. workers: processes that read images ahead."""
+    """Counts (N, K, K) int64, one matrix an image, in the set's order.
+
+    workers: processes that read images ahead. mine: which images are counted, all where it is None.
+    """
     model.eval()
-    counts: list[Tensor] = []
-    for image, label in _batches(samples, evaluation.batch, workers):
+    counts = [torch.zeros(0, classes, classes, dtype=torch.int64, device=device)]
+    for image, label in _batches(samples, evaluation.batch, workers, mine):
         _check_labels(label, classes, samples.domain)
         label = label.to(device).long()
         prediction = predict(model, image.to(device).float().div_(255), evaluation, (label.shape[-2], label.shape[-1]))
@@ -116,10 +120,13 @@ class _Reading(Dataset[tuple[Tensor, Tensor] | KdbenchError]):
             return error
 
 
-def _batches(samples: DomainSet, most: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    samples: DomainSet, most: int, workers: int, mine: Sequence[int] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighbours of one size, at most so many at a time."""
     held: list[tuple[Tensor, Tensor]] = []
-    for read in DataLoader(_Reading(samples), batch_size=None, num_workers=workers):
+    chosen = range(len(samples)) if mine is None else mine
+    for read in DataLoader(_Reading(samples), batch_size=None, sampler=chosen, num_workers=workers):
         if isinstance(read, KdbenchError):
             raise read
         image, label = read

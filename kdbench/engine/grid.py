@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch.utils import deterministic
 
 from kdbench.benchmark import Benchmark
@@ -22,6 +21,7 @@ from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
+from kdbench.engine.processes import make_fabric, share
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError, unknown
@@ -32,7 +32,7 @@ from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import Pair, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
-from kdbench.progress import Progress
+from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
@@ -80,8 +80,11 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    fabric = Fabric(accelerator=spec.device, devices=1, precision=protocol.precision)
+    fabric = make_fabric(spec.device, spec.devices, protocol.precision)
     worlds = Worlds(protocol, store.renders, spec.data_root)
+    for recipe in protocol.recipes.values():
+        share(fabric, recipe.batch)
+    progress = progress if fabric.is_global_zero else Silent()
     return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), workers=_workers(spec))
 
 
@@ -136,7 +139,8 @@ def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:
 def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     """Runs the cells in order; a failed one leaves its record and the others go on."""
     _check_places(spec)
-    check_tests(lab, cells)
+    if lab.fabric.is_global_zero:
+        check_tests(lab, cells)
     for name in dict.fromkeys(role.name for cell in cells for role in (cell.teacher, cell.student) if role):
         lab.zoo.check(name)
     for cell in cells:
@@ -147,7 +151,8 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
             yield Done(cell, stored, cached=True)
             continue
         outcome = run.run()
-        _write(path, outcome)
+        if lab.fabric.is_global_zero:
+            _write(path, outcome)
         yield Done(cell, outcome.record, cached=False)
 
 

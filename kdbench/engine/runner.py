@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import platform
 import resource
@@ -24,6 +25,7 @@ from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_p
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
 from kdbench.engine.parts import views
+from kdbench.engine.processes import gather_interleaved, share
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.errors import KdbenchError
@@ -32,6 +34,8 @@ from kdbench.method import Method
 from kdbench.models.zoo import Pair
 from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.report.scores import hits
+
+WAITING = "another run is at work on it; waiting"
 
 
 @dataclass
@@ -80,6 +84,8 @@ class CellRun:
             result = Result(domains=domains, stages=stages, parameters=self._parameters())
             return Outcome(self._record("done", result=result), per_image)
         except Exception as error:
+            if self._lab.fabric.world_size > 1:
+                raise  # the others wait for this process: the launcher has to end them
             return Outcome(self._record("failed", error=_describe(error)), {})
 
     def deployed(self) -> nn.Module:
@@ -93,13 +99,21 @@ class CellRun:
 
     def _run_stage(self, step: Planned) -> StageResult:
         what = f"{self._cell.name} · {step.stage.name}"
-        with step.folder.locked(lambda: self._lab.progress.note(f"{what}: another run is at work on it; waiting")):
-            if self._lab.store.stale(step.key):
-                step.folder.clear()
+        fabric = self._lab.fabric
+        with contextlib.ExitStack() as held:
+            # Of several processes the first alone locks and writes; the others follow it from barrier to barrier.
+            if fabric.is_global_zero:
+                held.enter_context(step.folder.locked(lambda: self._lab.progress.note(f"{what}: {WAITING}")))
+                if self._lab.store.stale(step.key):
+                    step.folder.clear()
+            fabric.barrier()
             if step.folder.done:
                 self._cached.append(step.stage.name)
             else:
-                step.folder.finish(self._train(step, what))
+                summary = self._train(step, what)
+                if fabric.is_global_zero:
+                    step.folder.finish(summary)
+            fabric.barrier()
             summary = step.folder.summary()
         self._seconds[step.stage.name] = round(summary["seconds"], 2)
         return StageResult(
@@ -111,6 +125,7 @@ class CellRun:
             images=summary["images"],
             student_passes=summary["passes"],
             broken=len(summary["broken"]),
+            pieces=summary.get("pieces", 1),
             losses=summary["losses"],
         )
 
@@ -134,12 +149,13 @@ class CellRun:
             batches=lambda start: training_batches(
                 step.sets, step.recipe, step.steps, size, seed, stage.phase, start,
                 workers=lab.workers, device=lab.fabric.device, broken=broken,
+                mine=share(lab.fabric, step.recipe.batch),
             ),
             randomness=(seed, stage.phase),
             keep=step.keep,
             checkpoint_every=self._lab.protocol.checkpoint_every,
             epoch=step.recipe.epoch(sum(map(len, step.sets))),
-            passes=lambda: student.images,
+            passes=lambda: student.images * lab.fabric.world_size,
             broken=broken.errors,
         )  # fmt: skip
         summary = train(self._lab.fabric, job, step.folder, self._lab.progress)
@@ -212,7 +228,9 @@ class CellRun:
         def compute() -> np.ndarray:
             with lab.fabric.autocast():
                 model, device = self._deploy(point), lab.fabric.device
-                return evaluate(model, samples, classes, lab.protocol.evaluation, device, lab.workers)
+                mine = range(lab.fabric.global_rank, len(samples), lab.fabric.world_size)
+                counts = evaluate(model, samples, classes, lab.protocol.evaluation, device, lab.workers, mine)
+                return gather_interleaved(lab.fabric, counts)
 
         return lab.store.evaluation(key, compute)
 

@@ -151,6 +151,8 @@ class Job:
     checkpoint_every: int
     epoch: int = 1
     """Steps of one pass over the data, where the recipe counts in them."""
+    pieces: list[int] = field(default_factory=lambda: [1])
+    """In how many pieces a batch goes through the networks: doubled where memory runs out."""
     passes: Callable[[], int] = lambda: 0
     broken: list[str] = field(default_factory=list)
     """Errors of the files that were skipped so far; `batches` adds to them."""
@@ -171,11 +173,13 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
                 progress.advance(done, log.flush(job.what))
             for number in [n for n, share in enumerate(job.keep) if max(1, round(job.steps * share)) == done]:
                 log.flush(job.what)
-                folder.save_point(number, job.module.states())
+                if fabric.is_global_zero:
+                    folder.save_point(number, job.module.states())
             if done % job.checkpoint_every == 0 and done < job.steps:
                 log.flush(job.what)
                 spent = seconds + time.perf_counter() - started
-                folder.save_checkpoint(_checkpoint(job, optimizer, log, done, passes + job.passes(), spent))
+                if fabric.is_global_zero:
+                    folder.save_checkpoint(_checkpoint(job, optimizer, log, done, passes + job.passes(), spent))
     finally:
         progress.end()
     return {
@@ -184,23 +188,57 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
         "images": job.steps * job.recipe.batch,
         "passes": passes + job.passes(),
         "broken": job.broken,
+        "pieces": job.pieces[0],
         "seconds": seconds + time.perf_counter() - started,
     }
 
 
 def _step(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog) -> None:
-    # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
-    torch.manual_seed(seed_from(*job.randomness, "step", step))
     scale = lr_scale(job.recipe, step, job.steps, job.epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * scale
-    total, terms = module(fabric.to_device(batch))
-    fabric.backward(total)
+    terms = _backward(fabric, module, optimizer, fabric.to_device(batch), job, step)
     if job.recipe.clip is not None:
         fabric.clip_gradients(module, optimizer, max_norm=job.recipe.clip, error_if_nonfinite=False)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     log.add(terms)
+
+
+def _backward(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int) -> dict[str, Tensor]:
+    """Gradients of the whole batch, in as many pieces as memory asks for. Returns the terms."""
+    while True:
+        # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
+        rank = ("process", fabric.global_rank) if fabric.global_rank else ()
+        torch.manual_seed(seed_from(*job.randomness, "step", step, *rank))
+        try:
+            if job.pieces[0] == 1:
+                total, terms = module(batch)
+                fabric.backward(total)
+                return dict(terms)
+            return _accumulated(fabric, module, batch, job.pieces[0])
+        except torch.OutOfMemoryError as error:
+            optimizer.zero_grad(set_to_none=True)
+            if fabric.world_size > 1 or 2 * job.pieces[0] > len(batch.index):
+                raise KdbenchError(
+                    f"{job.what}: the device's memory does not hold {len(batch.index)} images in {job.pieces[0]} pieces"
+                    f" ({str(error).partition('.')[0]}). Start more processes, or take a device with more memory."
+                ) from error
+        # Outside the handler, which would keep the failed pass's tensors alive.
+        job.pieces[0] *= 2
+        torch.cuda.empty_cache()
+
+
+def _accumulated(fabric: Fabric, module: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
+    """As one batch for losses that are means over samples; batch statistics are those of the pieces."""
+    whole: dict[str, Tensor] = {}
+    for piece in batch.pieces(count):
+        part = len(piece.index) / len(batch.index)
+        total, terms = module(piece)
+        fabric.backward(total * part)
+        for name, term in terms.items():
+            whole[name] = whole.get(name, torch.zeros_like(term)) + part * term
+    return whole
 
 
 def _by_part(module: LossModule) -> dict[str, nn.Module]:

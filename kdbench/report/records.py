@@ -99,7 +99,8 @@ class StageResult(_Model):
     """What a stage did.
 
     data: the domains that it trained on, with their worlds. broken: training files that could not be read and were
-    replaced by others. losses: each term's means over tenths of the stage.
+    replaced by others. pieces: in how many a batch went through the networks, where memory did not hold it whole.
+    losses: each term's means over tenths of the stage.
     """
 
     name: str
@@ -110,6 +111,7 @@ class StageResult(_Model):
     images: int
     student_passes: int
     broken: int = 0
+    pieces: int = 1
     losses: dict[str, list[float]]
 
 

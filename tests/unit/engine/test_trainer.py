@@ -18,7 +18,7 @@ from kdbench.engine.trainer import Job, LossLog, LossModule, is_decayed, lr_scal
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
-from kdbench.types import Part
+from kdbench.types import Batch, Part
 
 RECIPE = Recipe(steps=12, batch=4, lr=0.01, warmup=3, clip=1.0)
 
@@ -90,6 +90,39 @@ def test_the_step_of_a_bad_loss_is_right_after_a_resume(tmp_path: Path) -> None:
     made, _ = job(loss_at={9: math.inf})
     with pytest.raises(KdbenchError, match="not finite at step 9"):
         run(made, tmp_path)
+
+
+def small_memory(holds: int) -> tuple[Job, nn.Module]:
+    """A regression that is a mean over samples, on a device that holds so many of them."""
+    network = nn.Linear(3, 1)
+    network.load_state_dict({"weight": torch.full((1, 3), 0.5), "bias": torch.zeros(1)})
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        if len(batch.index) > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate.")
+        return {"error": (network(batch.image[:, :, 0, 0]) - 1).square().mean()}
+
+    def batches(start: int) -> Iterator[Batch]:
+        for step in range(start, 3):
+            image = torch.randn(6, 3, 1, 1, generator=torch.Generator().manual_seed(step))
+            yield Batch(image, None, ("a",) * 6, torch.arange(6))
+
+    recipe = Recipe(steps=3, batch=6, lr=0.1)
+    return Job("toy", LossModule({"part": network}, loss), recipe, 3, batches, (0,), (1.0,), 5), network
+
+
+def test_where_memory_runs_out_the_batch_goes_through_in_pieces(tmp_path: Path) -> None:
+    whole, expected = small_memory(6)
+    assert run(whole, tmp_path / "whole")["pieces"] == 1
+    tight, found = small_memory(2)
+    summary = run(tight, tmp_path / "tight")
+    assert summary["pieces"] == 4  # of one and two samples: halves of three did not fit
+    assert summary["losses"]["error"] == pytest.approx(run(*small_memory(6)[:1], tmp_path / "again")["losses"]["error"])
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(tensor, found.state_dict()[name], atol=1e-6), name
+    none, _ = small_memory(0)
+    with pytest.raises(KdbenchError, match=r"toy: the device's memory does not hold 6 images in 4 pieces"):
+        run(none, tmp_path / "none")
 
 
 def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
