@@ -21,6 +21,7 @@ from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
+from kdbench.engine.costs import amount, cost_of
 from kdbench.engine.processes import make_fabric, share
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
@@ -205,19 +206,31 @@ def _check_places(spec: RunSpec) -> None:
 
 
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
-    """What would run: every cell's stages, and which of them are stored already or shared with an earlier cell."""
+    """What would run: every cell's stages, which are stored or shared with an earlier cell, and what the rest costs."""
     seen: set[str] = set()
+    total = 0.0
     for cell in cells:
         roles = [cell.teacher] + ([cell.student] if cell.student else [])
         pair = " -> ".join(model_name(role.name, lab.protocol.zoo) for role in roles)
         yield f"{cell.name}  {pair}  seed {cell.seed}"
-        for step in make_plan(lab, cell).stages:
+        plan = make_plan(lab, cell)
+        for step in plan.stages:
             state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
             seen.add(step.key)
             data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
             size = f"{step.steps} steps of {step.recipe.batch}"
             trains = ", ".join(sorted(step.stage.trains))
             yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
+            if state == "to do":
+                cost = cost_of(lab, plan, step)
+                whole = cost.flops * step.recipe.batch * step.steps
+                total += whole
+                yield (
+                    f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "
+                    f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
+                    f"{amount(cost.memory, 'B')} for a batch"
+                )
+    yield f"to do: {amount(total, 'FLOP')}"
 
 
 def _chosen(spec: RunSpec) -> list[Chosen]:
