@@ -230,7 +230,7 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
                     f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
                     f"{amount(cost.memory, 'B')} for a batch"
                 )
-    yield f"to do: {amount(total, 'FLOP')}"
+    yield f"together {amount(total, 'FLOP')}"
 
 
 def _chosen(spec: RunSpec) -> list[Chosen]:
