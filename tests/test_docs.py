@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from kdbench.cli import app
 from kdbench.data.real import ADAPTERS
 from kdbench.data.real.adapter import whole_path
 from kdbench.listing import listing, render
@@ -41,6 +43,14 @@ def test_the_paths_of_the_trees_are_those_that_are_read() -> None:
             assert ours is not None
             assert theirs is not None, f"{name}: {label}"
             assert ours.groupdict() == theirs.groupdict()
+
+
+@pytest.mark.parametrize("protocol", ["mini"])
+def test_the_committed_boards_are_those_of_the_committed_records(protocol: str, tmp_path: Path) -> None:
+    (page,) = (ROOT / "results" / "reference").glob(f"{protocol}-*/boards.md")
+    command = ["leaderboard", "--protocol", protocol, "--format", "markdown", "--results", str(tmp_path)]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert page.read_text(encoding="utf-8").strip() == done.stdout.strip()
 
 
 def test_the_examples_of_the_world_run(tmp_path: Path) -> None:

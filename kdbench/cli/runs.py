@@ -100,11 +100,12 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
 
     console = Console()
     lab = make_lab(spec, progress_for(console))
-    if not lab.fabric.is_global_zero:
-        console = Console(quiet=True)
     if pictures and lab.fabric.world_size > 1:
         raise KdbenchError("--pictures are drawn by one process: run the same command again without several.")
     cells = expand(spec, lab)
+    if not lab.fabric.is_global_zero:
+        # What is said, the first process says.
+        return 0 if dry_run else sum(done.record.status != "done" for done in run_grid(spec, lab, cells))
     if dry_run:
         for line in (_heading(lab.protocol, len(cells), spec), *describe(lab, cells)):
             out(line)

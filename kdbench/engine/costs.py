@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
     networks.forget(frozenset(networks.modules()))
     label = torch.zeros(1, *size, dtype=torch.int64) if step.stage.phase.labelled else None
     batch = Batch(torch.zeros(1, 3, *size), label, ("blank",), torch.zeros(1, dtype=torch.int64))
-    kept = Kept()
+    kept = Kept(tensor for module in networks.modules().values() for tensor in module.state_dict().values())
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
         terms = step.stage.loss(batch, *views(networks, step.stage))
@@ -58,14 +59,14 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
 class Kept:
     """Numbers that the forward pass keeps for the backward pass, weights left out, each storage once."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         self.numbers = 0
-        self._seen: set[int] = set()
+        self._seen = {weight.untyped_storage().data_ptr() for weight in weights}
 
     def add(self, tensor: Tensor) -> Tensor:
         """One more tensor."""
         place = tensor.untyped_storage().data_ptr()
-        if not isinstance(tensor, torch.nn.Parameter) and place not in self._seen:
+        if place not in self._seen:
             self._seen.add(place)
             self.numbers += tensor.numel()
         return tensor

@@ -142,18 +142,20 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     _check_places(spec)
     if lab.fabric.is_global_zero:
         check_tests(lab, cells)
+    lab.fabric.barrier()
     for name in dict.fromkeys(role.name for cell in cells for role in (cell.teacher, cell.student) if role):
         lab.zoo.check(name)
     for cell in cells:
         run = CellRun(lab, cell, spec.passed())
         path = spec.results / record_path(run.resolved())
-        stored = None if spec.fresh else _stored(path, run)
+        stored = lab.fabric.broadcast(None if spec.fresh or not lab.fabric.is_global_zero else _stored(path, run))
         if stored is not None:
             yield Done(cell, stored, cached=True)
             continue
         outcome = run.run()
         if lab.fabric.is_global_zero:
             _write(path, outcome)
+        lab.fabric.barrier()
         yield Done(cell, outcome.record, cached=False)
 
 

@@ -89,5 +89,5 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "transformers": version("transformers"),
         "device": device.type,
         "precision": precision,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
     }

@@ -106,8 +106,7 @@ class CellRun:
                 held.enter_context(step.folder.locked(lambda: self._lab.progress.note(f"{what}: {WAITING}")))
                 if self._lab.store.stale(step.key):
                     step.folder.clear()
-            fabric.barrier()
-            if step.folder.done:
+            if fabric.broadcast(step.folder.done):
                 self._cached.append(step.stage.name)
             else:
                 summary = self._train(step, what)
@@ -225,14 +224,22 @@ class CellRun:
             harness_code(TESTING), environment(lab.fabric.device, lab.protocol.precision),
         ])  # fmt: skip
 
-        def compute() -> np.ndarray:
-            with lab.fabric.autocast():
-                model, device = self._deploy(point), lab.fabric.device
-                mine = range(lab.fabric.global_rank, len(samples), lab.fabric.world_size)
-                counts = evaluate(model, samples, classes, lab.protocol.evaluation, device, lab.workers, mine)
-                return gather_interleaved(lab.fabric, counts)
+        # One process looks, for all: with a file that appears between two looks they would wait for each other.
+        zero = lab.fabric.is_global_zero
+        counts: np.ndarray | None = lab.fabric.broadcast(lab.store.evaluation(key) if zero else None)
+        if counts is None:
+            counts = self._count(samples, classes, point)
+            if zero:
+                lab.store.keep_evaluation(key, counts)
+        return counts
 
-        return lab.store.evaluation(key, compute)
+    def _count(self, samples: DomainSet, classes: int, point: int) -> np.ndarray:
+        lab = self._lab
+        mine = range(lab.fabric.global_rank, len(samples), lab.fabric.world_size)
+        with lab.fabric.autocast():
+            model, device = self._deploy(point), lab.fabric.device
+            counts = evaluate(model, samples, classes, lab.protocol.evaluation, device, lab.workers, mine)
+        return gather_interleaved(lab.fabric, counts)
 
     def _deploy_code(self) -> Any:
         method = self.plan.networks.method

@@ -134,15 +134,20 @@ class Store:
         """Whether that is remembered."""
         return (self.root / kind / key).is_file()
 
-    def evaluation(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An evaluation's counts by key, computed where they are not stored yet."""
-        path = self.root / "evaluations" / f"{key}.npz"
-        if path.is_file() and not self.stale(key):
-            with np.load(path, allow_pickle=False) as stored:
-                counts: np.ndarray = stored["counts"]
-                return counts
-        counts = compute()
+    def evaluation(self, key: str) -> np.ndarray | None:
+        """An evaluation's counts by key, if they are stored."""
+        path = self._evaluation(key)
+        if not path.is_file() or self.stale(key):
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            counts: np.ndarray = stored["counts"]
+        return counts
+
+    def keep_evaluation(self, key: str, counts: np.ndarray) -> None:
+        """Stores an evaluation's counts."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, counts=counts)
-        write_atomically(path, buffer.getvalue())
-        return counts
+        write_atomically(self._evaluation(key), buffer.getvalue())
+
+    def _evaluation(self, key: str) -> Path:
+        return self.root / "evaluations" / f"{key}.npz"

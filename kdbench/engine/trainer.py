@@ -110,7 +110,7 @@ def lr_scale(recipe: Recipe, step: int, steps: int, epoch: int = 1) -> float:
 
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-QUERIES = ("queries_features.weight", "queries_embedder.weight", "level_embed.weight", "level_embed")
+QUERIES = ("queries_features.weight", "queries_embedder.weight", "transformer.level_embed.weight")
 """Mask2Former's learnt queries and level embeddings, as transformers names them."""
 
 
@@ -207,6 +207,8 @@ def _step(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Jo
 
 def _backward(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int) -> dict[str, Tensor]:
     """Gradients of the whole batch, in as many pieces as memory asks for. Returns the terms."""
+    total: Tensor | None
+    terms: dict[str, Tensor] | None
     while True:
         # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
         rank = ("process", fabric.global_rank) if fabric.global_rank else ()
@@ -215,7 +217,7 @@ def _backward(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job
             if job.pieces[0] == 1:
                 total, terms = module(batch)
                 fabric.backward(total)
-                return dict(terms)
+                return terms
             return _accumulated(fabric, module, batch, job.pieces[0])
         except torch.OutOfMemoryError as error:
             optimizer.zero_grad(set_to_none=True)
@@ -224,7 +226,8 @@ def _backward(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job
                     f"{job.what}: the device's memory does not hold {len(batch.index)} images in {job.pieces[0]} pieces"
                     f" ({str(error).partition('.')[0]}). Start more processes, or take a device with more memory."
                 ) from error
-        # Outside the handler, which would keep the failed pass's tensors alive.
+        # Outside the handler, and without the sum, which would keep the failed pass's tensors alive.
+        total = terms = None
         job.pieces[0] *= 2
         torch.cuda.empty_cache()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import inspect
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.errors import KdbenchError
+from kdbench.identity import code_digest, digest
+from kdbench.models import real
 from kdbench.models.backbones import Encoder
 from kdbench.models.real import MIT, build_real
 from kdbench.models.zoo import Role, find_role
@@ -30,6 +33,7 @@ DROPPED = ("head.", "head_dist.", "fc.", "classifier.", "dist_token", "lm_head."
 """What a checkpoint may hold beside the encoder: classifiers, a distillation token, tables that are computed."""
 BODY = "body."
 SHOWN = 8
+BAD = ("missing_keys", "mismatched_keys")
 
 
 class Weights(Protocol):
@@ -61,7 +65,8 @@ class Pretrained:
     def key(self, role: Role) -> str:
         """A file's checksum, or the name on the hub."""
         file = self.find(role)
-        return f"hub-{role.network}-{role.weights}" if file is None else f"file-{role.network}-{_checksum(file)}"
+        weights = f"hub-{role.weights}" if file is None else f"file-{_checksum(file)}"
+        return f"{role.network}-{weights}-{digest([code_digest(Path(path)) for path in (__file__, real.__file__)], 8)}"
 
     def load(self, name: str) -> State:
         """As Weights.load."""
@@ -118,13 +123,17 @@ def _mit(role: Role, folder: Path | None) -> State:
     from transformers import SegformerModel
 
     try:
-        model = SegformerModel.from_pretrained(folder or role.network)
+        model, report = SegformerModel.from_pretrained(folder or role.network, output_loading_info=True)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise KdbenchError(
             f"the weights of '{role.name}' cannot be had from {folder or 'the hub'}: {reason}. Put the folder of "
             f"{role.network} (config.json, model.safetensors) as {role.name} where --weights-dir points."
         ) from error
+    # The library fills what is missing with random numbers, and says so in a log alone.
+    faults = [f"{kind.partition('_')[0]}: {_some(sorted(map(str, report[kind])))}" for kind in BAD if report.get(kind)]
+    if faults:
+        raise KdbenchError(f"{folder or role.network} does not fit '{role.name}'. {'; '.join(faults)}.")
     return {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
@@ -134,7 +143,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             tensors: State = load_file(path)
             return tensors
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts keep their arguments beside the weights, GKD's and DeiT's among them.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken, of another format, or of objects that are not tensors
         reason = str(error).strip().partition("\n")[0]
         raise KdbenchError(

@@ -36,16 +36,17 @@ def build_real(role: Role) -> Encoder:
         return PyramidEncoder(body, body.stem, body.widths[0], "NCHW", (0, 1, 2, 3))
     if not timm.is_model(role.network):
         raise unknown("network of timm", role.network.partition(".")[0], timm.list_models())
-    plain = timm.create_model(role.network, num_classes=0)
+    with torch.device("meta"):
+        plain = timm.create_model(role.network, num_classes=0)
     if isinstance(plain, VisionTransformer | Eva):
         # Any size of image, and the norm before the pooling: what follows is a map of normed tokens.
         pooling = "token" if plain.cls_token is not None else "avg"
         more = {} if pooling == "token" else {"fc_norm": False}
         tokens = timm.create_model(role.network, num_classes=0, dynamic_img_size=True, global_pool=pooling, **more)
-        return TokenEncoder(tokens, tokens.patch_embed.patch_size[0], position_offset="_dinov2" in role.network)
+        return TokenEncoder(tokens, tokens.patch_embed.patch_size[0], position_offset="14_dinov2" in role.network)
     if isinstance(plain, VisionTransformerSAM):
-        return SamEncoder(plain)
-    return _pyramid(plain, role.network)
+        return SamEncoder(timm.create_model(role.network, num_classes=0))
+    return _pyramid(timm.create_model(role.network, num_classes=0), role.network)
 
 
 def describe(role: Role) -> dict[str, str]:

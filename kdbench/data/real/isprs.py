@@ -14,6 +14,7 @@ from kdbench.data.real.adapter import Adapter, Layout
 from kdbench.data.real.files import FileTree
 from kdbench.data.real.finding import Finding, finding
 from kdbench.data.real.labels import table
+from kdbench.errors import KdbenchError
 from kdbench.types import IGNORE
 
 CLASSES = {value: value - 1 for value in range(1, 7)}
@@ -29,16 +30,23 @@ def _check(tree: FileTree) -> Iterator[Finding]:
     """What cutting the tiles told of their labels: in crops, colours are values already."""
     lossy: list[str] = []
     few: list[str] = []
+    broken: list[str] = []
     for name, entry in tree.entries.items():
         if re.fullmatch(r"(?:.*/)?tiles/[\d_]+\.json", name):
-            tile = json.loads(entry.read())
-            share = tile["off_palette"] / tile["pixels"]
+            try:
+                tile = json.loads(entry.read())
+                share = tile["off_palette"] / tile["pixels"]
+            except (KdbenchError, ValueError, KeyError, TypeError):
+                broken.append(str(entry))
+                continue
             if share:
                 shown = f"tile {tile['tile']} {tile['bands']}".strip()
                 (lossy if share > LOSSY else few).append(f"{shown} ({100 * share:.2f} % of its pixels)")
     if lossy:
         repair = "restore these label tiles from the archive, then `kdbench data prepare`: lossy copies change colours"
         yield finding("fault", "label tiles were no longer in the classes' colours when they were cut", lossy, repair)
+    if broken:
+        yield finding("fault", "summaries of tiles cannot be read", broken, "remove them and cut the tiles again")
     if few:
         yield finding("note", "label tiles have colours of no class, which are ignored", few, "known of some tiles")
 

@@ -36,7 +36,8 @@ def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> No
 
 
 def test_what_the_backward_pass_needs_is_counted_once() -> None:
-    kept, weight = Kept(), torch.nn.Parameter(torch.ones(5, 5))
+    weight = torch.nn.Parameter(torch.ones(5, 5))
+    kept = Kept([weight])
     x = torch.ones(3, 5)
     with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
         (x @ weight).mul(x @ weight.detach().t()).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
@@ -168,3 +169,22 @@ def test_the_key_follows_the_content_of_the_file(tmp_path: Path, vit: nn.Module)
     assert len({from_hub, first, weights.key(role)}) == 3
     with pytest.raises(KdbenchError, match="is not a folder"):
         Pretrained(tmp_path / "nowhere").key(role)
+
+
+def test_arguments_beside_the_weights_are_no_obstacle(tmp_path: Path, vit: nn.Module) -> None:
+    content = {"model": vit.state_dict(), "args": argparse.Namespace(lr=1e-3)}
+    torch.save(content, tmp_path / "timm--test_vit.pth")
+    fits(loaded(tmp_path), vit)
+
+
+def test_a_folder_of_mit_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    encoder = build_real(zoo.find_role("mit-b0"))
+    encoder.body.network.save_pretrained(tmp_path / "mit-b0")
+    state = loaded(tmp_path, "mit-b0")
+    encoder.load_state_dict(state)
+    file = tmp_path / "mit-b0" / "model.safetensors"
+    tensors = load_file(file)
+    dropped = sorted(tensors)[0]
+    save_file({name: tensor for name, tensor in tensors.items() if name != dropped}, file, {"format": "pt"})
+    with pytest.raises(KdbenchError, match=r"mit-b0 does not fit 'mit-b0'\. missing: "):
+        loaded(tmp_path, "mit-b0")
