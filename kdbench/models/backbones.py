@@ -47,6 +47,9 @@ class Encoder(nn.Module):
     def adapt(self, geometry: Geometry) -> None:
         """Brings the network to a patch size and a size of images; one without patches stays as it is."""
 
+    def take_geometry(self, state: Mapping[str, Tensor]) -> None:
+        """Brings the network to the patch size and the grid of a state dict; one without patches stays as it is."""
+
     def forward(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
         """image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool, True = hidden; blocks: which extra block outputs."""
         self._mask = mask
@@ -111,7 +114,7 @@ class TokenEncoder(Encoder):
         return super().load_state_dict(state_dict, strict, assign)
 
     def take_geometry(self, state: Mapping[str, Tensor]) -> None:
-        """Brings the network to the patch size and the (square) grid of a state dict whose shapes are others."""
+        """As Encoder.take_geometry; grids are square where they are not the network's own."""
         own = self.state_dict()
         found = {name: state[name] for name in (KERNEL, POSITIONS) if name in state and name in own}
         if KERNEL in found and any(tensor.shape != own[name].shape for name, tensor in found.items()):

@@ -223,15 +223,12 @@ def _without_distillation_token(state: State, encoder: Encoder) -> State:
 
 def _take_geometry(encoder: Encoder, state: State) -> None:
     """Brings the network to the file's patch size and grid, so that loading resamples nothing."""
-    own = encoder.state_dict()
     found = {f"{BODY}{name}": state[name] for name in ("patch_embed.proj.weight", "pos_embed") if name in state}
     registers = state.get("register_tokens")
     if f"{BODY}pos_embed" in found and registers is not None:
         # DINOv2 with registers: its positions have a row for the class token, which timm folds into the token.
         found[f"{BODY}pos_embed"] = found[f"{BODY}pos_embed"][:, 1:]
-    take = getattr(encoder, "take_geometry", None)
-    if take is not None and found and all(name in own for name in found):
-        take(found)
+    encoder.take_geometry(found)
 
 
 def _some(names: list[str]) -> str:
