@@ -1,9 +1,11 @@
-"""What methods share: bringing maps to one size, and divergences in log space and single precision."""
+"""What methods share: bringing maps to one size, divergences in log space and single precision, and adapters."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdbench.types import Features
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -29,6 +31,29 @@ def kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor
     return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim)
 
 
+def pixel_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Hinton et al. 2014 at every pixel: KL over the classes of logits (B, K, h, w), mean over pixels."""
+    return kl(student, teacher, temperature, dim=1).mean()
+
+
+def channel_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Shu et al. 2021, eq. 3-4: KL over the positions of each channel, mean over B and the teacher's C."""
+    return kl(student.flatten(2), teacher.flatten(2), temperature, dim=2).mean()
+
+
+def labels_at(label: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Labels (B, H, W) at another grid, by nearest neighbour; 255 stays 255."""
+    if label.shape[-2:] == size:
+        return label
+    return F.interpolate(label[:, None].float(), size=size, mode="nearest")[:, 0].long()
+
+
+def matched_levels(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+    """Levels of both side by side, shallow to deep; where one has more, its shallowest are left out."""
+    pairs = zip(reversed(student.levels), reversed(teacher.levels), strict=False)
+    return list(pairs)[::-1]
+
+
 def tokens(map_: Tensor) -> Tensor:
     """(B, C, h, w) as row-major tokens (B, h * w, C)."""
     return map_.flatten(2).transpose(1, 2)
@@ -50,3 +75,8 @@ class Projector(nn.Module):
         """(B, C_s, h, w) to (B, C_t, h, w)."""
         projected: Tensor = self.linear(self.norm(map_.movedim(1, -1))).movedim(-1, 1)
         return projected
+
+
+def generator(width: int) -> nn.Sequential:
+    """Two 3x3 convolutions with a ReLU between them, which regenerate a teacher's map (MGD, Af-DCD, ViTKD)."""
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))

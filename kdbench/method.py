@@ -7,14 +7,15 @@ never steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from kdbench.types import ENCODERS, STUDENT, TEACHER, Batch, PairSpec, Part, Phase, Segmentor
+from kdbench.losses import same_grid
+from kdbench.types import ENCODERS, STUDENT, TEACHER, Batch, Features, PairSpec, Part, Phase, Segmentor
 
 Loss = Callable[[Batch, Segmentor, Segmentor], dict[str, Tensor]]
 """(batch, student, teacher) -> named scalar losses, already weighted; the engine minimises their sum."""
@@ -86,8 +87,17 @@ FIT_TEACHER = Stage(
 """The frozen teacher's decoder on the labelled source: what a method needs first when it reads the teacher's logits."""
 
 
+class RecipeKnobs(Knobs):
+    """Settings of a method whose published numbers come from a combination."""
+
+    recipe: Literal["bare", "paper"] = knob(
+        "bare", "bare: this method's own term; paper: with the companions of its published numbers, no adversarial term"
+    )
+
+
 class Method(nn.Module):
-    """How a student learns from a teacher. The first line of a subclass's docstring is its idea, shown in lists.
+    """How a student learns from a teacher. The first line of a subclass's docstring is its idea, shown in lists; its
+    paragraphs "Formula:", "Deviations:" and "Compared:" stand on the method's page (docs/methods.md).
 
     Sub-modules are the method's adapters (projectors, heads, memories): trained where a stage's `trains` names them,
     dropped at deployment. Parameters and buffers live in sub-modules, never directly on the method.
@@ -120,3 +130,53 @@ class Method(nn.Module):
     def deploy(self, student: nn.Module, teacher: nn.Module) -> nn.Module:
         """The segmentor that is evaluated, counted and exported; a method that keeps a projector returns a wrapper."""
         return student
+
+
+class LogitMethod(Method):
+    """A method that compares the class logits of labelled source images, beside the task loss."""
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        output = student(batch.image)
+        assert batch.label is not None
+        ours, theirs = same_grid(output.logits, teacher(batch.image).logits)
+        return {**student.task_loss(output, batch.label), **self.terms(batch, ours, theirs)}
+
+    def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """Named losses, already weighted, of logits (B, K, h, w) on one grid."""
+        raise NotImplementedError(f"{type(self).__name__} does not define terms()")
+
+
+class FeatureMethod(Method):
+    """A method that compares the features of labelled source images, beside the task loss.
+
+    The teacher's decoder is fitted and read only where companions on the logits are switched on.
+    """
+
+    companions: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {}
+    """What `recipe = "paper"` adds: name -> weighted loss of student's and teacher's logits on one grid."""
+    blocks: tuple[int, ...] = ()
+    """Blocks of both encoders that `terms` reads besides levels and final."""
+
+    @property
+    def accompanied(self) -> bool:
+        """Whether the companions are switched on."""
+        return bool(self.companions) and self.config.recipe == "paper"
+
+    def stages(self) -> tuple[Stage, ...]:
+        if self.accompanied:
+            return (FIT_TEACHER, self.joint())
+        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        output = student.decode(student.encode(batch.image, blocks=self.blocks))
+        theirs = teacher.encode(batch.image, blocks=self.blocks)
+        assert batch.label is not None
+        terms = {**student.task_loss(output, batch.label), **self.terms(batch, output.features, theirs)}
+        if self.accompanied:
+            logits = same_grid(output.logits, teacher.decode(theirs).logits)
+            terms |= {name: companion(*logits) for name, companion in self.companions.items()}
+        return terms
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Named losses, already weighted."""
+        raise NotImplementedError(f"{type(self).__name__} does not define terms()")

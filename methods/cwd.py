@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdbench.losses import Projector, kl, resize, same_grid
-from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
+from kdbench.losses import Projector, channel_kl, pixel_kl, resize, same_grid
+from kdbench.method import FIT_TEACHER, Method, RecipeKnobs, Stage, knob
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
 
 
-class ChannelKnobs(Knobs):
+class ChannelKnobs(RecipeKnobs):
     """What is distilled, how softly and how strongly."""
 
     target: Literal["logits", "features", "both"] = knob("logits", "TorchDistiller's headline command: logits only")
@@ -20,41 +20,48 @@ class ChannelKnobs(Knobs):
     feature_weight: float = knob(50.0, "CIRKD script: 50", ge=0)
 
 
-def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Shu et al. 2021, eq. 3-4: KL over the positions of each channel, mean over B and the teacher's C."""
-    return kl(student.flatten(2), teacher.flatten(2), temperature, dim=2).mean()
-
-
 class CWD(Method):
-    """Each channel is a distribution over positions, and the student's follows the teacher's."""
+    """Each channel is a distribution over positions, and the student's follows the teacher's.
+
+    Formula: T^2 times KL(teacher || student) of the softmax over the positions of each channel of a map / T, mean over
+    samples and channels. The map is the logits, the last feature map, or each of them. Features are first projected to
+    the teacher's width where the widths differ, and resized to the teacher's grid.
+
+    Deviations: CIRKD divides the feature term by the student's channels, which makes it C_t / C_s times larger behind a
+    projector; here it is the teacher's. The numbers of CIRKD's tables come from both targets with logit distillation
+    and an adversarial term; recipe = paper is the first three.
+    """
 
     paper = "Shu, Liu, Gao, Yan, Shen, ICCV 2021 (arXiv 2011.13256)"
     Config = ChannelKnobs
 
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
+        self._combined = config.recipe == "paper"
+        self._on_logits = self._combined or config.target != "features"
+        self._on_features = self._combined or config.target != "logits"
         inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
-        if config.target != "logits":
+        if self._on_features:
             same = inputs == outputs
             self.projector: nn.Module = (
                 nn.Identity() if same else Projector(inputs, outputs, convolutional=pair.student.convolutional)
             )
 
     def stages(self) -> tuple[Stage, ...]:
-        if self.config.target == "features":
+        if not self._on_logits:
             return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
         return (FIT_TEACHER, self.joint())
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         ours, theirs = student(batch.image), teacher.encode(batch.image)
         assert batch.label is not None
-        terms = student.task_loss(ours, batch.label)
-        temperature = self.config.temperature
-        if self.config.target != "features":
+        terms, config = student.task_loss(ours, batch.label), self.config
+        if self._on_logits:
             logits = same_grid(ours.logits, teacher.decode(theirs).logits)
-            terms["cwd_logits"] = self.config.logit_weight * channel_divergence(*logits, temperature)
-        if self.config.target != "logits":
+            terms["cwd_logits"] = config.logit_weight * channel_kl(*logits, config.temperature)
+            if self._combined:
+                terms["logit_kd"] = pixel_kl(*logits)
+        if self._on_features:
             projected = resize(self.projector(ours.features.final), theirs.final.shape[-2:])
-            divergence = channel_divergence(projected, theirs.final, temperature)
-            terms["cwd_features"] = self.config.feature_weight * divergence
+            terms["cwd_features"] = config.feature_weight * channel_kl(projected, theirs.final, config.temperature)
         return terms

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses import Projector, resize
-from kdbench.method import Knobs, Method, Stage, knob
-from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
+from kdbench.losses import Projector, pixel_kl, resize
+from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.types import Batch, Features, PairSpec
 
 
-class FeatureKnobs(Knobs):
+class FeatureKnobs(RecipeKnobs):
     """The weight of the hint."""
 
     weight: float = knob(10.0, "CIRKD: lambda = 10 beside the task loss", ge=0)
 
 
-class FeatureKD(Method):
-    """The student's last feature map, projected to the teacher's width, follows the teacher's in squared error."""
+class FeatureKD(FeatureMethod):
+    """The student's last feature map, projected to the teacher's width, follows the teacher's in squared error.
+
+    Formula: mean over samples, channels and positions of (P(student) - teacher)^2. P is LayerNorm and a linear map for
+    token networks, a 1x1 convolution without bias for convolutional ones; the projected map is resized to the
+    teacher's grid.
+
+    Deviations: CIRKD reads the last feature before the classifier; decoders here have none in common, so the encoder's
+    last normed map stands in. The published numbers add logit distillation (recipe = paper).
+    """
 
     paper = "Romero et al., FitNets, ICLR 2015 (arXiv 1412.6550)"
     Config = FeatureKnobs
+    companions: ClassVar = {"logit_kd": pixel_kl}
 
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
         widths = pair.student.final_channels, pair.teacher.final_channels
         self.projector = Projector(*widths, convolutional=pair.student.convolutional)
 
-    def stages(self) -> tuple[Stage, ...]:
-        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
-
-    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
-        output, target = student(batch.image), teacher.encode(batch.image).final
-        assert batch.label is not None
-        projected = resize(self.projector(output.features.final), target.shape[-2:])
-        hint = F.mse_loss(projected.float(), target.float())
-        return {**student.task_loss(output, batch.label), "feature_kd": self.config.weight * hint}
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        projected = resize(self.projector(student.final), teacher.final.shape[-2:])
+        return {"feature_kd": self.config.weight * F.mse_loss(projected.float(), teacher.final.float())}

@@ -23,8 +23,11 @@ class FakeSegmentor:
         final: Tensor | None = None,
         pooled: Tensor | None = None,
         masked: Tensor | None = None,
+        levels: Sequence[Tensor] = (),
+        blocks: Sequence[Tensor] = (),
     ) -> None:
         self.logits, self.final, self.pooled, self.masked = logits, final, pooled, masked
+        self.levels, self.blocks = tuple(levels), blocks
         self.masks: list[Tensor] = []
 
     def encode(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
@@ -32,7 +35,7 @@ class FakeSegmentor:
             self.masks.append(mask)
         final: Any = self.final if mask is None else self.masked
         pooled: Any = self.pooled
-        return Features((), final, pooled, {})
+        return Features(self.levels, final, pooled, {block: self.blocks[block] for block in blocks})
 
     def decode(self, features: Features) -> SegOutput:
         assert self.logits is not None
@@ -52,13 +55,15 @@ def fake() -> type[FakeSegmentor]:
 
 @pytest.fixture
 def make_pair() -> Callable[..., PairSpec]:
-    """A pair by its final channels."""
+    """A pair by its final channels; every level of a network is as wide as its last."""
 
-    def make(student: int = 3, teacher: int = 5, convolutional: bool = False) -> PairSpec:
+    def make(
+        student: int = 3, teacher: int = 5, convolutional: bool = False, levels: int = 1, classes: int = 4
+    ) -> PairSpec:
         def spec(width: int, cnn: bool) -> FeatureSpec:
-            return FeatureSpec((width,), (8,), width, 8, class_token=not cnn, convolutional=cnn)
+            return FeatureSpec((width,) * levels, (8,) * levels, width, 8, class_token=not cnn, convolutional=cnn)
 
-        return PairSpec(spec(teacher, False), spec(student, convolutional), 4)
+        return PairSpec(spec(teacher, False), spec(student, convolutional), classes)
 
     return make
 

@@ -55,7 +55,7 @@ def distil_features(make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    published = {"target": "logits", "temperature": 4.0, "logit_weight": 3.0, "feature_weight": 50.0}
+    published = {"recipe": "bare", "target": "logits", "temperature": 4.0, "logit_weight": 3.0, "feature_weight": 50.0}
     assert ChannelKnobs().model_dump() == published
 
 
@@ -208,3 +208,13 @@ def test_all_pixels_ignored_leave_every_term_finite(make_pair, make_batch, fake,
     assert terms["task"] == 0
     assert all(torch.isfinite(term) for term in terms.values())
     assert torch.isfinite(student.logits.grad).all()
+
+
+def test_the_papers_recipe_is_both_targets_with_logit_distillation(make_pair, make_batch, fake, random) -> None:
+    method = CWD(ChannelKnobs(recipe="paper"), make_pair(5, 5))
+    assert [stage.phase for stage in method.stages()] == [Phase.FIT_TEACHER, Phase.TASK]
+    ours, theirs = random(2, CLASSES, 2, 2), random(2, CLASSES, 2, 2)
+    terms = method.loss(make_batch(), fake(ours, random(2, 5, 2, 2)), fake(theirs, random(2, 5, 2, 2)))
+    p, q = theirs.double().softmax(1), ours.double().softmax(1)
+    assert terms["logit_kd"].item() == pytest.approx((p * (p.log() - q.log())).sum(1).mean().item(), rel=1e-5)
+    assert set(terms) == {"task", "cwd_logits", "cwd_features", "logit_kd"}

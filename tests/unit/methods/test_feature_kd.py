@@ -44,7 +44,7 @@ def distil(make_batch, fake):
 
 
 def test_default_is_the_published_one() -> None:
-    assert FeatureKnobs().model_dump() == {"weight": 10.0}
+    assert FeatureKnobs().model_dump() == {"recipe": "bare", "weight": 10.0}
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
@@ -109,3 +109,14 @@ def test_all_pixels_ignored_leave_the_task_at_zero(make_pair, make_batch, fake, 
     terms = method.loss(make_batch(label=255), student, fake(None, random(2, 5, 2, 2)))
     assert terms["task"] == 0
     assert torch.isfinite(terms["feature_kd"])
+
+
+def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:
+    method = FeatureKD(FeatureKnobs(recipe="paper"), make_pair(5, 5))
+    assert [stage.phase for stage in method.stages()] == [Phase.FIT_TEACHER, Phase.TASK]
+    ours, theirs = random(2, 4, 2, 2), random(2, 4, 2, 2)
+    terms = method.loss(make_batch(), fake(ours, random(2, 5, 2, 2)), fake(theirs, random(2, 5, 2, 2)))
+    p, q = theirs.double().softmax(1), ours.double().softmax(1)
+    expected = (p * (p.log() - q.log())).sum(1).mean()
+    assert terms["logit_kd"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert set(terms) == {"task", "feature_kd", "logit_kd"}
