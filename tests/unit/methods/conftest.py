@@ -35,6 +35,11 @@ class FakeSegmentor:
             self.masks.append(mask)
         final: Any = self.final if mask is None else self.masked
         pooled: Any = self.pooled
+        if mask is not None and self.final is not None and len(image) > len(self.final):
+            # The masked images stand behind the whole ones, in one batch.
+            further = len(image) - len(self.final)
+            assert self.masked is not None
+            final, pooled = torch.cat((self.final, self.masked[:further])), torch.cat((pooled, pooled[:further]))
         return Features(self.levels, final, pooled, {block: self.blocks[block] for block in blocks})
 
     def decode(self, features: Features) -> SegOutput:

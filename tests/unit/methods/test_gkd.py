@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.gkd import GKD, HEADS, QSD, GKDKnobs, first_half_masks
+from kdbench.methods.gkd import GKD, QSD, GKDKnobs, first_half_masks
 from torch import Tensor, nn
 
+from kdbench.conformance import make_batch as make_conformance_batch
+from kdbench.conformance import make_bench
+from kdbench.models.zoo import parse_pair
+from kdbench.plugins import load_method
 from kdbench.types import ENCODERS, STUDENT, Part, Phase
 
 GRID = (2, 3)
@@ -64,13 +69,19 @@ def sides(fake, random):
     return student, fake(None, random(4, 5, *GRID), random(4, 5))
 
 
+def seen(student) -> Tensor:
+    """The maps behind the patch term: the first half of the images is masked, the rest is not."""
+    half = len(student.final) // 2
+    return torch.cat((student.masked[:half], student.final[half:]))
+
+
 def loss_of(method: GKD, batch, sides) -> dict[str, float]:
     return {name: term.item() for name, term in method.loss(batch, *sides).items()}
 
 
 def test_defaults_are_the_published_ones() -> None:
     published = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
-    published |= {"match": "qsd", "single_stage": False}
+    published |= {"match": "qsd", "values": "student", "proxy": True, "encoder": "frozen", "single_stage": False}
     assert GKDKnobs().model_dump() == published
 
 
@@ -83,7 +94,7 @@ def test_stages_are_proxy_source_and_task(make_pair) -> None:
         ("task", Phase.TASK),
     ]
     heads = {"token_head", "feature_head", "patch_head"}
-    assert heads == HEADS == {name for name, _ in method.named_children()}
+    assert heads == method.heads == {name for name, _ in method.named_children()}
     assert [stage.trains for stage in stages] == [
         heads | {Part.STUDENT_ENCODER},
         heads | {Part.STUDENT_ENCODER},
@@ -165,7 +176,7 @@ def test_losses_equal_an_explicit_computation(make_pair, make_batch, sides) -> N
     goal, class_goal = rows(teacher.final), teacher.pooled.double().numpy()[:, None]
     class_token = attend(method.token_head, student.pooled.double().numpy()[:, None], class_goal)
     features = attend(method.feature_head, rows(student.final), goal)
-    patches = attend(method.patch_head, rows(student.masked), goal)
+    patches = attend(method.patch_head, rows(seen(student)), goal)
     errors = ((class_token - class_goal) ** 2).sum(), ((features - goal) ** 2).sum(), ((patches - goal) ** 2).sum()
     batch, count, channels = goal.shape
     losses = loss_of(method, make_batch(4), sides)
@@ -204,7 +215,8 @@ def test_patch_loss_counts_every_token_of_every_image(
     monkeypatch.setattr(method.patch_head, "forward", lambda ours, theirs: torch.zeros(4, 6, 5))
     torch.manual_seed(0)
     before = loss_of(method, make_batch(4), sides)["patch"]
-    y, x = (student.masks[-1][image] == hidden).nonzero()[0].tolist()
+    mask = torch.cat((student.masks[-1][4:], torch.zeros(2, *GRID, dtype=torch.bool)))
+    y, x = (mask[image] == hidden).nonzero()[0].tolist()
     old = teacher.final[image, :, y, x].double()
     teacher.final[image, :, y, x] += 1
     torch.manual_seed(0)
@@ -213,19 +225,49 @@ def test_patch_loss_counts_every_token_of_every_image(
     assert after - before == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_the_teacher_is_never_masked_and_the_student_runs_once_with_a_mask(make_pair, make_batch, sides) -> None:
+def test_the_teacher_is_never_masked_and_both_passes_of_the_student_are_one_batch(make_pair, make_batch, sides) -> None:
     student, teacher = sides
     loss_of(GKD(GKDKnobs(), make_pair(*WIDTHS)), make_batch(4), sides)
     assert teacher.masks == []
     (mask,) = student.masks
-    assert mask.shape == (4, *GRID)
+    # Four whole images and the first half of them again; the other half has nothing hidden, so it is not run twice.
+    assert mask.flatten(1).sum(1).tolist() == [0, 0, 0, 0, 3, 3]
+
+
+def test_a_convolutional_student_has_two_passes_with_statistics_of_their_own(make_pair, make_batch, sides) -> None:
+    student, _ = sides
+    method = GKD(GKDKnobs(), make_pair(*WIDTHS, convolutional=True))
+    whole = loss_of(method, make_batch(4), sides)
+    (mask,) = student.masks
     assert mask.flatten(1).sum(1).tolist() == [3, 3, 0, 0]
+    student.masked = seen(student)
+    torch.manual_seed(0)
+    assert loss_of(method, make_batch(4), sides)["feature"] == whole["feature"]
+
+
+@pytest.mark.parametrize("pair", ["dinov2-s:deit-s", "eva02-s:mit-b0"])
+def test_one_batch_gives_the_losses_and_gradients_of_two_passes(pair: str) -> None:
+    bench = make_bench(load_method("gkd"), parse_pair(pair))
+    stage = bench.stages()[0]
+    batch, grads, values = make_conformance_batch(stage), [], []
+    for together in (True, False):
+        bench.method.pair = replace(
+            bench.method.pair, student=replace(bench.method.pair.student, convolutional=not together)
+        )
+        bench.networks.student.zero_grad()
+        terms = bench.losses(stage, batch)
+        sum(terms.values()).backward()
+        values.append({name: term.item() for name, term in terms.items()})
+        grads.append([p.grad for p in bench.networks.student.encoder.parameters() if p.grad is not None])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    for one, two in zip(*grads, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_mask_knobs_reach_the_masks(make_pair, make_batch, sides) -> None:
     method = GKD(GKDKnobs(mask_probability=0.75, mask_ratio=0.2), make_pair(*WIDTHS))
     loss_of(method, make_batch(4), sides)
-    assert sides[0].masks[0].flatten(1).sum(1).tolist() == [1, 1, 1, 0]
+    assert sides[0].masks[0].flatten(1).sum(1).tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_student_of_another_grid_is_resized_to_the_teachers(make_pair, make_batch, fake, random, bilinear) -> None:
@@ -235,7 +277,7 @@ def test_a_student_of_another_grid_is_resized_to_the_teachers(make_pair, make_ba
     whole, masked = (torch.from_numpy(bilinear(map_.numpy(), (4, 6))).float() for map_ in (small.final, small.masked))
     resized = fake(None, whole, small.pooled, masked)
     losses = loss_of(method, make_batch(2), (small, teacher))
-    assert small.masks[0].shape == (2, 4, 6)
+    assert small.masks[0].shape == (3, 4, 6)
     expected = loss_of(method, make_batch(2), (resized, teacher))
     assert losses == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
 
@@ -302,7 +344,7 @@ def test_scaled_attention_divides_the_scores_by_the_root_of_the_width(make_pair,
 def test_the_mse_ablation_maps_every_token_alone(make_pair, make_batch, sides) -> None:
     method = GKD(GKDKnobs(match="mse"), make_pair(*WIDTHS))
     student, teacher = sides
-    mapped = np.array([[norm_and_map(method.patch_head.value, t) for t in image] for image in rows(student.masked)])
+    mapped = np.array([[norm_and_map(method.patch_head.value, t) for t in image] for image in rows(seen(student))])
     expected = ((mapped - rows(teacher.final)) ** 2).mean()
     assert loss_of(method, make_batch(4), sides)["patch"] == pytest.approx(expected, rel=1e-5)
 
@@ -313,7 +355,7 @@ def test_the_single_stage_ablation_adds_the_task_loss(make_pair, make_batch, fak
     sides = student, fake(None, random(4, 5, *GRID), random(4, 5))
     (stage,) = method.stages()
     assert stage.phase == Phase.TASK
-    assert stage.trains == HEADS | STUDENT
+    assert stage.trains == method.heads | STUDENT
     torch.manual_seed(0)
     together = stage.loss(make_batch(4), *sides)
     torch.manual_seed(0)
@@ -321,3 +363,46 @@ def test_the_single_stage_ablation_adds_the_task_loss(make_pair, make_batch, fak
         name: term.item() for name, term in together.items() if name != "task"
     }
     assert "task" in together
+
+
+def test_values_of_the_teacher_are_gathered_as_they_are(make_pair, random) -> None:
+    head = GKD(GKDKnobs(values="teacher"), make_pair(*WIDTHS)).feature_head
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    queries = np.array([[norm_and_map(head.query, t) for t in image] for image in student.double().numpy()])
+    scores = np.exp(queries @ teacher.double().numpy().swapaxes(1, 2))
+    expected = scores / scores.sum(2, keepdims=True) @ teacher.double().numpy()
+    assert np.allclose(head(student, teacher).detach().numpy(), expected, atol=1e-5)
+
+
+def test_teachers_values_do_not_change_with_the_order_of_the_teachers_tokens(make_pair, random) -> None:
+    head = GKD(GKDKnobs(values="teacher"), make_pair(*WIDTHS)).feature_head
+    student, teacher = random(2, 6, 3), random(2, 6, 5)
+    assert torch.allclose(head(student, teacher[:, torch.randperm(6)]), head(student, teacher), atol=1e-5)
+
+
+def test_without_the_proxy_the_source_alone_is_distilled(make_pair) -> None:
+    stages = GKD(GKDKnobs(proxy=False), make_pair()).stages()
+    assert [stage.phase for stage in stages] == [Phase.SOURCE, Phase.TASK]
+
+
+def test_an_unfrozen_task_stage_trains_the_whole_student(make_pair) -> None:
+    assert GKD(GKDKnobs(encoder="fine-tuned"), make_pair()).stages()[-1].trains == STUDENT
+
+
+@pytest.mark.parametrize(
+    ("knob", "terms", "heads"),
+    [
+        ("patch", {"token", "feature"}, {"token_head", "feature_head"}),
+        ("feature", {"token", "patch"}, {"token_head", "patch_head"}),
+        # The class row of the feature term keeps the token's head.
+        ("token", {"feature", "patch"}, {"token_head", "feature_head", "patch_head"}),
+    ],
+)
+def test_a_weight_of_zero_leaves_out_a_term_and_what_only_it_needs(
+    knob: str, terms: set[str], heads: set[str], make_pair, make_batch, sides
+) -> None:
+    method = GKD(GKDKnobs(**{knob: 0}), make_pair(*WIDTHS))
+    assert {name for name, _ in method.named_children()} == heads
+    assert method.stages()[0].trains == heads | {Part.STUDENT_ENCODER}
+    assert set(loss_of(method, make_batch(4), sides)) == terms
+    assert bool(sides[0].masks) == ("patch" in terms)
