@@ -16,7 +16,8 @@ class KdbenchError(Exception):
 def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "") -> KdbenchError:
     """An error for a name that does not exist, with the names that do and the nearest of them."""
     names = sorted(known)
-    near = get_close_matches(asked, names, n=1, cutoff=0.5)
+    # Among names as short as the methods', letters in the wrong order are likelier than other letters.
+    near = sorted(get_close_matches(asked, names, n=8, cutoff=0.5), key=lambda name: sorted(name) != sorted(asked))
     guess = f" Did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(names) if names else "none"
     return KdbenchError(f"unknown {kind} '{asked}'.{guess} Known: {listed}.{' ' + hint if hint else ''}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kdbench.errors import KdbenchError
+from kdbench.places import default_reference
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
@@ -17,6 +17,15 @@ Rows = list[dict[str, str]]
 def listing(what: str) -> Rows:
     """The rows of one list."""
     return LISTS[what]()
+
+
+def document(what: str) -> str | None:
+    """The page of a list that has one (docs/methods.md)."""
+    if what != "methods":
+        return None
+    from kdbench import catalogue
+
+    return catalogue.document(default_reference())
 
 
 def render(rows: Rows, format_: str) -> str:
@@ -36,20 +45,17 @@ def _methods() -> Rows:
 
 
 def _method_row(name: str) -> dict[str, str]:
+    from kdbench.catalogue import paragraphs, stages_of
     from kdbench.conformance import sample_pair
 
     method = load_method(name).method
-    try:
-        stages = method(method.Config(), sample_pair()).stages()
-    except Exception as error:
-        raise KdbenchError(f"{type(error).__name__}: {error}") from error
-    needs = sorted({part.value for stage in stages for part in stage.parts if part.value.startswith("teacher")})
+    stages, needs = stages_of(method, sample_pair())
     return {
         "name": name,
-        "idea": (method.__doc__ or "").strip().splitlines()[0] if method.__doc__ else "",
+        "idea": paragraphs(method)["idea"],
         "paper": method.paper,
-        "stages": " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages),
-        "needs": ", ".join(needs) or "no teacher",
+        "stages": stages,
+        "needs": needs,
         "knobs": "; ".join(
             f"{name} = {field.default} ({field.description})" for name, field in method.Config.model_fields.items()
         ),

@@ -30,6 +30,8 @@ class CWD(Method):
     Deviations: CIRKD divides the feature term by the student's channels, which makes it C_t / C_s times larger behind a
     projector; here it is the teacher's. The numbers of CIRKD's tables come from both targets with logit distillation
     and an adversarial term; recipe = paper is the first three.
+
+    Compared: CIRKD's losses/cwd.py on random maps of equal width: equal to 1.4e-7, relative.
     """
 
     paper = "Shu, Liu, Gao, Yan, Shen, ICCV 2021 (arXiv 2011.13256)"

@@ -27,6 +27,8 @@ class FeatureKD(FeatureMethod):
 
     Deviations: CIRKD reads the last feature before the classifier; decoders here have none in common, so the encoder's
     last normed map stands in. The published numbers add logit distillation (recipe = paper).
+
+    Compared: CIRKD's losses/fitnet.py on random maps, for a convolutional student: equal to 1.9e-7, relative.
     """
 
     paper = "Romero et al., FitNets, ICLR 2015 (arXiv 1412.6550)"

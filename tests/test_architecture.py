@@ -53,9 +53,13 @@ ARROWS = {
         *SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types",
     ),
     "kdbench.gates": (*SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec"),
+    "kdbench.catalogue": (
+        *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.method",
+        "kdbench.report.records", "kdbench.report.scores", "kdbench.types",
+    ),
     "kdbench.listing": (
         *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.data.real",
-        "kdbench.data.synthetic",
+        "kdbench.data.synthetic", "kdbench.catalogue", "kdbench.places",
     ),
     "kdbench.display": (),
     "kdbench.cli": ("kdbench",),

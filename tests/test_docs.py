@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from kdbench.catalogue import paragraphs
 from kdbench.cli import app
 from kdbench.data.real import ADAPTERS
 from kdbench.data.real.adapter import whole_path
 from kdbench.listing import listing, render
-from kdbench.plugins import load_benchmark
+from kdbench.plugins import load_benchmark, load_method, method_names
 
 ROOT = Path(__file__).parent.parent
 WORLD = (ROOT / "docs" / "world.md").read_text(encoding="utf-8")
@@ -43,6 +44,19 @@ def test_the_paths_of_the_trees_are_those_that_are_read() -> None:
             assert ours is not None
             assert theirs is not None, f"{name}: {label}"
             assert ours.groupdict() == theirs.groupdict()
+
+
+def test_the_page_of_the_methods_is_that_of_the_list() -> None:
+    done = CliRunner().invoke(app, ["list", "methods", "--format", "markdown"], catch_exceptions=False)
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").strip() == done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_says_its_formula_its_deviations_and_its_source(name: str) -> None:
+    method = load_method(name).method
+    if method.role == "distilled":
+        assert {"Formula", "Deviations", "Compared"} <= set(paragraphs(method))
+        assert method.paper
 
 
 @pytest.mark.parametrize("protocol", ["mini"])

@@ -60,9 +60,10 @@ def list_(
     format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
 ) -> None:
     """What there is: methods, benchmarks, pairs, models, protocols, data sets or the built-in world's domains."""
-    from kdbench.listing import listing, render
+    from kdbench.listing import document, listing, render
 
-    out(render(listing(what), format_))
+    page = document(what) if format_ == "markdown" else None
+    out(page or render(listing(what), format_))
 
 
 def check(

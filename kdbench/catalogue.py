@@ -1,0 +1,140 @@
+"""The methods as a document: a page each, from its file, the committed records and the measured costs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tabulate import tabulate
+
+from kdbench.errors import KdbenchError
+from kdbench.method import Method
+from kdbench.plugins import MethodPlugin, load_all, load_method, method_names
+from kdbench.protocol import MINI
+from kdbench.report.records import Record, read_record, record_files
+from kdbench.report.scores import domain_miou, domains
+from kdbench.types import PairSpec
+
+TEACHER, STUDENT = "dinov2-b", "deit-s"
+"""The stand-ins that extra parameters are counted for."""
+COSTS = "costs.json"
+PARAGRAPHS = ("Formula", "Deviations", "Compared")
+HEAD = f"""# The methods
+
+`kdbench list methods --format markdown` makes this page from the methods' files, from the committed records and from
+measured costs. Extra parameters are those of the method's own modules for the stand-ins `{TEACHER}:{STUDENT}`; they are
+dropped at deployment unless the page says otherwise. The cost is the share of a training step that distillation takes,
+the teacher's forward pass included, on a CPU with the same stand-ins
+(`python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{COSTS}`).
+Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets.
+"""
+
+
+def document(reference: Path | None) -> str:
+    """The whole page; reference: the folder of committed records, if there is one."""
+    loaded, broken = load_all(method_names(), load_method)
+    rows, costs = _rows(reference), _costs(reference)
+    pages = [_page(plugin, rows.get(name, {}), costs.get(name)) for name, plugin in loaded.items()]
+    pages += [f"## {name}\n\nBROKEN: {error}\n" for name, error in broken.items()]
+    contents = ", ".join(f"[{name}](#{name})" for name in (*loaded, *broken))
+    return "\n".join([HEAD, contents + "\n", *pages])
+
+
+def paragraphs(method: type[Method]) -> dict[str, str]:
+    """The labelled paragraphs of a method's docstring, and its first line as `idea`."""
+    text = inspect.cleandoc(method.__doc__ or "")
+    found = {"idea": text.partition("\n\n")[0].replace("\n", " ")}
+    for part in text.split("\n\n")[1:]:
+        label, _, rest = part.partition(":")
+        if label in PARAGRAPHS:
+            words = " ".join(rest.split())
+            found[label] = words[:1].upper() + words[1:]
+    return found
+
+
+def stages_of(method: type[Method], pair: PairSpec) -> tuple[str, str]:
+    """A method's stages and what it reads of the teacher, in words."""
+    try:
+        stages = method(method.Config(), pair).stages()
+    except Exception as error:
+        raise KdbenchError(f"{type(error).__name__}: {error}") from error
+    read = sorted({part.value for stage in stages for part in stage.parts if part.value.startswith("teacher")})
+    return " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages), ", ".join(read) or "no teacher"
+
+
+def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | None) -> str:
+    method, pair = plugin.method, _pair()
+    said = paragraphs(method)
+    stages, needs = stages_of(method, pair)
+    extra = sum(p.numel() for p in method(method.Config(), pair).parameters())
+    lines = [f"## {plugin.name}", "", said["idea"], ""]
+    if method.paper:
+        lines += [f"*{method.paper}*", ""]
+    lines += [f"**{label}.** {said[label]}\n" for label in PARAGRAPHS if label in said]
+    lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}."]
+    lines[-1] += "" if cost is None else f" Distillation takes {100 * cost:.0f} % of a step."
+    lines += ["", *_knobs(method)]
+    if rows:
+        names = sorted({benchmark for row in rows.values() for benchmark in row})
+        table = [[row, *(values.get(name, "-") for name in names)] for row, values in sorted(rows.items())]
+        lines += [tabulate(table, headers=["pair and variant", *names], tablefmt="github", disable_numparse=True), ""]
+    return "\n".join(lines)
+
+
+def _knobs(method: type[Method]) -> Iterator[str]:
+    rows = [
+        [f"`{name}`", f"`{field.default}`", _limits(field.annotation), field.description]
+        for name, field in method.Config.model_fields.items()
+    ]
+    if rows:
+        yield tabulate(rows, headers=["knob", "default", "values", "source"], tablefmt="github", disable_numparse=True)
+        yield ""
+
+
+def _limits(annotation: object) -> str:
+    """A knob's type, or the values that it may take."""
+    choices = getattr(annotation, "__args__", None)
+    return " or ".join(map(str, choices)) if choices else getattr(annotation, "__name__", str(annotation))
+
+
+def _pair() -> PairSpec:
+    from kdbench.conformance import CLASSES
+    from kdbench.models.backbones import build_stand_in
+    from kdbench.models.zoo import ROLES
+
+    return PairSpec(build_stand_in(ROLES[TEACHER]).spec, build_stand_in(ROLES[STUDENT]).spec, CLASSES)
+
+
+def _costs(reference: Path | None) -> dict[str, float]:
+    """Method -> share of a step, from what pytest-benchmark wrote."""
+    path = reference / COSTS if reference else None
+    if path is None or not path.is_file():
+        return {}
+    measured = [entry["extra_info"] for entry in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
+    return {entry["method"]: float(entry["share"]) for entry in measured}
+
+
+def _rows(reference: Path | None) -> dict[str, dict[str, dict[str, str]]]:
+    """Method -> pair and variant -> benchmark -> mean over seeds, of the protocol's committed records."""
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for record in _records(reference):
+        cell = record.spec.resolved
+        row = f"{cell.teacher}:{cell.student}" + (f" {cell.variant}" if cell.variant else "")
+        targets = [domain_miou(domain) for domain in domains(record, "target")]
+        values[cell.method, row, cell.benchmark].append(sum(targets) / len(targets))
+    table: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for (method, row, benchmark), scores in values.items():
+        table[method][row][benchmark] = f"{sum(scores) / len(scores):.1f} ({len(scores)})"
+    return table
+
+
+def _records(reference: Path | None) -> Iterable[Record]:
+    for path in record_files(reference) if reference else ():
+        if re.search(rf"/{re.escape(MINI.id)}/", path.as_posix()):
+            record = read_record(path)
+            if record.status == "done" and record.spec.resolved.label_fraction == "1":
+                yield record
