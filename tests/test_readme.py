@@ -17,13 +17,13 @@ def test_the_method_of_the_readme_is_short_conforms_and_runs(
 ) -> None:
     (text,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(text.strip().splitlines()) <= 30
-    plugin = tmp_path / "at.py"
+    plugin = tmp_path / "cosine.py"
     plugin.write_text(text, encoding="utf-8")
     faults = [row for row in check_method(str(plugin)) if row[2]]
     assert not faults
     (done,) = run_cells(methods=(str(plugin),), pairs=("dinov2-b:deit-s",))
     assert done.record.status == "done"
-    assert "at" in done.record.result.stages[0].losses
+    assert "cosine" in done.record.result.stages[0].losses
 
 
 def test_every_command_of_the_readme_exists() -> None:
