@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.types import Features
+from kdbench.types import Features, FeatureSpec
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -80,3 +82,33 @@ class Projector(nn.Module):
 def generator(width: int) -> nn.Sequential:
     """Two 3x3 convolutions with a ReLU between them, which regenerate a teacher's map (MGD, Af-DCD, ViTKD)."""
     return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+
+
+class LevelProjectors(nn.Module):
+    """A projector for each of the teacher's levels, for losses that feed them to the teacher's decoder.
+
+    A student with more levels leaves out its shallowest; one with fewer has its deepest serve the rest.
+    make: input and output channels -> module.
+    """
+
+    def __init__(self, student: FeatureSpec, teacher: FeatureSpec, make: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        count = len(teacher.channels)
+        first = max(0, len(student.channels) - count)
+        self.serves = [min(first + level, len(student.channels) - 1) for level in range(count)]
+        self.each = nn.ModuleList(
+            make(student.channels[ours], theirs) for ours, theirs in zip(self.serves, teacher.channels, strict=True)
+        )
+
+    def forward(self, levels: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """A student's levels in the teacher's widths, at the given sizes."""
+        return tuple(
+            resize(project(shrink(levels[ours], size)), size)
+            for project, ours, size in zip(self.each, self.serves, sizes, strict=True)
+        )
+
+
+def shrink(map_: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Mean-pooled by whole steps to the next size that is at least the given one."""
+    steps = [max(1, ours // theirs) for ours, theirs in zip(map_.shape[-2:], size, strict=True)]
+    return map_ if steps == [1, 1] else F.avg_pool2d(map_, steps)

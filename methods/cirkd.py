@@ -1,0 +1,168 @@
+"""Cross-image relational distillation: similarities of pixels across images, in a batch and in a memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import kl, labels_at, pixel_kl, resize, tokens
+from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.types import IGNORE, Batch, Features, PairSpec
+
+POSITIONS = 1024
+"""Positions of a map beyond which it is pooled for the similarities within a batch, whose cost is their square."""
+
+
+class CIRKDKnobs(RecipeKnobs):
+    """Weights of the three terms, temperatures, and sizes of the memory."""
+
+    batch_weight: float = knob(1.0, "CIRKD script: 1", ge=0)
+    pixel_weight: float = knob(0.1, "CIRKD script: 0.1", ge=0)
+    region_weight: float = knob(0.1, "CIRKD script: 0.1", ge=0)
+    temperature: float = knob(0.1, "CIRKD: cosine similarities are divided by 0.1 in all three terms", gt=0)
+    kd_temperature: float = knob(1.0, "CIRKD script: the memory's divergences at T = 1", gt=0)
+    pixel_queue: int = knob(2000, "CIRKD's SegFormer script: 2000 pixels a class (20000 elsewhere)", ge=1)
+    region_queue: int = knob(2000, "CIRKD script: 2000 regions a class", ge=1)
+    samples: int = knob(16, "CIRKD code: at most 16 pixels of a class of an image are remembered", ge=1)
+    pixel_contrast: int = knob(4096, "CIRKD script: 4096 // classes + 1 pixels of each class are compared with", ge=1)
+    region_contrast: int = knob(1024, "CIRKD script: 1024 // classes + 1 regions of each class", ge=1)
+
+
+def ranks(groups: Tensor) -> Tensor:
+    """For each entry of (M,), how many earlier ones are of the same group."""
+    order = groups.argsort(stable=True)
+    ordered = groups[order]
+    places = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ordered, ordered)
+    return places[order.argsort()]
+
+
+class Queue(nn.Module):
+    """A ring of unit vectors for each class, filled with random ones at first."""
+
+    vectors: Tensor
+    pointer: Tensor
+
+    def __init__(self, classes: int, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", F.normalize(torch.randn(classes, size, width), dim=2))
+        self.register_buffer("pointer", torch.zeros(classes, dtype=torch.long))
+
+    def push(self, vectors: Tensor, classes: Tensor) -> None:
+        """Vectors (M, C) of classes (M,), in this order, in place of the oldest."""
+        size = self.vectors.shape[1]
+        counts, rank = torch.bincount(classes, minlength=len(self.pointer)), ranks(classes)
+        # No slot is written twice: on a GPU, either value could stay.
+        newest = rank >= counts[classes] - size
+        slots = (self.pointer[classes] + rank) % size
+        self.vectors[classes[newest], slots[newest]] = vectors[newest]
+        self.pointer.add_(counts).remainder_(size)
+
+    def draw(self, count: int) -> Tensor:
+        """The vectors (M, C) of so many random slots, the same ones of every class."""
+        slots = torch.randperm(self.vectors.shape[1], device=self.vectors.device)[:count]
+        return self.vectors[:, slots].flatten(0, 1)
+
+
+def unit(map_: Tensor) -> Tensor:
+    """(B, C, h, w) as tokens (B, N, C) of length 1."""
+    return F.normalize(tokens(map_.float()), dim=2)
+
+
+def pooled(map_: Tensor) -> Tensor:
+    """Mean-pooled by the smallest square window that leaves about POSITIONS positions."""
+    window = math.ceil(math.sqrt(map_.shape[-2] * map_.shape[-1] / POSITIONS))
+    return map_ if window == 1 else F.avg_pool2d(map_, window, ceil_mode=True)
+
+
+class CIRKD(FeatureMethod):
+    """How similar a pixel is to the pixels of other images, and to remembered ones of every class, is passed on.
+
+    Formula: features are scaled to unit length at every position, so that an inner product is a cosine. Within a
+    batch: for every ordered pair of images (i, j), i = j among them, and every position of i, the cosines with all
+    positions of j, divided by 0.1, give a softmax; KL(teacher || student) of it, mean over positions and pairs. With
+    the memory: the student's map first passes a 1x1 convolution to the teacher's width, batch norm, ReLU and a second
+    1x1 convolution. Each labelled position's cosines with remembered teacher vectors, divided by 0.1, give logits;
+    T^2 KL(teacher || student) of their softmax / T, mean over labelled positions. One term compares with pixels, one
+    with regions; a region is the normalised mean of a class's unit vectors in an image. Before it is compared with, the
+    memory takes the batch's regions and at most 16 random pixels of every class of every image, first in, first out for
+    each class; compared with are the same random slots of all classes. The terms' weights are 1, 0.1 and 0.1.
+
+    Deviations: the released code draws the pixels of a class from the whole image; here they are the class's own, so
+    that the memory is by class. A full ring goes on at its start without the code's step back. Maps of more than 1024
+    positions are mean-pooled for the term within a batch by the smallest window that leaves about so many (the code
+    pools twofold for SegFormer, fourfold from 256 x 256 on). Without labelled positions the memory's terms are 0, where
+    the code's are not a number. The encoder's last normed map stands in for the feature before the classifier. Batch
+    norm and memory are a process's own, those of the code are shared. The published numbers add logit distillation
+    (recipe = paper). The later CIRKDv2 adds relations of channels, which are not here.
+
+    Compared: CIRKD's losses/cirkd_mini_batch.py and losses/cirkd_memory.py, four steps on random maps with equal
+    weights and queues, the latter with the draw of pixels corrected and all slots compared with: terms and their
+    gradient equal to 3e-7.
+    """
+
+    paper = "Yang, Zhou, An, Jiang, Xu, Zhang, Cross-Image Relational KD, CVPR 2022 (arXiv 2204.06986)"
+    Config = CIRKDKnobs
+    companions: ClassVar = {"logit_kd": pixel_kl}
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        width = pair.teacher.final_channels
+        self.projector = nn.Sequential(
+            nn.Conv2d(pair.student.final_channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 1, bias=False),
+        )  # fmt: skip
+        self.pixel_queue = Queue(pair.classes, config.pixel_queue, width)
+        self.region_queue = Queue(pair.classes, config.region_queue, width)
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        config, size = self.config, teacher.final.shape[-2:]
+        assert batch.label is not None
+        labels = labels_at(batch.label, size).flatten(1)
+        projected, goal = unit(resize(self.projector(student.final), size)), unit(teacher.final)
+        self._remember(goal, labels)
+        pixels = self.pixel_queue.draw(config.pixel_contrast // self.pair.classes + 1)
+        regions = self.region_queue.draw(config.region_contrast // self.pair.classes + 1)
+        return {
+            "cirkd_batch": config.batch_weight * self._within_batch(resize(student.final, size), teacher.final),
+            "cirkd_pixels": config.pixel_weight * self._with_memory(projected, goal, pixels, labels),
+            "cirkd_regions": config.region_weight * self._with_memory(projected, goal, regions, labels),
+        }
+
+    def _within_batch(self, student: Tensor, teacher: Tensor) -> Tensor:
+        def rows(map_: Tensor) -> Tensor:
+            """(B, N, B, N): every position of every image, with the positions of each image."""
+            vectors = unit(pooled(map_))
+            return self._cosines(vectors, vectors.flatten(0, 1)).view(*vectors.shape[:2], *vectors.shape[:2])
+
+        return kl(rows(student), rows(teacher), 1.0, dim=3).mean()
+
+    def _with_memory(self, student: Tensor, teacher: Tensor, memory: Tensor, labels: Tensor) -> Tensor:
+        divergence = kl(
+            self._cosines(student, memory), self._cosines(teacher, memory), self.config.kd_temperature, dim=2
+        )
+        labelled = labels != IGNORE
+        return (divergence * labelled).sum() / labelled.sum().clamp(min=1)
+
+    def _cosines(self, ours: Tensor, others: Tensor) -> Tensor:
+        # Divided by a small temperature, the error of half precision would be that of the softmax.
+        with torch.autocast(ours.device.type, enabled=False):
+            cosines: Tensor = ours @ others.T / self.config.temperature
+        return cosines
+
+    @torch.no_grad()
+    def _remember(self, vectors: Tensor, labels: Tensor) -> None:
+        """The classes of every image, as regions and as pixels: unit vectors (B, N, C), labels (B, N)."""
+        labelled = labels != IGNORE
+        image = torch.arange(len(labels), device=labels.device)[:, None]
+        group = (image * self.pair.classes + labels)[labelled]
+        vectors = vectors[labelled]
+        sums = vectors.new_zeros(labels.shape[0] * self.pair.classes, vectors.shape[1]).index_add_(0, group, vectors)
+        present = torch.unique(group)
+        self.region_queue.push(F.normalize(sums[present], dim=1), present % self.pair.classes)
+        shuffled = torch.randperm(len(group), device=group.device)
+        chosen = shuffled[ranks(group[shuffled]) < self.config.samples]
+        self.pixel_queue.push(vectors[chosen], group[chosen] % self.pair.classes)

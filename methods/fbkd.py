@@ -1,0 +1,130 @@
+"""Feature-based distillation of detectors: attended features, their channels and positions, and non-local relations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import matched_levels, resize, tokens
+from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.types import Batch, Features, PairSpec
+
+SETTING = (
+    "on the norm there; times the root of the elements that it sums, mean over the four levels of the source: 2 images "
+    "of 800 x 1344, FPN maps of 256 channels at strides 4 to 32"
+)
+
+
+class AttentiveKnobs(Knobs):
+    """Weights on root mean squares for each level, and the temperature of the spatial attention."""
+
+    feature_on_rms: float = knob(0.192, f"mmrazor: 7e-5 {SETTING}", ge=0)
+    channel_on_rms: float = knob(0.0905, f"mmrazor: 4e-3 {SETTING}", ge=0)
+    spatial_on_rms: float = knob(0.687, f"mmrazor: 4e-3 {SETTING}", ge=0)
+    relation_on_rms: float = knob(0.192, f"mmrazor: 7e-5 {SETTING}", ge=0)
+    temperature: float = knob(0.5, "mmrazor: spatial temperature 0.5", gt=0)
+
+
+class NonLocal(nn.Module):
+    """A non-local block without softmax: every position adds what it gathers from all others of its map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = max(1, width // 2)
+        self.query, self.key, self.value = (nn.Conv2d(width, inner, 1) for _ in range(3))
+        norm = nn.BatchNorm2d(width)
+        # The block begins as the identity, as its authors have it.
+        nn.init.zeros_(norm.weight)
+        self.output = nn.Sequential(nn.Conv2d(inner, width, 1, bias=False), norm)
+
+    def forward(self, map_: Tensor) -> Tensor:
+        """A map (B, C, h, w) of the same shape, in single precision: products of three maps leave half precision."""
+        with torch.autocast(map_.device.type, enabled=False):
+            map_ = map_.float()
+            window = [min(2, side) for side in map_.shape[-2:]]
+            keys, values = (tokens(F.max_pool2d(layer(map_), window)) for layer in (self.key, self.value))
+            # Keys and values first: without a softmax, no matrix of positions by positions is needed.
+            gathered = tokens(self.query(map_)) @ (keys.transpose(1, 2) @ values / keys.shape[1])
+            added: Tensor = self.output(gathered.transpose(1, 2).reshape(len(map_), -1, *map_.shape[-2:]))
+            return map_ + added
+
+
+def attention(map_: Tensor, temperature: float) -> Tensor:
+    """Spatial attention (B, 1, h, w) by the channels' mean magnitude; its mean over the positions is one."""
+    magnitude = map_.abs().mean(1, keepdim=True)
+    return (magnitude.flatten(1) / temperature).softmax(1).view_as(magnitude) * magnitude[0].numel()
+
+
+def rms(error: Tensor) -> Tensor:
+    """Root mean square; as a norm, whose gradient at zero is zero and not the infinite one of a root."""
+    norm: Tensor = torch.linalg.vector_norm(error)
+    return norm / math.sqrt(error.numel())
+
+
+class Level(nn.Module):
+    """The adapters of one level."""
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.feature = nn.Conv2d(student, teacher, 1)
+        self.channel = nn.Linear(student, teacher)
+        self.spatial = nn.Conv2d(1, 1, 3, padding=1)
+        self.student_relation = nn.Sequential(NonLocal(student), nn.Conv2d(student, teacher, 1))
+        self.teacher_relation = NonLocal(teacher)
+
+    def forward(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """The four errors: features, channels, positions, relations."""
+        student, teacher = resize(student.float(), teacher.shape[-2:]), teacher.float()
+        attended = (attention(student, temperature) + attention(teacher, temperature)).detach() / 2
+        errors = (
+            (self.feature(student) - teacher) * attended.sqrt(),
+            self.channel(student.mean((2, 3))) - teacher.mean((2, 3)),
+            self.spatial(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True),
+            self.student_relation(student) - self.teacher_relation(teacher),
+        )
+        return torch.stack([rms(error) for error in errors])
+
+
+class FBKD(FeatureMethod):
+    """At each level the student follows the teacher's features where either of them attends, and their relations.
+
+    Formula: four root mean squares over all of a batch, each with its weight, summed over the levels. Features: a 1x1
+    convolution of the student's map against the teacher's, squares weighted by the mean of both networks' attention,
+    which is h w times the softmax over positions of the mean magnitude over channels / temperature, without gradient.
+    Channels: a linear map of the student's mean over positions against the teacher's mean. Positions: a 3x3 convolution
+    of the student's mean over channels against the teacher's mean. Relations: a 1x1 convolution of the student's
+    non-local block against the teacher's. A non-local block is x + BN(W(q (k v) / n)) with 1x1 convolutions q, k, v to
+    half the width and W back, k and v max-pooled 2x2 to n positions, and BN's scale zero at first. Both blocks train.
+
+    Deviations: the authors take norms over a whole batch, which grow with its size, width and grid; the weights are
+    converted to root means at the setting of the detectors. Student and teacher were equally wide there; here the
+    adapters change the width and the student's map is resized to the teacher's grid at once, which commutes with 1x1
+    convolutions. The authors pool k and v by 8 and 4 and reduce to a quarter of the width at the strides 4 and 8, and
+    as here from stride 16 on; mmrazor pools by 2 once more. W has no bias, which BN would take out. The attention to
+    channels, which their code computes and drops, is left out. Levels of transformers are blocks before the last norm.
+
+    Compared: mmrazor's connectors/fbkd_connector.py (on mmcv's non-local block, pooled once) and losses/fbkd_loss.py on
+    random maps: equal to 2e-7.
+    """
+
+    paper = "Zhang, Ma, Improve Object Detection with Feature-based Knowledge Distillation, ICLR 2021"
+    Config = AttentiveKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
+        self.levels = nn.ModuleList(Level(*both) for both in widths)
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        config, maps = self.config, zip(self.levels, matched_levels(student, teacher), strict=True)
+        feature, channel, spatial, relation = sum(level(*both, config.temperature) for level, both in maps)
+        return {
+            "feature": config.feature_on_rms * feature,
+            "channel": config.channel_on_rms * channel,
+            "spatial": config.spatial_on_rms * spatial,
+            "relation": config.relation_on_rms * relation,
+        }

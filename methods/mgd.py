@@ -1,0 +1,64 @@
+"""Masked generative distillation: the teacher's whole map from a part of the student's."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import channel_kl, generator, resize
+from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.types import Batch, Features, PairSpec
+
+
+class MaskedKnobs(RecipeKnobs):
+    """How much is hidden, and the weight."""
+
+    mask_ratio: float = knob(0.75, "MGD, segmentation: lambda = 0.75", ge=0, le=1)
+    weight_on_mean: float = knob(
+        167.8,
+        "MGD, segmentation: alpha = 2e-5 on the sum over C x h x w, which was 2048 x 64 x 64 there (PSPNet-R101, crops "
+        "of 512 at stride 8): 2e-5 x 2048 x 64 x 64 on the mean",
+        ge=0,
+    )
+
+
+def channel_wise(student: Tensor, teacher: Tensor) -> Tensor:
+    """Channel-wise distillation of the logits, as MGD's segmentor adds it: T = 4, weight 3."""
+    return 3 * channel_kl(student, teacher, temperature=4.0)
+
+
+class MGD(FeatureMethod):
+    """The student's last map, with positions hidden at random, has to regenerate the whole map of the teacher.
+
+    Formula: the student's map is brought to the teacher's width by a 1x1 convolution (only where the widths differ) and
+    to the teacher's grid. Each position is set to zero with probability `mask_ratio`, in all channels at once, without
+    rescaling the others. Two 3x3 convolutions of the teacher's width with a ReLU between them follow. The loss is the
+    mean squared error to the teacher's map over all positions, hidden or not.
+
+    Deviations: the paper sums over channels and positions; the mean with the coefficient of its segmentation setting
+    keeps the weight for other crops, patches and widths. The map is the encoder's last normed one, for the backbone's
+    fourth stage. The published segmentation numbers add channel-wise distillation of logits (recipe = paper). Masking
+    channels, as for classification, is left out.
+
+    Compared: MGD's seg/mmseg/distillation/losses/mgd.py on random maps, with the same masks: equal to 1e-7.
+    """
+
+    paper = "Yang, Li, Shao, Shi, Yuan, Yuan, Masked Generative Distillation, ECCV 2022 (arXiv 2205.01529)"
+    Config = MaskedKnobs
+    companions: ClassVar = {"cwd": channel_wise}
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        self.align = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.generator = generator(outputs)
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        goal = teacher.final
+        aligned = resize(self.align(student.final), goal.shape[-2:])
+        seen = torch.rand_like(aligned[:, :1], dtype=torch.float32) >= self.config.mask_ratio
+        error = F.mse_loss(self.generator(aligned * seen).float(), goal.float())
+        return {"mgd": self.config.weight_on_mean * error}

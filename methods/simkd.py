@@ -1,0 +1,90 @@
+"""SimKD for dense maps: the student's encoder is fitted to the teacher's frozen decoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import LevelProjectors
+from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
+from kdbench.types import Batch, PairSpec, Part, Phase, Segmentor, SegOutput
+
+
+class SimKDKnobs(Knobs):
+    """The weight of the features and the narrowing inside the projectors."""
+
+    weight: float = knob(1.0, "SimKD scripts: 1 for the features, 0 for labels and logits", ge=0)
+    reduction: int = knob(2, "SimKD: the projector's inner width is the teacher's / 2", ge=1)
+
+
+def bottleneck(inputs: int, outputs: int, reduction: int) -> nn.Sequential:
+    """SimKD's projector, less the ReLU at its end: levels of transformers are signed."""
+    inner = max(1, outputs // reduction)
+    return nn.Sequential(
+        nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+        nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+        nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
+    )  # fmt: skip
+
+
+class Reused(nn.Module):
+    """What is deployed: the student's encoder, the projectors and the teacher's decoder."""
+
+    def __init__(self, encoder: nn.Module, projectors: nn.Module, decoder: nn.Module, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder, self.projectors, self.decoder = encoder, projectors, decoder
+        self.strides = strides
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Class logits of images (B, 3, H, W) in [0, 1]."""
+        features = self.encoder(image)
+        sizes = [(image.shape[-2] // stride, image.shape[-1] // stride) for stride in self.strides]
+        output: SegOutput = self.decoder(replace(features, levels=self.projectors(features.levels, sizes)))
+        return output
+
+
+class SimKD(Method):
+    """The student's encoder learns to feed the teacher's frozen decoder, which is deployed with it.
+
+    Formula: the teacher's decoder is fitted on its frozen encoder. Then, on the source without labels, the student's
+    encoder and a projector for each level that the decoder reads minimise the squared error between projected and
+    teacher's level, mean over samples, channels and positions, mean over levels. A projector is a 1x1 convolution to
+    half the teacher's width, a 3x3 convolution, and a 1x1 convolution to the full width, each without bias and with
+    batch norm, ReLUs between them. The deployed segmentor is the student's encoder, the projectors and the teacher's
+    decoder; the student's own decoder has no part in it.
+
+    Deviations: SimKD reuses a linear classifier of one pooled map; for a decoder of several levels each has its
+    projector. The ReLU at the end is left out, since levels of transformers are signed. A finer student map is pooled
+    before its projector, as there, by whole steps, and what remains is resized; a coarser one is resized to the
+    teacher's grid after it, where SimKD pools the teacher, because that is the grid that the decoder was fitted to.
+    Levels pair from the deepest; a student with fewer levels serves the rest with its deepest.
+
+    Compared: SimKD's models/util.py less its last ReLU, on one level of random maps, on one grid and with a student two
+    and four times as fine: equal to the last bit, with its gradient.
+    """
+
+    paper = "Chen, Mei, Zhang, Wang, Feng, Chen, Reused Teacher Classifier, CVPR 2022 (arXiv 2203.14001)"
+    Config = SimKDKnobs
+    remark = "SimKD-dense: kdbench's extension; it deploys the teacher's decoder and projectors"
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        self.projectors = LevelProjectors(
+            pair.student, pair.teacher, lambda inputs, outputs: bottleneck(inputs, outputs, config.reduction)
+        )
+
+    def stages(self) -> tuple[Stage, ...]:
+        learns = frozenset({Part.STUDENT_ENCODER, "projectors"})
+        return (FIT_TEACHER, Stage("source", Phase.SOURCE, trains=learns, loss=self.loss))
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        theirs = teacher.encode(batch.image).levels
+        ours = self.projectors(student.encode(batch.image).levels, [level.shape[-2:] for level in theirs])
+        errors = [F.mse_loss(a.float(), b.float()) for a, b in zip(ours, theirs, strict=True)]
+        return {"simkd": self.config.weight * sum(errors) / len(errors)}
+
+    def deploy(self, student: Any, teacher: Any) -> nn.Module:
+        return Reused(student.encoder, self.projectors, teacher.decoder, teacher.spec.strides)

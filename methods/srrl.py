@@ -1,0 +1,70 @@
+"""Softmax regression representation learning for dense maps: the teacher's decoder judges the student's features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import LevelProjectors
+from kdbench.method import Knobs, Method, knob
+from kdbench.types import Batch, PairSpec, Segmentor
+
+
+class SRRLKnobs(Knobs):
+    """Weights of the two terms."""
+
+    feature_weight: float = knob(1.0, "SRRL, alpha = 1", ge=0)
+    logit_weight: float = knob(1.0, "SRRL, beta = 1 on ImageNet (5 on CIFAR)", ge=0)
+
+
+def linear(inputs: int, outputs: int) -> nn.Sequential:
+    """SRRL's projector, less the ReLU at its end: levels of transformers are signed."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
+class SRRL(Method):
+    """The student's features, projected, have to give the teacher's logits in the teacher's frozen decoder.
+
+    Formula: each level that the teacher's decoder reads is predicted from the student's by a 1x1 convolution without
+    bias and batch norm. First term: the squared difference between the projected and the teacher's level, both
+    averaged over positions, mean over samples, channels and levels. Second term: the frozen decoder reads the projected
+    levels; the squared difference between its logits and those of the teacher's own levels, mean over samples, classes
+    and positions, with gradient through the decoder into projectors and student. Both weigh 1, beside the student's
+    task loss, which trains the student's own decoder; that one is deployed.
+
+    Deviations: SRRL feeds a linear classifier of one pooled map; for a decoder of several levels each has its
+    projector, and the decoder reads maps instead of a mean. The ReLU at the projector's end is left out, since levels
+    of transformers are signed. A finer student level is pooled by whole steps before its projector, and projected
+    levels are resized to the teacher's grids. Levels pair from the deepest; a student with fewer levels serves the rest
+    with its deepest.
+
+    Compared: cls_KD's mmcls/models/dis_losses/srrl.py and the form in SimKD's models/util.py, less their last ReLU, on
+    one level of random maps with a linear decoder: equal to the last bit, with its gradient.
+    """
+
+    paper = "Yang, Martinez, Bulat, Tzimiropoulos, Softmax Regression Representation Learning, ICLR 2021"
+    Config = SRRLKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        self.projectors = LevelProjectors(pair.student, pair.teacher, linear)
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        output, theirs = student(batch.image), teacher(batch.image)
+        goals = theirs.features.levels
+        levels = self.projectors(output.features.levels, [goal.shape[-2:] for goal in goals])
+        means = [F.mse_loss(_mean(a), _mean(b)) for a, b in zip(levels, goals, strict=True)]
+        judged = teacher.decode(replace(output.features, levels=levels))
+        assert batch.label is not None
+        return {
+            **student.task_loss(output, batch.label),
+            "srrl_features": self.config.feature_weight * sum(means) / len(means),
+            "srrl_logits": self.config.logit_weight * F.mse_loss(judged.logits.float(), theirs.logits.float()),
+        }
+
+
+def _mean(level: Tensor) -> Tensor:
+    return level.float().mean((2, 3))

@@ -1,0 +1,76 @@
+"""Variational information distillation: a Gaussian of the teacher's features, given the student's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import matched_levels, resize
+from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.types import Batch, Features, PairSpec
+
+FLOOR = 1e-5
+"""Smallest variance (mdistiller, torchdistill)."""
+
+
+class VariationalKnobs(Knobs):
+    """The weight, and the variance to begin with."""
+
+    weight: float = knob(1.0, "mdistiller and torchdistill: 1 for each level", ge=0)
+    variance: float = knob(5.0, "mdistiller and torchdistill: every variance begins at 5", gt=FLOOR)
+
+
+class Gaussian(nn.Module):
+    """The teacher's map given the student's: a mean for each position and channel, a variance for each channel."""
+
+    def __init__(self, student: int, teacher: int, variance: float) -> None:
+        super().__init__()
+        self.mean = nn.Sequential(
+            nn.Conv2d(student, teacher, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher, teacher, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher, teacher, 1, bias=False),
+        )
+        start = variance - FLOOR
+        # The inverse of softplus, in the form that does not overflow.
+        self.scale = nn.Parameter(torch.full((teacher,), start + math.log(-math.expm1(-start))))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Mean negative log-likelihood of the teacher's map, without the constant."""
+        mean = resize(self.mean(student), teacher.shape[-2:]).float()
+        variance = F.softplus(self.scale.float()).view(-1, 1, 1) + FLOOR
+        return 0.5 * ((mean - teacher.float()).square() / variance + variance.log()).mean()
+
+
+class VID(FeatureMethod):
+    """The student's levels predict the teacher's as Gaussians, with an uncertainty that is learnt for each channel.
+
+    Formula: for each level, mu is three 1x1 convolutions without bias with ReLUs between them, from the student's width
+    to the teacher's, resized to the teacher's grid; the variance of channel c is softplus(a_c) + 1e-5. The loss is the
+    mean over samples, channels and positions of ((mu - teacher)^2 / variance + log variance) / 2, summed over the
+    levels. It can be negative.
+
+    Deviations: mdistiller keeps the a_c where its optimiser does not find them, so that its variances stay at 5; here
+    they are trained, as in the paper and in torchdistill. mdistiller pools the larger of two maps down to the smaller
+    one's height; here the student's is resized. Levels of transformers are blocks before the last norm.
+
+    Compared: torchdistill's models/wrapper.py with losses/mid_level.py, and mdistiller's distillers/VID.py, on random
+    maps of one grid with random variances: equal to 4e-6.
+    """
+
+    paper = "Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation, CVPR 2019 (arXiv 1904.05835)"
+    Config = VariationalKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
+        self.gaussians = nn.ModuleList(Gaussian(*both, config.variance) for both in widths)
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        maps = zip(self.gaussians, matched_levels(student, teacher), strict=True)
+        return {"vid": self.config.weight * torch.stack([gaussian(*level) for gaussian, level in maps]).sum()}

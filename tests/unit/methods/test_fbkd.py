@@ -1,0 +1,210 @@
+"""Feature-based distillation: root mean squares of attended features, channels, positions and non-local relations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.fbkd import FBKD, AttentiveKnobs, Level, NonLocal, attention
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdbench.types import STUDENT, Part, Phase
+
+NAMES = ("feature", "channel", "spatial", "relation")
+WEIGHTS = {"feature": 0.192, "channel": 0.0905, "spatial": 0.687, "relation": 0.192}
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def pointwise(map_: np.ndarray, layer: nn.Conv2d) -> np.ndarray:
+    out = np.einsum("oc,bchw->bohw", array(layer.weight)[:, :, 0, 0], map_)
+    return out if layer.bias is None else out + array(layer.bias)[:, None, None]
+
+
+def non_local(map_: np.ndarray, block: NonLocal) -> np.ndarray:
+    """Position by position: the mean over pooled positions n of (q . k_n) v_n, mapped back, normed and added."""
+    batch, _, height, width = map_.shape
+    query = pointwise(map_, block.query)
+    keys, values = ([] for _ in range(2))
+    for layer, cells in ((block.key, keys), (block.value, values)):
+        full = pointwise(map_, layer)
+        tall, wide = min(2, height), min(2, width)
+        for y in range(height // tall):
+            for x in range(width // wide):
+                cells.append(full[:, :, tall * y : tall * y + tall, wide * x : wide * x + wide].max((2, 3)))
+    gathered = np.zeros_like(query)
+    for b in range(batch):
+        for y in range(height):
+            for x in range(width):
+                for key, value in zip(keys, values, strict=True):
+                    gathered[b, :, y, x] += query[b, :, y, x] @ key[b] * value[b] / len(keys)
+    out = pointwise(gathered, block.output[0])
+    out = (out - out.mean((0, 2, 3), keepdims=True)) / np.sqrt(out.var((0, 2, 3), keepdims=True) + 1e-5)
+    return map_ + out * array(block.output[1].weight)[:, None, None] + array(block.output[1].bias)[:, None, None]
+
+
+def attended(map_: np.ndarray, temperature: float) -> np.ndarray:
+    out = np.zeros((len(map_), 1, *map_.shape[-2:]))
+    for b, image in enumerate(map_):
+        raised = np.exp(np.abs(image).mean(0) / temperature)
+        out[b, 0] = raised / raised.sum() * raised.size
+    return out
+
+
+def errors(level: Level, student: np.ndarray, teacher: np.ndarray, temperature: float) -> dict[str, float]:
+    mask = (attended(student, temperature) + attended(teacher, temperature)) / 2
+    height, width = teacher.shape[-2:]
+    padded = np.pad(student.mean(1), ((0, 0), (1, 1), (1, 1)))
+    weight = array(level.spatial.weight)[0, 0]
+    blurred = array(level.spatial.bias) + sum(
+        weight[y, x] * padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)
+    )
+    channel = student.mean((2, 3)) @ array(level.channel.weight).T + array(level.channel.bias)
+    block, adapter = level.student_relation
+    relation = pointwise(non_local(student, block), adapter) - non_local(teacher, level.teacher_relation)
+    squares = {
+        "feature": (pointwise(student, level.feature) - teacher) ** 2 * mask,
+        "channel": (channel - teacher.mean((2, 3))) ** 2,
+        "spatial": (blurred - teacher.mean(1)) ** 2,
+        "relation": relation**2,
+    }
+    return {name: math.sqrt(square.sum() / square.size) for name, square in squares.items()}
+
+
+@pytest.fixture
+def rough(random):
+    """Norms and scales away from their start values, which would hide them."""
+
+    def run(method: FBKD) -> FBKD:
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.add_(0.3 * random(*parameter.shape))
+        return method
+
+    return run
+
+
+@pytest.fixture
+def distil(make_batch, fake):
+    """The four terms of a method and maps by level."""
+
+    def run(method: FBKD, student: list[Tensor], teacher: list[Tensor], label: int = 0) -> dict[str, Tensor]:
+        logits = torch.zeros(len(student[0]), 4, 2, 2)
+        ours, theirs = (fake(logits, maps[-1], levels=maps) for maps in (student, teacher))
+        terms = method.loss(make_batch(len(student[0]), label), ours, theirs)
+        assert tuple(terms) == ("task", *NAMES)
+        return {name: terms[name] for name in NAMES}
+
+    return run
+
+
+def test_defaults_are_the_published_ones_at_the_detectors_setting() -> None:
+    assert AttentiveKnobs().model_dump() == {**{f"{k}_on_rms": v for k, v in WEIGHTS.items()}, "temperature": 0.5}
+    grids = [800 * 1344 // stride**2 if stride < 32 else 25 * 42 for stride in (4, 8, 16, 32)]
+
+    def mean_root(channels: int) -> float:
+        return sum(math.sqrt(2 * channels * grid) for grid in grids) / 4
+
+    expected = (7e-5 * mean_root(256), 4e-3 * math.sqrt(2 * 256), 4e-3 * mean_root(1), 7e-5 * mean_root(256))
+    assert tuple(WEIGHTS.values()) == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 0}, *({f"{name}_on_rms": -1} for name in NAMES)])
+def test_knobs_have_limits(knobs: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        AttentiveKnobs(**knobs)
+
+
+def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
+    (joint,) = FBKD(AttentiveKnobs(), make_pair(levels=2)).stages()
+    assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"levels"})
+    assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
+
+
+@pytest.mark.parametrize(("student_grid", "teacher_grid"), [((5, 4), (5, 4)), ((2, 3), (4, 5)), ((8, 8), (1, 4))])
+def test_values_equal_loops_over_levels_and_positions(
+    student_grid: tuple[int, int], teacher_grid: tuple[int, int], make_pair, distil, rough, random, bilinear
+) -> None:
+    method = rough(FBKD(AttentiveKnobs(), make_pair(4, 6, levels=2)))
+    student = [random(2, 4, *student_grid) for _ in range(2)]
+    teacher = [random(2, 6, *teacher_grid) for _ in range(2)]
+    parts = [
+        errors(level, bilinear(ours.numpy(), teacher_grid), array(theirs), 0.5)
+        for level, ours, theirs in zip(method.levels, student, teacher, strict=True)
+    ]
+    values = distil(method, student, teacher)
+    for name in NAMES:
+        expected = WEIGHTS[name] * sum(part[name] for part in parts)
+        assert values[name].item() == pytest.approx(expected, rel=1e-4), name
+
+
+def test_attention_has_a_mean_of_one_and_follows_magnitude_and_temperature() -> None:
+    map_ = torch.tensor([math.log(3.0), 0.0]).view(1, 1, 1, 2).expand(2, 3, 1, 2)
+    assert attention(-map_, 1.0)[0, 0, 0].tolist() == pytest.approx([1.5, 0.5])
+    assert attention(map_, 0.5)[1, 0, 0].tolist() == pytest.approx([1.8, 0.2])
+
+
+def test_attention_is_no_path_for_gradients(make_pair, distil, random) -> None:
+    # With an adapter that maps everything to zero, the student acts on the first term through its attention alone.
+    method = FBKD(AttentiveKnobs(), make_pair())
+    nn.init.zeros_(method.levels[0].feature.weight)
+    student = random(2, 3, 4, 8).requires_grad_()
+    (gradient,) = torch.autograd.grad(distil(method, [student], [random(2, 5, 4, 8)])["feature"], student)
+    assert gradient.abs().sum() == 0
+
+
+def test_non_local_blocks_begin_as_the_identity(random) -> None:
+    map_ = random(2, 6, 4, 8)
+    assert torch.equal(NonLocal(6)(map_), map_)
+
+
+def test_weights_do_not_depend_on_batch_width_and_grid(make_pair, distil, random) -> None:
+    # An error of 2 everywhere costs as much however many elements there are.
+    for images, width, grid in ((1, 4, (2, 3)), (3, 8, (4, 8))):
+        method = FBKD(AttentiveKnobs(), make_pair(width, width))
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.zero_()
+        values = distil(method, [random(images, width, *grid)], [torch.full((images, width, *grid), 2.0)])
+        assert {name: value.item() for name, value in values.items()} == pytest.approx(
+            {name: 2 * weight for name, weight in WEIGHTS.items()}
+        )
+
+
+def test_gradient_reaches_student_and_all_adapters_of_both_networks(make_pair, distil, rough, random) -> None:
+    method = rough(FBKD(AttentiveKnobs(), make_pair(3, 5, levels=2)))
+    student = [random(2, 3, 4, 8).requires_grad_() for _ in range(2)]
+    sum(distil(method, student, [random(2, 5, 4, 8) for _ in range(2)]).values()).backward()
+    assert all(map_.grad.abs().sum() > 0 for map_ in student)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in method.parameters())
+
+
+def test_no_error_has_a_finite_gradient(make_pair, distil) -> None:
+    method = FBKD(AttentiveKnobs(), make_pair())
+    with torch.no_grad():
+        for name, parameter in method.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    student = torch.zeros(2, 3, 4, 8, requires_grad=True)
+    values = distil(method, [student], [torch.zeros(2, 5, 4, 8)])
+    assert [value.item() for value in values.values()] == [0, 0, 0, 0]
+    sum(values.values()).backward()
+    assert torch.isfinite(student.grad).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in method.parameters())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_extreme_features_without_a_labelled_pixel_are_finite(autocast: bool, make_pair, distil, rough, random) -> None:
+    method = rough(FBKD(AttentiveKnobs(), make_pair(3, 5)))
+    student = (1e4 * random(2, 3, 4, 8)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        values = distil(method, [student], [1e4 * random(2, 5, 4, 8)], label=255)
+    assert {value.dtype for value in values.values()} == {torch.float32}
+    sum(values.values()).backward()
+    assert all(torch.isfinite(value) for value in values.values())
+    assert torch.isfinite(student.grad).all()

@@ -1,0 +1,166 @@
+"""SimKD: projected student levels follow the teacher's, whose decoder is deployed behind them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.simkd import SimKD, SimKDKnobs, bottleneck
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdbench.losses import LevelProjectors
+from kdbench.models.decoders import LightDecoder
+from kdbench.models.segmentor import Segmentor
+from kdbench.types import ENCODERS, Features, FeatureSpec, PairSpec, Part, Phase
+
+
+def convolve(map_: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Position by position, zeros around."""
+    out = np.zeros((len(map_), len(weight), *map_.shape[2:]))
+    margin = weight.shape[-1] // 2
+    padded = np.pad(map_, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    for y in range(map_.shape[2]):
+        for x in range(map_.shape[3]):
+            patch = padded[:, :, y : y + weight.shape[2], x : x + weight.shape[3]]
+            out[:, :, y, x] = np.einsum("bcij,dcij->bd", patch, weight)
+    return out
+
+
+def project(projector: nn.Sequential, map_: np.ndarray) -> np.ndarray:
+    """The projector in training, in float64: three convolutions, each with a norm, ReLUs between."""
+    weights = [p.detach().double().numpy() for p in projector.parameters()]
+    for step in range(3):
+        kernel, gain, shift = weights[3 * step : 3 * step + 3]
+        map_ = convolve(map_, kernel)
+        spread = np.sqrt(map_.var((0, 2, 3), keepdims=True) + 1e-5)
+        map_ = (map_ - map_.mean((0, 2, 3), keepdims=True)) / spread
+        map_ = map_ * gain[:, None, None] + shift[:, None, None]
+        map_ = map_ if step == 2 else map_.clip(min=0)
+    return map_
+
+
+@pytest.fixture
+def distil(make_batch, fake):
+    """The loss, of a method, a student's and a teacher's levels."""
+
+    def run(method: SimKD, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        terms = method.loss(make_batch(len(student[0])), fake(levels=student), fake(levels=teacher))
+        assert set(terms) == {"simkd"}
+        return terms["simkd"]
+
+    return run
+
+
+def roughen(method: SimKD, random) -> SimKD:
+    """Away from the norms' start, which hides what they do."""
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.3 * random(*parameter.shape))
+    return method
+
+
+def spec(channels: tuple[int, ...], strides: tuple[int, ...]) -> FeatureSpec:
+    return FeatureSpec(channels, strides, channels[-1], strides[-1], class_token=False)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert SimKDKnobs().model_dump() == {"weight": 1.0, "reduction": 2}
+    with pytest.raises(ValidationError):
+        SimKDKnobs(reduction=0)
+
+
+def test_stages_fit_the_teacher_then_the_students_encoder_without_labels(make_pair) -> None:
+    method = SimKD(SimKDKnobs(), make_pair(levels=4))
+    fit, source = method.stages()
+    assert fit.trains == {Part.TEACHER_DECODER}
+    assert (source.name, source.phase) == ("source", Phase.SOURCE)
+    assert source.trains == {Part.STUDENT_ENCODER, "projectors"}
+    assert source.parts == ENCODERS
+    assert "teacher's decoder" in method.remark
+
+
+def test_value_equals_an_explicit_computation(make_pair, distil, random) -> None:
+    method = roughen(SimKD(SimKDKnobs(weight=3), make_pair(3, 6, levels=2)), random)
+    student, teacher = ([random(2, width, 3, 4) for _ in range(2)] for width in (3, 6))
+    projected = [project(p, map_.double().numpy()) for p, map_ in zip(method.projectors.each, student, strict=True)]
+    errors = [((a - b.double().numpy()) ** 2).mean() for a, b in zip(projected, teacher, strict=True)]
+    assert distil(method, student, teacher).item() == pytest.approx(3 * sum(errors) / 2, rel=1e-4)
+
+
+def test_projector_narrows_to_a_share_of_the_teachers_width() -> None:
+    shapes = [tuple(p.shape) for p in bottleneck(3, 12, 4).parameters() if p.ndim == 4]
+    assert shapes == [(3, 3, 1, 1), (3, 3, 3, 3), (12, 3, 1, 1)]
+    assert bottleneck(3, 1, 2)[0].out_channels == 1
+
+
+def test_levels_that_are_met_cost_nothing(make_pair, distil, random) -> None:
+    method = SimKD(SimKDKnobs(), make_pair(3, 3, levels=2))
+    method.projectors.each = nn.ModuleList([nn.Identity(), nn.Identity()])
+    levels = [random(2, 3, 3, 4) for _ in range(2)]
+    assert distil(method, levels, levels) == 0
+
+
+def test_a_finer_student_is_pooled_before_its_projector(make_pair, distil, random) -> None:
+    method, fine, teacher = SimKD(SimKDKnobs(), make_pair(3, 6)), random(2, 3, 4, 12), random(2, 6, 2, 4)
+    pooled = fine.double().numpy().reshape(2, 3, 2, 2, 4, 3).mean((3, 5))
+    expected = ((project(method.projectors.each[0], pooled) - teacher.double().numpy()) ** 2).mean()
+    assert distil(method, [fine], [teacher]).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_coarser_student_is_resized_after_its_projector(make_pair, distil, random, bilinear) -> None:
+    method, coarse, teacher = SimKD(SimKDKnobs(), make_pair(3, 6)), random(2, 3, 2, 3), random(2, 6, 4, 6)
+    resized = bilinear(project(method.projectors.each[0], coarse.double().numpy()), (4, 6))
+    expected = ((resized - teacher.double().numpy()) ** 2).mean()
+    assert distil(method, [coarse], [teacher]).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("student", "teacher", "serves"), [(4, 2, [2, 3]), (2, 4, [0, 1, 1, 1]), (3, 3, [0, 1, 2])])
+def test_every_level_of_the_teacher_is_served(student: int, teacher: int, serves: list[int], random) -> None:
+    widths = tuple(range(2, 2 + student))
+    projectors = LevelProjectors(
+        spec(widths, (8,) * student), spec((6,) * teacher, (8,) * teacher), lambda a, b: bottleneck(a, b, 2)
+    )
+    assert [projector[0].in_channels for projector in projectors.each] == [widths[level] for level in serves]
+    maps = projectors([random(2, width, 3, 4) for width in widths], [(3, 4)] * teacher)
+    assert [map_.shape for map_ in maps] == [(2, 6, 3, 4)] * teacher
+
+
+def test_gradient_reaches_every_level_and_parameter_and_extremes_are_finite(make_pair, distil, random) -> None:
+    method = SimKD(SimKDKnobs(), make_pair(3, 6, levels=2))
+    student = [(1e4 * random(2, 3, 3, 4)).requires_grad_() for _ in range(2)]
+    loss = distil(method, student, [1e4 * random(2, 6, 3, 4) for _ in range(2)])
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(bool((p.grad != 0).any()) for p in method.parameters())
+    assert all(torch.isfinite(map_.grad).all() and map_.grad.abs().sum() > 0 for map_ in student)
+
+
+class Encoder(nn.Module):
+    """Levels by convolutions of one stride each."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.levels = nn.ModuleList(nn.Conv2d(3, c, s, s) for c, s in zip(spec.channels, spec.strides, strict=True))
+
+    def forward(self, image: Tensor, mask: None = None, blocks: tuple[int, ...] = ()) -> Features:
+        levels = tuple(level(image) for level in self.levels)
+        return Features(levels, levels[-1], levels[-1].mean((2, 3)), {})
+
+
+def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decoder() -> None:
+    def segmentor(shape: FeatureSpec) -> Segmentor:
+        return Segmentor(Encoder(shape), LightDecoder(shape, 4))
+
+    theirs, ours = spec((6, 6), (8, 8)), spec((3, 5), (4, 16))
+    teacher, student = segmentor(theirs), segmentor(ours)
+    method = SimKD(SimKDKnobs(), PairSpec(theirs, ours, 4))
+    model = method.deploy(student, teacher).eval()
+    parts = student.encoder, method.projectors, teacher.decoder
+    assert {id(p) for p in model.parameters()} == {id(p) for part in parts for p in part.parameters()}
+    image = torch.rand(2, 3, 32, 64)
+    # The grid that the decoder was fitted to, whatever the student's.
+    levels = method.projectors(student.encode(image).levels, [(4, 8), (4, 8)])
+    expected = teacher.decode(Features(levels, levels[-1], levels[-1], {})).logits
+    assert torch.equal(model(image).logits, expected)

@@ -1,0 +1,147 @@
+"""SRRL: projected student levels match the teacher's in their means and in what the teacher's decoder makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.srrl import SRRL, SRRLKnobs, linear
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdbench.losses import LevelProjectors
+from kdbench.types import STUDENT, TEACHER, Features, FeatureSpec, Part, Phase, SegOutput
+
+CLASSES = 4
+
+
+@pytest.fixture
+def make_teacher(fake, random):
+    """A teacher whose frozen decoder sums a linear map of every level."""
+
+    class Teacher(fake):
+        def __init__(self, levels: list[Tensor]) -> None:
+            super().__init__(levels=levels)
+            self.weights = [random(CLASSES, level.shape[1]) for level in levels]
+
+        def decode(self, features: Features) -> SegOutput:
+            maps = zip(self.weights, features.levels, strict=True)
+            return SegOutput(features, sum(torch.einsum("kc,bchw->bkhw", w, level) for w, level in maps))
+
+    return Teacher
+
+
+@pytest.fixture
+def distil(make_batch, fake, random):
+    """The two terms, of a method, a student's levels and a teacher."""
+
+    def run(method: SRRL, student: list[Tensor], teacher: Any) -> dict[str, Tensor]:
+        terms = method.loss(make_batch(len(student[0])), fake(random(2, CLASSES, 4, 4), levels=student), teacher)
+        assert set(terms) == {"task", "srrl_features", "srrl_logits"}
+        return {name: term for name, term in terms.items() if name != "task"}
+
+    return run
+
+
+def project(projector: nn.Sequential, map_: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution and a norm over the batch, in float64; no ReLU."""
+    kernel, gain, shift = (p.detach().double().numpy() for p in projector.parameters())
+    map_ = np.einsum("dc,bchw->bdhw", kernel[:, :, 0, 0], map_)
+    normed = (map_ - map_.mean((0, 2, 3), keepdims=True)) / np.sqrt(map_.var((0, 2, 3), keepdims=True) + 1e-5)
+    return normed * gain[:, None, None] + shift[:, None, None]
+
+
+def expected(projected: list[np.ndarray], teacher: Any) -> tuple[float, float]:
+    """Both terms of projected levels, unweighted."""
+    goals = [level.double().numpy() for level in teacher.levels]
+    means = [((a.mean((2, 3)) - b.mean((2, 3))) ** 2).mean() for a, b in zip(projected, goals, strict=True)]
+    weights = [weight.double().numpy() for weight in teacher.weights]
+    ours, theirs = (
+        sum(np.einsum("kc,bchw->bkhw", w, level) for w, level in zip(weights, levels, strict=True))
+        for levels in (projected, goals)
+    )
+    return sum(means) / len(means), ((ours - theirs) ** 2).mean()
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert SRRLKnobs().model_dump() == {"feature_weight": 1.0, "logit_weight": 1.0}
+    with pytest.raises(ValidationError):
+        SRRLKnobs(logit_weight=-1)
+
+
+def test_stages_fit_the_teacher_then_train_student_and_projectors(make_pair) -> None:
+    fit, joint = SRRL(SRRLKnobs(), make_pair(levels=4)).stages()
+    assert fit.trains == {Part.TEACHER_DECODER}
+    assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"projectors"})
+    assert joint.parts == STUDENT | TEACHER
+
+
+def test_the_plain_student_is_deployed(make_pair) -> None:
+    student = nn.Identity()
+    assert SRRL(SRRLKnobs(), make_pair()).deploy(student, nn.Identity()) is student
+
+
+def test_value_equals_an_explicit_computation(make_pair, distil, make_teacher, random) -> None:
+    method = SRRL(SRRLKnobs(feature_weight=3, logit_weight=7), make_pair(3, 6, levels=2))
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.3 * random(*parameter.shape))
+    student, teacher = [random(2, 3, 3, 4) for _ in range(2)], make_teacher([random(2, 6, 3, 4) for _ in range(2)])
+    projected = [project(p, map_.double().numpy()) for p, map_ in zip(method.projectors.each, student, strict=True)]
+    features, logits = expected(projected, teacher)
+    terms = distil(method, student, teacher)
+    assert terms["srrl_features"].item() == pytest.approx(3 * features, rel=1e-4)
+    assert terms["srrl_logits"].item() == pytest.approx(7 * logits, rel=1e-4)
+
+
+def test_levels_that_are_met_cost_nothing(make_pair, distil, make_teacher, random) -> None:
+    method, levels = SRRL(SRRLKnobs(), make_pair(3, 3)), [random(2, 3, 3, 4)]
+    method.projectors.each = nn.ModuleList([nn.Identity()])
+    assert all(term == 0 for term in distil(method, levels, make_teacher(levels)).values())
+
+
+def test_the_first_term_sees_means_alone_the_second_every_position(make_pair, distil, make_teacher, random) -> None:
+    method, level = SRRL(SRRLKnobs(), make_pair(3, 3)), random(2, 3, 3, 4)
+    method.projectors.each = nn.ModuleList([nn.Identity()])
+    terms = distil(method, [level.flip(3)], make_teacher([level]))
+    assert terms["srrl_features"].item() == pytest.approx(0, abs=1e-10)
+    assert terms["srrl_logits"] > 0.1
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (8, 12)])
+def test_projected_levels_are_resized_to_the_teachers_grid(
+    grid, make_pair, distil, make_teacher, random, bilinear
+) -> None:
+    method = SRRL(SRRLKnobs(), make_pair(3, 6))
+    student, teacher = random(2, 3, *grid), make_teacher([random(2, 6, 4, 6)])
+    resized = bilinear(project(method.projectors.each[0], student.double().numpy()), (4, 6))
+    assert [term.item() for term in distil(method, [student], teacher).values()] == pytest.approx(
+        expected([resized], teacher), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("student", "teacher", "serves"), [(4, 2, [2, 3]), (2, 4, [0, 1, 1, 1]), (3, 3, [0, 1, 2])])
+def test_every_level_of_the_teacher_is_served(student: int, teacher: int, serves: list[int], random) -> None:
+    def spec(widths: tuple[int, ...]) -> FeatureSpec:
+        return FeatureSpec(widths, (8,) * len(widths), widths[-1], 8, class_token=False)
+
+    widths = tuple(range(2, 2 + student))
+    projectors = LevelProjectors(spec(widths), spec((6,) * teacher), linear)
+    assert [projector[0].in_channels for projector in projectors.each] == [widths[level] for level in serves]
+    maps = projectors([random(2, width, 3, 4) for width in widths], [(3, 4)] * teacher)
+    assert [map_.shape for map_ in maps] == [(2, 6, 3, 4)] * teacher
+
+
+def test_gradient_flows_through_the_teachers_decoder_and_extremes_are_finite(
+    make_pair, distil, make_teacher, random
+) -> None:
+    method = SRRL(SRRLKnobs(), make_pair(3, 6, levels=2))
+    student = [(1e4 * random(2, 3, 3, 4)).requires_grad_() for _ in range(2)]
+    terms = distil(method, student, make_teacher([1e4 * random(2, 6, 3, 4) for _ in range(2)]))
+    for term in terms.values():
+        assert torch.isfinite(term)
+    trained = [*student, *method.parameters()]
+    gradients = torch.autograd.grad(terms["srrl_logits"], trained)
+    assert all(torch.isfinite(g).all() and bool((g != 0).any()) for g in gradients)
