@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,6 +49,12 @@ def labels_at(label: Tensor, size: tuple[int, ...]) -> Tensor:
     if label.shape[-2:] == size:
         return label
     return F.interpolate(label[:, None].float(), size=size, mode="nearest")[:, 0].long()
+
+
+def other_classes(logits: Tensor, label: Tensor) -> Tensor:
+    """Logits (B, K, h, w) of the K - 1 classes that are not the pixel's label (B, h, w)."""
+    others = torch.arange(logits.shape[1] - 1, device=logits.device).view(1, -1, 1, 1).expand(-1, -1, *label.shape[1:])
+    return logits.gather(1, others + (others >= label[:, None]))
 
 
 def matched_levels(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:

@@ -101,7 +101,8 @@ class GKD(Method):
     students are kdbench's extension: the mean of the last map stands in for the class token, and the mask hides the
     stem's output. Both passes of a transformer run as one batch, in which an image without hidden tokens stands once.
 
-    Compared: the released code's stage 1 with equal weights and inputs: losses equal, gradients within 6e-7 (ViT-B to ViT-S).
+    Compared: the released code's stage 1 with equal weights and inputs, ViT-B to ViT-S: losses equal, gradients within
+    6e-7.
     """
 
     paper = "Lv et al., Generalizable Knowledge Distillation, CVPR 2026 (arXiv 2603.02554)"

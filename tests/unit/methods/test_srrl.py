@@ -111,12 +111,15 @@ def test_the_first_term_sees_means_alone_the_second_every_position(make_pair, di
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (8, 12)])
-def test_projected_levels_are_resized_to_the_teachers_grid(
+def test_a_finer_level_is_pooled_before_its_projector_and_a_coarser_one_resized_after_it(
     grid, make_pair, distil, make_teacher, random, bilinear
 ) -> None:
     method = SRRL(SRRLKnobs(), make_pair(3, 6))
     student, teacher = random(2, 3, *grid), make_teacher([random(2, 6, 4, 6)])
-    resized = bilinear(project(method.projectors.each[0], student.double().numpy()), (4, 6))
+    coarse = student.double().numpy()
+    if grid == (8, 12):
+        coarse = coarse.reshape(2, 3, 4, 2, 6, 2).mean((3, 5))
+    resized = bilinear(project(method.projectors.each[0], coarse), (4, 6))
     assert [term.item() for term in distil(method, [student], teacher).values()] == pytest.approx(
         expected([resized], teacher), rel=1e-4
     )

@@ -1,0 +1,50 @@
+"""DIST: correlation of the predictions, class by class and pixel by pixel, in place of a divergence."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from kdbench.losses import tokens
+from kdbench.method import Knobs, LogitMethod, knob
+from kdbench.types import Batch
+
+
+class DISTKnobs(Knobs):
+    """Weights of the two correlations."""
+
+    inter: float = knob(1.0, "DIST, segmentation code: beta = 1 at lambda = 1", ge=0)
+    intra: float = knob(1.0, "DIST, segmentation code: gamma = 1 at lambda = 1", ge=0)
+
+
+def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation along dim; 0 where one of the two is constant."""
+    a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    correlation: Tensor = (a * b).sum(dim) / (vector_norm(a, dim=dim) * vector_norm(b, dim=dim) + 1e-8)
+    return correlation
+
+
+class DIST(LogitMethod):
+    """The student's class probabilities correlate with the teacher's, over the classes and over the pixels.
+
+    Formula: the softmax of both logit maps, with all pixels of the batch as rows and the classes as columns. Inter:
+    1 minus the mean over rows of Pearson's correlation between the student's and the teacher's row. Intra: 1 minus the
+    mean over columns of the correlation between the two columns. 1e-8 is added to the product of the norms. No
+    temperature, as in the paper's code for segmentation.
+
+    Deviations: that code also compares the logits of an auxiliary head, at 0.4 times the weight; decoders here have
+    none in common. Ignored pixels count, as there. mmrazor and torchdistill have a temperature, and given maps they
+    correlate over the batch's samples in place of its pixels.
+
+    Compared: hunto/DIST_KD's segmentation/losses/dist_kd.py on random maps: equal to 1.3e-7.
+    """
+
+    paper = "Huang, You, Wang, Qian, Xu, Distillation from A Stronger Teacher, NeurIPS 2022 (arXiv 2205.10536)"
+    Config = DISTKnobs
+
+    def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        ours, theirs = (tokens(logits).flatten(0, 1).float().softmax(1) for logits in (student, teacher))
+        return {
+            "dist_inter": self.config.inter * (1 - pearson(ours, theirs, dim=1).mean()),
+            "dist_intra": self.config.intra * (1 - pearson(ours, theirs, dim=0).mean()),
+        }

@@ -1,0 +1,58 @@
+"""ICKD: how the channels of a map correlate with each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.types import Batch, Features, PairSpec
+
+
+class ICKDKnobs(Knobs):
+    """The weight of the correlations."""
+
+    weight: float = knob(
+        500 / 256, "torchdistill's sample, on the mean: 500 divided by its batch of 256 (CIFAR code: 2.5)", ge=0
+    )
+
+
+def correlations(map_: Tensor) -> Tensor:
+    """Inner products of the channels of (B, C, h, w), each row of (B, C, C) brought to unit length."""
+    channels = map_.float().flatten(2)
+    # In single precision also under autocast: these are sums over all positions.
+    with torch.autocast(channels.device.type, enabled=False):
+        return F.normalize(channels @ channels.transpose(1, 2), dim=2)
+
+
+class ICKD(FeatureMethod):
+    """Each channel of the student's adapted map relates to its other channels as the teacher's does.
+
+    Formula: a 3x3 convolution without bias and a batch normalisation bring the student's last map to the teacher's
+    width. In student and teacher, the inner products over positions of all pairs of channels make a C x C matrix an
+    image, whose rows are brought to unit length. The loss is the squared distance of two rows, mean over rows and
+    images. The grids may differ: positions are summed away.
+
+    Deviations: the paper's code for ImageNet, and torchdistill's after it, divide by the batch's size twice; here it
+    is once, and the weight 500 is divided by their batch of 256. The code for CIFAR divides once. The map is the
+    encoder's last normed one. The paper's segmentation also takes a matrix in each cell of a grid; no training code
+    of that is public, and the single cell (1x1) of its table is what stands here.
+
+    Compared: torchdistill's losses/mid_level.py (ChSimLoss) with models/wrapper.py (ChannelSimilarityEmbed), times the
+    batch, on random maps: equal to 1.5e-7.
+    """
+
+    paper = "Liu et al., Exploring Inter-Channel Correlation for Diversity-preserved KD, ICCV 2021 (arXiv 2202.03680)"
+    Config = ICKDKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        self.adapter = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        difference = correlations(self.adapter(student.final)) - correlations(teacher.final)
+        return {"ickd": self.config.weight * difference.square().sum(2).mean()}

@@ -1,0 +1,60 @@
+"""PKD: correlation of features, channel by channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdbench.losses import resize
+from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.types import Batch, Features, PairSpec
+
+FLAT = 1e-4
+"""The deviation below which a channel is constant, and its direction noise."""
+
+
+class PKDKnobs(Knobs):
+    """The weight of the correlation."""
+
+    weight: float = knob(10.0, "mmrazor: 10 for single-stage detectors (6 for two-stage ones), an FPN level", ge=0)
+
+
+def standardised(map_: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, h, w) as rows (C, B h w) of zero mean and unit deviation, and whether each row varies at all (C, 1)."""
+    rows = map_.float().transpose(0, 1).flatten(1)
+    deviation = rows.std(1, keepdim=True)
+    return (rows - rows.mean(1, keepdim=True)) / (deviation + 1e-6), deviation >= FLAT
+
+
+class PKD(FeatureMethod):
+    """Each channel of the student's last feature map correlates with the teacher's over the positions of the batch.
+
+    Formula: every channel is standardised over all n positions of all images of the batch, (f - mean) / (unbiased
+    deviation + 1e-6), in student and teacher; the loss is half the mean squared difference. That is (n - 1) / n times
+    (1 - the mean over channels of Pearson's correlation). Where the widths differ, a linear map without bias projects
+    the student first; it is resized to the teacher's grid.
+
+    Deviations: the reference distils each level of a detector's FPN, of one width in both networks, and has no code for
+    segmentation; here it is the encoder's last normed map with one published weight. The projector has neither bias
+    nor LayerNorm, because the loss does not see what is added to a channel. Channels with a deviation below 1e-4 on
+    either side are left out; there, the reference divides by 1e-6.
+
+    Compared: mmrazor's losses/pkd_loss.py on random maps: equal to 2.0e-7.
+    """
+
+    paper = "Cao, Zhang, Gao, Cheng, Cheng, Zhang, PKD, NeurIPS 2022 (arXiv 2207.02039)"
+    Config = PKDKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        same = inputs == outputs
+        self.projector: nn.Module = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        ours, we_vary = standardised(resize(self.projector(student.final), teacher.final.shape[-2:]))
+        theirs, they_vary = standardised(teacher.final)
+        vary = we_vary & they_vary
+        error = (ours - theirs).square().mean(1, keepdim=True)
+        return {"pkd": self.config.weight / 2 * (vary * error).sum() / vary.sum().clamp(min=1)}

@@ -1,0 +1,121 @@
+"""DIST: correlation of probabilities over the classes of each pixel and over the pixels of each class."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.dist import DIST, DISTKnobs
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdbench.types import STUDENT, TEACHER, Phase
+
+CLASSES = 4
+
+
+def correlation(a: list[float], b: list[float]) -> float:
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    covariance = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    spread = math.sqrt(sum((x - mean_a) ** 2 for x in a)) * math.sqrt(sum((y - mean_b) ** 2 for y in b))
+    return covariance / (spread + 1e-8)
+
+
+def table(logits: np.ndarray) -> list[list[float]]:
+    """Class probabilities, a row for each pixel of the batch."""
+    rows = []
+    for b in range(len(logits)):
+        for y in range(logits.shape[2]):
+            for x in range(logits.shape[3]):
+                exponentials = [math.exp(float(value)) for value in logits[b, :, y, x]]
+                rows.append([value / sum(exponentials) for value in exponentials])
+    return rows
+
+
+def distances(student: np.ndarray, teacher: np.ndarray) -> tuple[float, float]:
+    """1 - the mean correlation of rows, and of columns."""
+    ours, theirs = np.array(table(student)), np.array(table(teacher))
+    rows = [correlation(list(a), list(b)) for a, b in zip(ours, theirs, strict=True)]
+    columns = [correlation(list(a), list(b)) for a, b in zip(ours.T, theirs.T, strict=True)]
+    return 1 - sum(rows) / len(rows), 1 - sum(columns) / len(columns)
+
+
+@pytest.fixture
+def distil(make_pair, make_batch, fake):
+    """Both terms, inter and intra."""
+
+    def run(student: Tensor, teacher: Tensor, label: int = 0, **knobs: float) -> tuple[Tensor, Tensor]:
+        method = DIST(DISTKnobs(**knobs), make_pair())
+        terms = method.loss(make_batch(len(student), label), fake(logits=student), fake(logits=teacher))
+        assert set(terms) == {"task", "dist_inter", "dist_intra"}
+        return terms["dist_inter"], terms["dist_intra"]
+
+    return run
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert DISTKnobs().model_dump() == {"inter": 1.0, "intra": 1.0}
+
+
+def test_weights_cannot_be_negative() -> None:
+    with pytest.raises(ValidationError):
+        DISTKnobs(inter=-1)
+
+
+def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
+    fit, joint = DIST(DISTKnobs(), make_pair()).stages()
+    assert fit.phase == Phase.FIT_TEACHER
+    assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
+
+
+def test_values_equal_a_loop_over_rows_and_columns(distil, random) -> None:
+    student, teacher = random(2, CLASSES, 3, 5), random(2, CLASSES, 3, 5)
+    inter, intra = distil(student, teacher, inter=2, intra=3)
+    expected = distances(student.numpy(), teacher.numpy())
+    assert inter.item() == pytest.approx(2 * expected[0], rel=1e-5)
+    assert intra.item() == pytest.approx(3 * expected[1], rel=1e-5)
+
+
+def test_equal_and_opposite_predictions_are_the_ends_of_the_scale(distil) -> None:
+    # With two classes a row is (p, 1 - p): the correlation is 1 or -1.
+    logits = torch.tensor([[1.0, -2.0], [0.0, 0.0]]).view(1, 2, 1, 2)
+    assert [term.item() for term in distil(logits, logits)] == pytest.approx([0, 0], abs=1e-6)
+    assert [term.item() for term in distil(logits, logits.flip(1))] == pytest.approx([2, 2], abs=1e-6)
+
+
+def test_an_affine_map_of_each_row_of_probabilities_changes_nothing(distil, random) -> None:
+    student, teacher = random(2, CLASSES, 3, 5), random(2, CLASSES, 3, 5)
+    slope = random(2, 1, 3, 5).sigmoid()
+    mixed = (slope * student.softmax(1) + (1 - slope) / CLASSES).log()
+    assert distil(mixed, teacher)[0].item() == pytest.approx(distil(student, teacher)[0].item(), rel=1e-4)
+
+
+def test_columns_run_over_all_pixels_of_the_batch(distil, random) -> None:
+    student, teacher = random(2, CLASSES, 3, 4), random(2, CLASSES, 3, 4)
+    side_by_side = [torch.cat(tuple(logits), 2)[None] for logits in (student, teacher)]
+    for in_batch, in_one in zip(distil(student, teacher), distil(*side_by_side), strict=True):
+        assert in_one.item() == pytest.approx(in_batch.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("grids", [((2, 3), (4, 6)), ((4, 6), (2, 3))])
+def test_the_coarser_logits_are_brought_to_the_finer_grid(grids, distil, random, bilinear) -> None:
+    student, teacher = (random(2, CLASSES, *grid) for grid in grids)
+    expected = distances(bilinear(student.numpy(), (4, 6)), bilinear(teacher.numpy(), (4, 6)))
+    assert [term.item() for term in distil(student, teacher)] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_terms_and_gradients_are_finite_with_all_pixels_ignored(scale: float, distil, random) -> None:
+    student = (scale * random(2, CLASSES, 4, 4)).requires_grad_()
+    inter, intra = distil(student, scale * random(2, CLASSES, 4, 4), label=255)
+    (inter + intra).backward()
+    assert torch.isfinite(inter + intra)
+    assert torch.isfinite(student.grad).all()
+    assert scale > 1 or student.grad.abs().sum() > 0
+
+
+def test_a_constant_prediction_costs_as_much_as_an_unrelated_one(distil, random) -> None:
+    inter, intra = distil(torch.zeros(1, CLASSES, 3, 3), random(1, CLASSES, 3, 3))
+    assert (inter.item(), intra.item()) == pytest.approx((1, 1), abs=1e-5)

@@ -1,0 +1,132 @@
+"""NKD: the teacher's probability of the label's class, and the normalised other classes, over labelled pixels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from kdbench.methods.nkd import NKD, NKDKnobs
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdbench.types import STUDENT, TEACHER, Batch, Phase
+
+CLASSES = 4
+
+
+def parts(student: np.ndarray, teacher: np.ndarray, label: np.ndarray, temperature: float) -> tuple[float, float]:
+    """Means over labelled pixels of both cross-entropies, from plain probabilities in float64."""
+    target, rest, count = 0.0, 0.0, 0
+    for b, y, x in np.ndindex(label.shape):
+        place = label[b, y, x]
+        if place == 255:
+            continue
+        hits, others = [], []
+        for logits in (teacher, student):
+            values = [float(value) for value in logits[b, :, y, x]]
+            hits.append(math.exp(values[place]) / sum(math.exp(value) for value in values))
+            odds = [math.exp(value / temperature) for c, value in enumerate(values) if c != place]
+            others.append([value / sum(odds) for value in odds])
+        target -= hits[0] * math.log(hits[1])
+        rest -= temperature**2 * sum(p * math.log(q) for p, q in zip(*others, strict=True))
+        count += 1
+    return target / count, rest / count
+
+
+@pytest.fixture
+def distil(make_pair, fake):
+    """Both parts, of labels on the logits' grid or a finer one."""
+
+    def run(student: Tensor, teacher: Tensor, label: Tensor, **knobs: float) -> tuple[Tensor, Tensor]:
+        batch = Batch(torch.zeros(len(label), 3, 8, 8), label, ("here",) * len(label), torch.arange(len(label)))
+        terms = NKD(NKDKnobs(**knobs), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
+        assert set(terms) == {"task", "nkd_target", "nkd_rest"}
+        return terms["nkd_target"], terms["nkd_rest"]
+
+    return run
+
+
+@pytest.fixture
+def case(random) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of both, and labels of which a third is ignored."""
+    label = random(2, 3, 5).mul(100).long() % CLASSES
+    return 2 * random(2, CLASSES, 3, 5), 2 * random(2, CLASSES, 3, 5), label.where(random(2, 3, 5) < 0.5, 255)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert NKDKnobs().model_dump() == {"gamma": 1.5, "temperature": 1.0}
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"gamma": -1}])
+def test_knobs_are_held_to_their_limits(knobs: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        NKDKnobs(**knobs)
+
+
+def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
+    fit, joint = NKD(NKDKnobs(), make_pair()).stages()
+    assert fit.phase == Phase.FIT_TEACHER
+    assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_values_equal_a_loop_over_labelled_pixels(temperature: float, distil, case) -> None:
+    target, rest = distil(*case, gamma=2.5, temperature=temperature)
+    expected = parts(*(tensor.numpy() for tensor in case), temperature)
+    assert target.item() == pytest.approx(expected[0], rel=1e-5)
+    assert rest.item() == pytest.approx(2.5 * expected[1], rel=1e-5)
+
+
+def test_a_teacher_that_is_certain_of_the_label_gives_the_cross_entropy(distil, case) -> None:
+    student, _, label = case
+    certain = 100 * F.one_hot(label % 255, CLASSES).movedim(-1, 1).float()
+    expected = F.cross_entropy(student.double(), label, ignore_index=255)
+    assert distil(student, certain, label)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_two_classes_leave_nothing_to_rank(distil, random) -> None:
+    assert distil(random(1, 2, 2, 2), random(1, 2, 2, 2), torch.ones(1, 2, 2).long())[1] == 0
+
+
+def test_ignored_pixels_do_not_count(distil, case) -> None:
+    student, teacher, label = case
+    elsewhere = student + 5 * (label == 255)[:, None] * torch.arange(CLASSES).view(1, -1, 1, 1)
+    assert distil(elsewhere, teacher, label) == distil(*case)
+
+
+def test_labels_are_brought_to_the_logits_grid_by_nearest_neighbour(distil, case) -> None:
+    student, teacher, label = case
+    finer = label.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert distil(student, teacher, finer) == distil(student, teacher, label)
+
+
+def test_the_coarser_logits_are_brought_to_the_finer_grid(distil, case, random, bilinear) -> None:
+    student, _, label = case
+    coarse = random(2, CLASSES, 2, 3)
+    expected = parts(student.numpy(), bilinear(coarse.numpy(), (3, 5)), label.numpy(), 1.0)
+    assert [term.item() for term in distil(student, coarse, label, gamma=1)] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_terms_and_gradients_are_finite(scale: float, distil, case) -> None:
+    student, teacher, label = case
+    student = (scale * student).requires_grad_()
+    total = sum(distil(student, scale * teacher, label))
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(student.grad).all()
+    reached = student.grad.abs().sum(1) > 0
+    assert not reached[label == 255].any()
+    assert scale > 1 or reached[label != 255].all()
+
+
+def test_all_pixels_ignored_give_a_zero_that_is_connected(distil, case) -> None:
+    student, teacher, label = case
+    student.requires_grad_()
+    target, rest = distil(student, teacher, torch.full_like(label, 255))
+    (target + rest).backward()
+    assert target == rest == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
