@@ -36,12 +36,11 @@ Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over 
 
 def document(reference: Path | None) -> str:
     """The whole page; reference: the folder of committed records, if there is one."""
-    loaded, broken = load_all(method_names(), load_method)
     rows, costs = _rows(reference), _costs(reference)
-    pages = [_page(plugin, rows.get(name, {}), costs.get(name)) for name, plugin in loaded.items()]
-    pages += [f"## {name}\n\nBROKEN: {error}\n" for name, error in broken.items()]
-    contents = ", ".join(f"[{name}](#{name})" for name in (*loaded, *broken))
-    return "\n".join([HEAD, contents + "\n", *pages])
+    pages, broken = load_all(method_names(), lambda name: _page(load_method(name), rows.get(name, {}), costs.get(name)))
+    pages |= {name: f"## {name}\n\nBROKEN: {error}\n" for name, error in broken.items()}
+    contents = ", ".join(f"[{name}](#{name})" for name in sorted(pages))
+    return "\n".join([HEAD, contents + "\n", *(pages[name] for name in sorted(pages))])
 
 
 def paragraphs(method: type[Method]) -> dict[str, str]:
@@ -56,10 +55,12 @@ def paragraphs(method: type[Method]) -> dict[str, str]:
     return found
 
 
-def stages_of(method: type[Method], pair: PairSpec) -> tuple[str, str]:
+def stages_of(plugin: MethodPlugin, pair: PairSpec) -> tuple[str, str]:
     """A method's stages and what it reads of the teacher, in words."""
+    if plugin.missing:
+        return "", f"the extra {plugin.missing}"
     try:
-        stages = method(method.Config(), pair).stages()
+        stages = plugin.method(plugin.method.Config(), pair).stages()
     except Exception as error:
         raise KdbenchError(f"{type(error).__name__}: {error}") from error
     read = sorted({part.value for stage in stages for part in stage.parts if part.value.startswith("teacher")})
@@ -69,8 +70,8 @@ def stages_of(method: type[Method], pair: PairSpec) -> tuple[str, str]:
 def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | None) -> str:
     method, pair = plugin.method, _pair()
     said = paragraphs(method)
-    stages, needs = stages_of(method, pair)
-    extra = sum(p.numel() for p in method(method.Config(), pair).parameters())
+    stages, needs = stages_of(plugin, pair)
+    extra = 0 if plugin.missing else sum(p.numel() for p in method(method.Config(), pair).parameters())
     lines = [f"## {plugin.name}", "", said["idea"], ""]
     if method.paper:
         lines += [f"*{method.paper}*", ""]
@@ -98,7 +99,7 @@ def _knobs(method: type[Method]) -> Iterator[str]:
 def _limits(annotation: object) -> str:
     """A knob's type, or the values that it may take."""
     choices = getattr(annotation, "__args__", None)
-    return " or ".join(map(str, choices)) if choices else getattr(annotation, "__name__", str(annotation))
+    return " or ".join(getattr(c, "__name__", str(c)) for c in choices or (annotation,)).replace("NoneType", "None")
 
 
 def _pair() -> PairSpec:

@@ -181,7 +181,7 @@ def _copy(module: nn.Module) -> list[Tensor]:
 
 def check_method(name: str) -> list[tuple[str, str, str]]:
     """Runs every check on every pair; returns (pair, check, fault), the fault empty where the check passed."""
-    plugin = load_method(name)
+    plugin = load_method(name).usable()
     rows = []
     for text in PAIRS:
         for check in CHECKS:

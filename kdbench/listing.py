@@ -48,8 +48,9 @@ def _method_row(name: str) -> dict[str, str]:
     from kdbench.catalogue import paragraphs, stages_of
     from kdbench.conformance import sample_pair
 
-    method = load_method(name).method
-    stages, needs = stages_of(method, sample_pair())
+    plugin = load_method(name)
+    method = plugin.method
+    stages, needs = stages_of(plugin, sample_pair())
     return {
         "name": name,
         "idea": paragraphs(method)["idea"],

@@ -57,6 +57,11 @@ def other_classes(logits: Tensor, label: Tensor) -> Tensor:
     return logits.gather(1, others + (others >= label[:, None]))
 
 
+def attention(map_: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, h * w): each position's energy, an image's energies scaled to Euclidean norm one."""
+    return F.normalize(map_.square().mean(1).flatten(1))
+
+
 def matched_levels(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
     """Levels of both side by side, shallow to deep; where one has more, its shallowest are left out."""
     pairs = zip(reversed(student.levels), reversed(teacher.levels), strict=False)

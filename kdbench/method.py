@@ -106,6 +106,8 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""
     role: ClassVar[Literal["distilled", "undistilled"]] = "distilled"
     Config: ClassVar[type[Knobs]] = Knobs
+    requires: ClassVar[str] = ""
+    """An optional package that the method is built on, which is also the name of kdbench's extra."""
     remark: str = ""
     """What a reader of a board must know of this pair, e.g. an extension beyond the paper; printed as a footnote."""
 

@@ -124,6 +124,21 @@ class MethodPlugin:
     name: str
     method: type[Method]
 
+    @property
+    def missing(self) -> str:
+        """The optional package that the method needs and that is not installed, if there is one."""
+        package = self.method.requires
+        return package if package and importlib.util.find_spec(package) is None else ""
+
+    def usable(self) -> MethodPlugin:
+        """Itself; a missing optional package is an error."""
+        if self.missing:
+            raise KdbenchError(
+                f"method '{self.name}' needs the package {self.missing}. Repair: "
+                f'pip install "kdbench[{self.missing}]".'
+            )
+        return self
+
 
 def _load(plugin: Plugin, what: str, pick: Callable[[Any, str], Any]) -> Any:
     try:

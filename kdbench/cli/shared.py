@@ -58,7 +58,7 @@ def needed(data_root: Path | None) -> Path:
 
 def usable_methods() -> list[str]:
     """Every method that loads; those that do not are named and left out."""
-    loaded, broken = load_all(method_names(), load_method)
+    loaded, broken = load_all(method_names(), lambda name: load_method(name).usable())
     for error in broken.values():
         complain(f"left out: {error}")
     return list(loaded)

@@ -58,10 +58,11 @@ def code_of(thing: Any) -> str:
 
 
 def method_code(method: Method) -> list[str]:
-    """The code of a method's class, its bases and its sub-modules' classes, without the libraries'."""
+    """The code of a method's class, its bases and its sub-modules' classes, and the version of what it is built on."""
     classes = {base for module in method.modules() for base in type(module).__mro__}
     own = [cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins", "timm")]
-    return sorted({code_of(cls) for cls in own})
+    built_on = [f"{method.requires} {version(method.requires)}"] if method.requires else []
+    return sorted({code_of(cls) for cls in own}) + built_on
 
 
 def networks_code(modules: Iterable[nn.Module]) -> list[str]:

@@ -18,7 +18,10 @@ from kdbench.plugins import load_method, method_names
 
 @cache
 def built(method: str, pair: str) -> Bench:
-    return make_bench(load_method(method), parse_pair(pair))
+    plugin = load_method(method)
+    if plugin.missing:
+        pytest.skip(f"optional: {plugin.missing}")
+    return make_bench(plugin, parse_pair(pair))
 
 
 @pytest.mark.parametrize("method", method_names())

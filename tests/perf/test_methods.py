@@ -43,7 +43,10 @@ def batch_of(stage: Stage, classes: int) -> Batch:
 
 def stepper(method: str) -> Callable[[], float]:
     """Takes one training step of the method's first distilling stage and returns its seconds."""
-    bench = make_bench(load_method(method), parse_pair(PAIR))
+    plugin = load_method(method)
+    if plugin.missing:
+        pytest.skip(f"optional: {plugin.missing}")
+    bench = make_bench(plugin, parse_pair(PAIR))
     stage = next(stage for stage in bench.method.stages() if stage is not FIT_TEACHER)
     trained = bench.networks.freeze_all_but(stage.trains)
     optimizer = make_optimizer(trained, MINI.recipes[stage.phase])

@@ -10,7 +10,21 @@ import torch
 from scipy.special import rel_entr, softmax
 from torch import Tensor, nn
 
-from kdbench.losses import Projector, kl, resize, same_grid, tokens
+from kdbench.losses import (
+    LevelProjectors,
+    Projector,
+    channel_kl,
+    generator,
+    kl,
+    labels_at,
+    matched_levels,
+    other_classes,
+    pixel_kl,
+    resize,
+    same_grid,
+    tokens,
+)
+from kdbench.types import Features, FeatureSpec
 
 
 @pytest.fixture
@@ -129,3 +143,68 @@ def test_projecting_commutes_with_moving_positions(random) -> None:
     projector = Projector(3, 5, convolutional=False)
     map_: Tensor = random(1, 3, 4, 6)
     assert torch.allclose(projector(map_.flip(-1)), projector(map_).flip(-1), atol=1e-6)
+
+
+def test_pixel_kl_is_a_mean_over_pixels_and_channel_kl_over_channels(random) -> None:
+    student, teacher = 3 * random(2, 5, 3, 4), 3 * random(2, 5, 3, 4)
+    a, b = student.double().numpy(), teacher.double().numpy()
+    by_pixel = rel_entr(softmax(b, 1), softmax(a, 1)).sum() / (2 * 3 * 4)
+    flat = (array.reshape(2, 5, 12) / 4 for array in (b, a))
+    by_channel = 16 * rel_entr(*(softmax(array, 2) for array in flat)).sum() / (2 * 5)
+    assert pixel_kl(student, teacher).item() == pytest.approx(by_pixel, rel=1e-5)
+    assert channel_kl(student, teacher, 4.0).item() == pytest.approx(by_channel, rel=1e-5)
+
+
+def test_labels_are_brought_to_a_grid_by_nearest_neighbour_and_ignored_ones_stay() -> None:
+    label = torch.tensor([[[0, 1, 2, 3], [4, 255, 6, 7], [8, 9, 255, 11], [12, 13, 14, 15]]])
+    assert labels_at(label, (2, 2)).tolist() == [[[0, 2], [8, 255]]]
+    assert labels_at(label, (4, 4)) is label
+    assert labels_at(label[:, :1, :2], (2, 4)).tolist() == [[[0, 0, 1, 1], [0, 0, 1, 1]]]
+
+
+def test_other_classes_leave_out_the_label_and_keep_the_order() -> None:
+    logits = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 1, 4)
+    others = other_classes(logits, torch.tensor([[[0, 1, 2, 3]]]))
+    assert others[0, :, 0].T.tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+
+
+def test_levels_are_matched_from_the_deepest() -> None:
+    def features(count: int) -> Features:
+        return Features(tuple(torch.tensor(float(k)) for k in range(count)), torch.zeros(1), torch.zeros(1), {})
+
+    pairs = [(int(a), int(b)) for a, b in matched_levels(features(3), features(4))]
+    assert pairs == [(0, 1), (1, 2), (2, 3)]
+    assert matched_levels(features(2), features(2))[0][0] == 0
+
+
+def test_level_projectors_pool_by_whole_steps_project_and_resize(random, bilinear) -> None:
+    def spec(widths: tuple[int, ...]) -> FeatureSpec:
+        return FeatureSpec(widths, (8,) * len(widths), widths[-1], 8, class_token=False)
+
+    projectors = LevelProjectors(spec((2, 3)), spec((4, 5, 6)), lambda a, b: nn.Conv2d(a, b, 1))
+    assert projectors.serves == [0, 1, 1]
+    fine, small = random(1, 2, 4, 7), random(1, 3, 2, 2)
+    with torch.no_grad():
+        out = projectors([fine, small], [(2, 3), (2, 2), (4, 4)])
+    assert [tuple(map_.shape) for map_ in out] == [(1, 4, 2, 3), (1, 5, 2, 2), (1, 6, 4, 4)]
+    pooled = fine.double().numpy()[..., :6].reshape(1, 2, 2, 2, 3, 2).mean((3, 5))
+    conv = projectors.each[0]
+    weight, bias = conv.weight.detach().double().numpy()[:, :, 0, 0], conv.bias.detach().double().numpy()
+    expected = np.einsum("oc,bchw->bohw", weight, pooled) + bias[:, None, None]
+    assert np.allclose(out[0].numpy(), expected, atol=1e-5)
+    deepest = projectors.each[2]
+    weight, bias = deepest.weight.detach().double().numpy()[:, :, 0, 0], deepest.bias.detach().double().numpy()
+    expected = np.einsum("oc,bchw->bohw", weight, small.double().numpy()) + bias[:, None, None]
+    assert np.allclose(out[2].numpy(), bilinear(expected, (4, 4)), atol=1e-5)
+
+
+def test_a_generator_keeps_the_grid_and_sees_two_positions_around(random) -> None:
+    module, map_ = generator(2), torch.zeros(1, 2, 9, 9)
+    with torch.no_grad():
+        before = module(map_)
+        map_[..., 4, 4] = 5
+        changed = (module(map_) - before).abs().sum((0, 1)) > 0
+    assert before.shape == map_.shape
+    assert not changed[:2].any()
+    assert not changed[7:].any()
+    assert changed[2:7, 2:7].any()

@@ -110,3 +110,21 @@ def test_a_benchmark_file_is_a_benchmark(tmp_path: Path) -> None:
         load_benchmark(str(write(tmp_path, "renamed.py", BENCHMARK)))
     with pytest.raises(KdbenchError, match=r"unknown benchmark 'othre'\. Did you mean 'other'"):
         load_benchmark("othre", tmp_path)
+
+
+def test_a_method_whose_optional_package_is_missing_loads_and_says_what_to_install(tmp_path: Path) -> None:
+    path = tmp_path / "built_on.py"
+    path.write_text(
+        "from kdbench.method import Method\n\n\nclass BuiltOn(Method):\n    requires = 'no_such_package'\n",
+        encoding="utf-8",
+    )
+    plugin = load_method(str(path))
+    assert plugin.missing == "no_such_package"
+    with pytest.raises(
+        KdbenchError, match=r'needs the package no_such_package\. Repair: pip install "kdbench\[no_such'
+    ):
+        plugin.usable()
+
+
+def test_a_method_without_optional_packages_misses_none() -> None:
+    assert load_method("gkd").usable().missing == ""

@@ -1,0 +1,128 @@
+"""LightlyTrain's distillation: the representation first, from mixed images without labels, then the task."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import kl, resize, tokens
+from kdbench.method import Knobs, Method, Stage, knob, task_loss
+from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
+
+
+class LightlyKnobs(Knobs):
+    """Which of the two losses, and the settings of the second."""
+
+    version: Literal["v2", "v3"] = knob("v3", "LightlyTrain: what its method 'distillation' stands for since v3")
+    temperature: float = knob(0.07, "LightlyTrain v3: 0.07 for both terms", gt=0)
+    local: float = knob(1.0, "LightlyTrain v3: loss_local_weight = 1 beside the global term", ge=0)
+    queue: int = knob(8192, "LightlyTrain v3: 8192 for data sets of more than 20 000 images, fewer below", ge=1)
+
+
+class Queue(nn.Module):
+    """The teacher's last global embeddings, newest first; zeros until it is full."""
+
+    rows: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, width))
+
+    def push(self, embeddings: Tensor) -> Tensor:
+        """Puts embeddings (B, C) in front, drops the oldest and returns all rows."""
+        # A new tensor, because the graph of an earlier batch may still hold the old one.
+        self.rows = torch.cat((embeddings.detach(), self.rows))[: len(self.rows)]
+        return self.rows
+
+
+def mix(image: Tensor) -> Tensor:
+    """Every image blended with another one of the batch, at one share for all, drawn uniformly."""
+    share = torch.rand((), device=image.device)
+    return share * image + (1 - share) * image[torch.randperm(len(image), device=image.device)]
+
+
+def start_small(linear: nn.Linear | nn.Conv2d) -> nn.Module:
+    """The start of LightlyTrain's heads: truncated normal weights of deviation 0.02, no bias."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    assert linear.bias is not None
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def last_two(teacher: Features) -> Tensor:
+    """The last two levels as one map: the last as the network norms it, the other with a plain LayerNorm."""
+    size = teacher.final.shape[-2:]
+    maps = [teacher.final.float()]
+    for level in teacher.levels[-2:-1]:
+        normed = F.layer_norm(level.movedim(1, -1).float(), level.shape[1:2]).movedim(-1, 1)
+        maps.insert(0, resize(normed, size))
+    return torch.cat(maps, 1)
+
+
+class Lightly(Method):
+    """The student takes over the teacher's maps, or their similarities, from mixed images without labels.
+
+    Formula: both networks see l x + (1 - l) x', with x' the batch in random order and l from U(0, 1), one for the whole
+    batch. v3, local: the similarity of two tokens of an image is the cosine of their last normed maps / 0.07, the
+    student's mapped linearly to the teacher's width and resized to its grid; KL(teacher || student) of the softmax over
+    the tokens that each token is compared with, mean over samples and tokens. v3, global: the class tokens, the
+    student's mapped linearly, are compared likewise with a queue of the teacher's last 8192 normalised class tokens,
+    this batch's in front; KL over the queue, mean over samples. v2: squared error between the student's last map,
+    mapped linearly and resized, and the teacher's last two maps side by side, mean over everything. The sum is
+    minimised on the proxy, then with new heads and queue on the source's images; the task follows on the whole student.
+
+    Deviations: v2 reads the last two blocks behind the network's final norm; here they are the last two levels (of a
+    transformer, the blocks at two thirds of the depth and at its end), and the first of the two has a LayerNorm without
+    weights, because the depth and the network's own norm are not known to a method. The queue is not shortened for
+    small data sets, and v3's biases start at zero, as v2's do. Optimiser (v2: LARS), views and clipping at norm 1 are
+    the protocol's. The stage on the source is GKD's scheme, so that the two can be compared.
+
+    Compared: lightly-train's _methods/distillationv2 and distillationv3 on random maps with equal weights and, in v2,
+    equal targets: equal to 4e-7 in each term over three steps of the queue; queue and mixed images equal.
+    """
+
+    paper = "Lightly AG, LightlyTrain, distillation v2 and v3 (software without a paper)"
+    Config = LightlyKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        inputs, width = pair.student.final_channels, pair.teacher.final_channels
+        if config.version == "v2":
+            self.head = start_small(nn.Conv2d(inputs, sum(pair.teacher.channels[-2:-1]) + width, 1))
+        else:
+            self.local_head = start_small(nn.Conv2d(inputs, width, 1))
+            self.global_head = start_small(nn.Linear(inputs, width))
+            self.queue = Queue(config.queue, width)
+
+    def stages(self) -> tuple[Stage, ...]:
+        own = frozenset(name for name, _ in self.named_children())
+        learns = own | {Part.STUDENT_ENCODER}
+        return (
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss),
+            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=own),
+            Stage("task", Phase.TASK, trains=STUDENT, uses=STUDENT, loss=task_loss),
+        )
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        image = mix(batch.image)
+        ours, theirs = student.encode(image), teacher.encode(image)
+        if self.config.version == "v3":
+            return self._similarities(ours, theirs)
+        mapped = resize(self.head(ours.final), theirs.final.shape[-2:]).float()
+        return {"features": F.mse_loss(mapped, last_two(theirs))}
+
+    def _similarities(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        local = resize(self.local_head(student.final), teacher.final.shape[-2:])
+        our_tokens, their_tokens = (F.normalize(tokens(map_.float()), dim=2) for map_ in (local, teacher.final))
+        pooled = self.global_head(student.pooled), teacher.pooled
+        ours, theirs = (F.normalize(vector.float(), dim=1) for vector in pooled)
+        heat = self.config.temperature
+        # Behind a division by 0.07, half precision would leave errors of several per cent.
+        with torch.autocast(theirs.device.type, enabled=False):
+            queue = self.queue.push(theirs).T
+            across_images = kl(ours @ queue / heat, theirs @ queue / heat, 1.0, dim=1).mean()
+            within = kl(our_tokens @ our_tokens.mT / heat, their_tokens @ their_tokens.mT / heat, 1.0, dim=2).mean()
+        return {"global": across_images, "local": self.config.local * within}

@@ -1,0 +1,96 @@
+"""Proteus: a foundation model's features taken over without labels, by three squared errors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.losses import Projector, resize
+from kdbench.method import Knobs, Method, Stage, knob, task_loss
+from kdbench.types import STUDENT, Batch, PairSpec, Part, Phase, Segmentor
+
+HEADS = frozenset({"token_head", "feature_head", "patch_head"})
+
+
+class ProteusKnobs(Knobs):
+    """Weights of the three losses, the masking rule, and what the task trains."""
+
+    token: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_token = 1", ge=0)
+    feature: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_fea = 1", ge=0)
+    patch: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_patch = 1", ge=0)
+    mask_probability: float = knob(0.5, "Proteus scripts: the first half of each batch is masked", ge=0, le=1)
+    mask_ratio: float = knob(0.5, "Proteus scripts: half of a masked image's tokens", ge=0, le=1)
+    encoder: Literal["fine-tuned", "frozen"] = knob("fine-tuned", "GKD's comparison: ordinary task training follows")
+
+
+def first_half_masks(images: int, final: Tensor, probability: float, ratio: float) -> Tensor:
+    """Masks (B, h, w) on a map's grid: the first floor(B p) images hide exactly floor(N r) tokens each."""
+    height, width = final.shape[-2:]
+    # Rounded first, so that 0.29 of 100 tokens is 29 and not the 28 of binary fractions.
+    masked, hidden = int(round(images * probability, 6)), int(round(height * width * ratio, 6))
+    mask = torch.rand(images, height * width, device=final.device).argsort(1).argsort(1) < hidden
+    mask[masked:] = False
+    return mask.reshape(images, height, width)
+
+
+class Proteus(Method):
+    """The student takes over the teacher's class token, tokens and hidden tokens without labels, then learns the task.
+
+    Formula: three heads, each LayerNorm and a linear map with bias to the teacher's width. Token: squared error of the
+    mapped and the teacher's class token, mean over samples and channels. Feature: squared error of all mapped tokens
+    with the class token among them (mapped by the token's head), mean over samples, 1 + N tokens and channels. Patch:
+    the student sees the images again, with floor(N / 2) tokens of the first floor(B / 2) images replaced by its mask
+    token; squared error of its mapped tokens, mean over the hidden tokens and the channels. The teacher is never
+    masked. Tokens are those after the last norm. The sum is minimised on the proxy, then with new heads on the source's
+    images; the task follows, with the encoder fine-tuned or frozen.
+
+    Deviations: the paper starts from random weights and distils on ImageNet for 300 epochs; here the student starts as
+    the pair gives it, the protocol sets the length, and a second stage on the source's images follows, both as in GKD,
+    so that the two methods differ by their losses and by the encoder's training in the task. The student's maps are
+    resized to the teacher's grid behind the heads. Students without a class token give their mean. No hidden token (a
+    batch of one) makes the patch term zero.
+
+    Compared: Proteus-pytorch's pretrain/models_proteus_dinov2.py on random tokens with equal weights and masks: equal
+    to 1e-7 in each term.
+    """
+
+    paper = "Zhang et al., Accessing Vision Foundation Models via ImageNet-1K, ICLR 2025"
+    Config = ProteusKnobs
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        widths = pair.student.final_channels, pair.teacher.final_channels
+        self.token_head, self.feature_head, self.patch_head = (Projector(*widths, False) for _ in range(3))
+        if pair.student.convolutional:
+            self.remark = "Proteus-CNN: kdbench's extension; the paper's students are ViTs"
+
+    def stages(self) -> tuple[Stage, ...]:
+        learns = HEADS | {Part.STUDENT_ENCODER}
+        task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
+        return (
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss),
+            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=HEADS),
+            Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
+        )
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        target, config = teacher.encode(batch.image), self.config
+        goal, class_goal = target.final.float(), target.pooled.float()
+        grid = goal.shape[-2:]
+        mask = first_half_masks(len(goal), goal, config.mask_probability, config.mask_ratio)
+        whole, masked = student.encode(batch.image), student.encode(batch.image, mask=mask)
+
+        class_token = self.token_head(whole.pooled[:, :, None, None]).flatten(1).float()
+        features = resize(self.feature_head(whole.final), grid).float()
+        patches = resize(self.patch_head(masked.final), grid).float()
+        rows = torch.cat((class_token[:, :, None], features.flatten(2)), 2)
+        row_goals = torch.cat((class_goal[:, :, None], goal.flatten(2)), 2)
+        misses = (patches - goal).square().mean(1)
+        return {
+            "token": config.token * F.mse_loss(class_token, class_goal),
+            "feature": config.feature * F.mse_loss(rows, row_goals),
+            "patch": config.patch * (misses * mask).sum() / mask.sum().clamp(min=1),
+        }

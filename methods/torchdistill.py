@@ -1,0 +1,226 @@
+"""The losses of the package torchdistill that work on dense maps."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import Projector, matched_levels, resize, same_grid, tokens
+from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
+from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Segmentor, SegOutput
+
+FLOOR = 1e-5
+"""Smallest variance of VIDLoss (torchdistill's sample)."""
+
+
+class TorchDistillKnobs(Knobs):
+    """Which loss, and its weight."""
+
+    loss: Literal[
+        "AffinityLoss", "ATLoss", "AltActTransferLoss", "ChSimLoss", "DISTLoss", "DISTPlusLoss", "FSPLoss", "FTLoss",
+        "HierarchicalContextLoss", "KDLoss", "KTALoss", "LogitStdKDLoss", "RKDLoss", "SPKDLoss", "VIDLoss",
+    ] = knob("KTALoss", "the loss of torchdistill's only distillation sample for segmentation")  # fmt: skip
+    weight: float | None = knob(
+        None,
+        "torchdistill's sample of the loss, converted to means where the loss grows with the map (see Formula); 1 for "
+        "AltActTransferLoss and FSPLoss, whose samples have no task loss beside them",
+        ge=0,
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a loss reads, and its weight beside the task.
+
+    weight: torchdistill's sample, on the loss divided by `extent`, which is what the loss grows with: a function of
+    images, channels and positions of the teacher's map. settings: torchdistill's. images: with fewer there is nothing
+    to compare.
+    """
+
+    reads: Literal["logits", "both", "final", "levels"]
+    weight: float
+    extent: Callable[[int, int, int], float] = lambda b, c, n: 1.0
+    project: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    images: int = 1
+
+
+RULES = {
+    # COCO: 10 channels of 60 x 60 positions, L1 50 and affinity 1.
+    "KTALoss": Rule("final", 50 / math.sqrt(10 * 60 * 60), lambda b, c, n: 1 / math.sqrt(c * n)),
+    "AffinityLoss": Rule("final", 10 / (60 * 60), lambda b, c, n: c / n),
+    # ImageNet, ResNet-34 to ResNet-18: 256 channels of 7 x 7 positions.
+    "FTLoss": Rule("final", 1000 / math.sqrt(256 * 7 * 7), lambda b, c, n: 1 / math.sqrt(c * n)),
+    # ImageNet: 14 x 14 positions in the larger of two layers.
+    "ATLoss": Rule("levels", 1000 / (14 * 14), lambda b, c, n: 1 / n, project=False),
+    "AltActTransferLoss": Rule("levels", 1.0, lambda b, c, n: c * n, settings={"margin": 1.0, "reduction": "mean"}),
+    "FSPLoss": Rule("levels", 1.0, lambda b, c, n: c**1.5),
+    "HierarchicalContextLoss": Rule("levels", 1.0),
+    "VIDLoss": Rule("levels", 1.0),
+    # ImageNet: batches of 256.
+    "ChSimLoss": Rule("final", 500 / 256, lambda b, c, n: 1 / b),
+    "RKDLoss": Rule(
+        "final", 1.0, project=False, settings={"dist_factor": 1.0, "angle_factor": 2.0, "reduction": "mean"}, images=3
+    ),
+    "SPKDLoss": Rule("final", 1.0, project=False, settings={"reduction": "batchmean"}),
+    # ImageNet, beside half of the task loss: beta = 9, times T^2 = 4, which torchdistill leaves out without labels.
+    "LogitStdKDLoss": Rule("logits", 9 * 4.0, project=False, settings={"temperature": 2.0, "alpha": 0}),
+    "KDLoss": Rule("logits", 0.5, project=False, settings={"temperature": 1.0, "alpha": 0}),
+    "DISTLoss": Rule("logits", 2.0, project=False),
+    # The sample's iota is 1, which would drive the channels' correlation down.
+    "DISTPlusLoss": Rule("both", 2.0, settings={"beta": 2.0, "gamma": 2.0, "iota": -1.0, "kappa": 1.0}),
+}  # fmt: skip
+
+Hooks = dict[str, dict[str, Any]]
+"""What torchdistill's forward hooks collect: path -> "output" -> tensor."""
+
+Call = tuple[Hooks, Hooks]
+"""The student's and the teacher's hooks, as a loss takes them."""
+
+SIDES = ("student", "teacher")
+PLACES = {"": "map", "_first": "before", "_second": "map"}
+"""What torchdistill's pairs call a map, and the path that it is found under."""
+
+
+def hooks(**maps: Any) -> Hooks:
+    """Maps as if hooks had collected them."""
+    return {path: {"output": map_} for path, map_ in maps.items()}
+
+
+def make_criterion(name: str, settings: Mapping[str, Any], package: str) -> nn.Module:
+    """A loss of torchdistill whose paths all lead to what `hooks` gives: logits, map, and before it the shallower."""
+    try:
+        kind = getattr(import_module(f"{package}.losses.mid_level"), name)
+    except ImportError as error:
+        raise ImportError(
+            f'{package} cannot be imported ({error}). Repair: pip install "kdbench[{package}]"'
+        ) from error
+    roles = {f"{side}{role}": {"io": "output", "path": path} for side in SIDES for role, path in PLACES.items()}
+    given: dict[str, Any] = {}
+    for parameter in inspect.signature(kind).parameters:
+        if parameter.endswith("_pairs"):
+            given[parameter] = {"pair": roles}
+        elif parameter.endswith("_path"):
+            given[parameter] = "logits" if "logit" in parameter else "map"
+        elif parameter.endswith("_io"):
+            given[parameter] = "output"
+    criterion: nn.Module = kind(**given, **settings)
+    return criterion
+
+
+class TorchDistill(Method):
+    """Any loss of the package torchdistill that works on dense maps, called from the package itself.
+
+    Formula: the loss is torchdistill's, with weight w on its value divided by what it grows with. Logits are compared
+    pixel by pixel, as rows: KDLoss (T = 1, w = 1/2), LogitStdKDLoss (T = 2, w = 36), DISTLoss (w = 2), DISTPlusLoss
+    (beta = gamma = 2, kappa = 1, w = 2; also the last map). The last map: KTALoss and FTLoss, the mean absolute
+    difference of both maps, each divided by its root mean square (w = 50 / 190 and 1000 / 112); AffinityLoss, the
+    distance of the products of all pairs of positions, for each channel at norm one, mean over channels
+    (w = 10 / 3600); ChSimLoss, the distance of the channels' correlations, mean over images (w = 500 / 256); RKDLoss
+    (distances 1, angles 2) and SPKDLoss (w = 1), relations of images. The sum over the levels: ATLoss (mode code), the
+    squared distance of an image's attentions (w = 1000 / 196); AltActTransferLoss (margin 1), mean over the map
+    (w = 1); HierarchicalContextLoss (w = 1); VIDLoss (w = 1); FSPLoss, of each level with the next deeper one, root
+    mean square of each column, mean over columns (w = 1). The student's map is resized to the teacher's grid, and
+    projected to its width except for ATLoss, RKDLoss and SPKDLoss.
+
+    Deviations: adapters are projectors here; torchdistill's samples have convolutions with batch norms. KTALoss and
+    FTLoss compare the teacher's map itself, not its code in an autoencoder that is trained first; so they differ in
+    weight alone. ReviewKD's fusion and VID's three convolutions are left out (review_kd and vid have them). FSPLoss
+    pairs levels where the sample pairs a stage's input and output; its sample and that of AltActTransferLoss come
+    before the task, without it, and here every loss stands beside the task. The samples of KDLoss and LogitStdKDLoss
+    halve the task loss. DISTPlusLoss adds the correlation of channels where it means 1 minus it, so iota is -1, not 1;
+    its spatial relation runs over the images of a batch, so it is handed maps with positions in their place.
+    SPKDLoss divides rows by the sum of their magnitudes (sp: Euclidean norm) and shrinks with the square of the batch.
+    RKDLoss compares three images or more and is zero for fewer. AffinityLoss needs memory for all pairs of positions
+    of every channel. Losses that only vectors have (PKT, CCKD, CRD, SSKD, PAD, SRD, SKD) are left out.
+
+    Compared: torchdistill 1.1.5 is what runs. Its AT, VID and review losses against those of at, vid and review_kd on
+    random maps: equal to 2e-7.
+    """
+
+    paper = "Matsubara, torchdistill, RRPR 2021 (arXiv 2011.12913); KTALoss: He et al., Knowledge Adaptation, CVPR 2019"
+    Config = TorchDistillKnobs
+    requires = "torchdistill"
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        self.criterion = make_criterion(config.loss, self.rule.settings, self.requires)
+        widths = [(pair.student.final_channels, pair.teacher.final_channels)]
+        if self.rule.reads == "levels":
+            widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
+        self.projectors = nn.ModuleList(
+            Projector(*both, pair.student.convolutional) if self.rule.project else nn.Identity() for both in widths
+        )
+        if config.loss == "VIDLoss":
+            # The inverse of softplus: every variance begins at 5, as in torchdistill's sample.
+            start = math.log(math.expm1(5 - FLOOR))
+            self.scales = nn.ParameterList(torch.full((width,), start) for _, width in widths)
+
+    @property
+    def rule(self) -> Rule:
+        """What the table says of the chosen loss."""
+        return RULES[self.config.loss]
+
+    def stages(self) -> tuple[Stage, ...]:
+        if self.rule.reads in ("logits", "both"):
+            return (FIT_TEACHER, self.joint())
+        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
+
+    def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        ours, theirs = student(batch.image), teacher.encode(batch.image)
+        assert batch.label is not None
+        terms = student.task_loss(ours, batch.label)
+        if len(batch.image) < self.rule.images:
+            return {**terms, self.config.loss: 0 * ours.features.final.sum()}
+        if self.rule.reads in ("logits", "both"):
+            calls = [self._on_pixels(ours, teacher.decode(theirs))]
+        else:
+            calls = self._on_maps(ours.features, theirs)
+        weight = self.rule.weight if self.config.weight is None else self.config.weight
+        # In single precision also under autocast: these are sums over many positions, channels or classes.
+        with torch.autocast(batch.image.device.type, enabled=False):
+            values = [self.criterion(*call) / self._extent(call[1]["map"]["output"]) for call in calls]
+        return {**terms, self.config.loss: weight * torch.stack(values).sum()}
+
+    def _on_pixels(self, ours: SegOutput, theirs: SegOutput) -> Call:
+        """Every pixel a row; the last map, where it is read, with positions in front and images behind."""
+        rows = [tokens(logits).flatten(0, 1).float() for logits in same_grid(ours.logits, theirs.logits)]
+        if self.rule.reads == "logits":
+            return hooks(map=rows[0]), hooks(map=rows[1])
+        ((our_map, their_map),) = self._maps(ours.features, theirs.features)
+        return (
+            hooks(logits=rows[0], map=our_map.flatten(2).permute(2, 1, 0)),
+            hooks(logits=rows[1], map=their_map.flatten(2).permute(2, 1, 0)),
+        )
+
+    def _on_maps(self, ours: Features, theirs: Features) -> list[Call]:
+        """One call a map, or for FSP one for each two levels that follow each other (a single one twice)."""
+        maps = self._maps(ours, theirs)
+        if self.config.loss == "FSPLoss":
+            steps = zip(maps, maps[1:] or maps, strict=False)
+            return [(hooks(before=a[0], map=b[0]), hooks(before=a[1], map=b[1])) for a, b in steps]
+        return [(hooks(map=self._as_read(a, level)), hooks(map=b)) for level, (a, b) in enumerate(maps)]
+
+    def _maps(self, ours: Features, theirs: Features) -> list[tuple[Tensor, Tensor]]:
+        """The student's maps in the teacher's shapes, beside the teacher's."""
+        pairs = matched_levels(ours, theirs) if self.rule.reads == "levels" else [(ours.final, theirs.final)]
+        projected = [project(a) for project, (a, _) in zip(self.projectors, pairs, strict=True)]
+        return [(resize(a, b.shape[-2:]).float(), b.float()) for a, (_, b) in zip(projected, pairs, strict=True)]
+
+    def _as_read(self, map_: Tensor, level: int) -> Any:
+        """Two losses read the student's map as the first of two."""
+        if self.config.loss == "VIDLoss":
+            return map_, (F.softplus(self.scales[level].float()) + FLOOR).view(-1, 1, 1)
+        return (map_, None) if self.config.loss == "HierarchicalContextLoss" else map_
+
+    def _extent(self, teacher: Tensor) -> float:
+        images, channels, *grid = teacher.shape
+        return self.rule.extent(images, channels, math.prod(grid))

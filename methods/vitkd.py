@@ -1,0 +1,116 @@
+"""ViTKD: the shallow blocks are mimicked, the last one is generated from half of its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses import generator, resize
+from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.types import Batch, Features, FeatureSpec, PairSpec
+
+
+class ViTKDKnobs(Knobs):
+    """Weights of the two terms, on means, and the share of hidden tokens."""
+
+    mimicking: float = knob(
+        9.03, "ViTKD, on the mean: alpha = 3e-5 times the elements of two blocks of a teacher 768 wide, 2 196 768", ge=0
+    )
+    generation: float = knob(
+        0.452, "ViTKD, on the mean: beta = 3e-6 times the elements of a block of a teacher 768 wide, 196 768", ge=0
+    )
+    mask_ratio: float = knob(0.5, "ViTKD: lambda = 0.5", ge=0, le=1)
+
+
+def align(student: int, teacher: int) -> nn.Module:
+    """A linear map of channels, position by position, where the widths differ."""
+    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
+
+
+def is_plain(spec: FeatureSpec) -> bool:
+    """Whether all blocks have one width and one stride, as those of a plain transformer."""
+    return not spec.convolutional and set(spec.channels) == {spec.final_channels} and len(set(spec.strides)) == 1
+
+
+def shallow_widths(spec: FeatureSpec) -> tuple[int, ...]:
+    """Channels of what stands for blocks 0 and 1."""
+    return (spec.final_channels,) * 2 if is_plain(spec) else spec.channels[:2]
+
+
+def shallow_maps(features: Features, spec: FeatureSpec) -> tuple[Tensor, ...]:
+    """Blocks 0 and 1 of a plain transformer, the two shallowest levels of other networks."""
+    return (features.blocks[0], features.blocks[1]) if is_plain(spec) else features.levels[:2]
+
+
+class Generation(nn.Module):
+    """Fills a map whose hidden positions hold one learnt token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(width, 1, 1))
+        self.generator = generator(width)
+
+    def forward(self, map_: Tensor, hidden: Tensor) -> Tensor:
+        """map_ (B, C, h, w), hidden (B, 1, h, w) bool, to (B, C, h, w)."""
+        filled: Tensor = self.generator(torch.where(hidden, self.mask_token, map_))
+        return filled
+
+
+def random_masks(map_: Tensor, ratio: float) -> Tensor:
+    """Masks (B, 1, h, w) that keep exactly floor(N (1 - ratio)) positions of each image, drawn uniformly."""
+    batch, _, height, width = map_.shape
+    # Rounded first, so that 0.3 of 100 tokens hides 30 and not the 31 of binary fractions.
+    kept = int(round(height * width * (1 - ratio), 6))
+    ranks = torch.rand(batch, height * width, device=map_.device).argsort(1).argsort(1)
+    return (ranks >= kept).reshape(batch, 1, height, width)
+
+
+class ViTKD(FeatureMethod):
+    """The student mimics the teacher's first two blocks and regenerates its last map from half of the tokens.
+
+    Formula: mimicking: the outputs of blocks 0 and 1 (before any norm of the network's own) are mapped linearly to the
+    teacher's width, one map with bias a block, and compared with the teacher's in squared error, mean over both blocks,
+    samples, tokens and channels. Generation: the last map after the last norm is mapped likewise; floor(N / 2) tokens
+    of each image, drawn at random, are kept and one learnt token, which starts at zero, takes the place of the others;
+    two 3x3 convolutions with a ReLU between them fill the map; squared error with the teacher's last normed map, mean
+    over the hidden tokens and the channels. Where the widths agree there are no linear maps. Mapped student maps are
+    resized to the teacher's grid, before tokens are hidden.
+
+    Deviations: coefficients stand on means, so that they do not grow with the crop or the width; defaults convert the
+    sums over 196 tokens of a teacher 768 wide (DeiT III-B to DeiT-S at 224 pixels). In networks that are no plain
+    transformers the two shallowest levels stand in for blocks 0 and 1. Grids need not be square. The published numbers
+    are for classification, some of them with NKD, which is left out.
+
+    Compared: cls_KD's mmcls/models/dis_losses/vitkd.py on random maps with equal weights and masks: equal to 2e-7, with
+    the published coefficients put back on sums.
+    """
+
+    paper = "Yang, Li, Zeng, Li, Yuan, Li, ViTKD: Practical Guidelines for ViT Feature KD, 2022 (arXiv 2209.02432)"
+    Config = ViTKDKnobs
+    blocks = (0, 1)
+
+    def __init__(self, config: Any, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        widths = zip(shallow_widths(pair.student), shallow_widths(pair.teacher), strict=False)
+        self.shallow = nn.ModuleList(align(*both) for both in widths)
+        self.deep = align(pair.student.final_channels, pair.teacher.final_channels)
+        self.generation = Generation(pair.teacher.final_channels)
+        if not is_plain(pair.student):
+            self.remark = "ViTKD from levels: kdbench's extension; the paper's students are plain ViTs"
+
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
+        low = zip(
+            self.shallow, shallow_maps(student, self.pair.student), shallow_maps(teacher, self.pair.teacher),
+            strict=False,
+        )  # fmt: skip
+        errors = [F.mse_loss(resize(map_(s), t.shape[-2:]).float(), t.float()) for map_, s, t in low]
+        last = resize(self.deep(student.final), teacher.final.shape[-2:])
+        hidden = random_masks(last, self.config.mask_ratio)
+        misses = (self.generation(last, hidden).float() - teacher.final.float()).square().mean(1, keepdim=True)
+        return {
+            "mimicking": self.config.mimicking * torch.stack(errors).mean(),
+            "generation": self.config.generation * (misses * hidden).sum() / hidden.sum().clamp(min=1),
+        }

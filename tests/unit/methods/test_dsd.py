@@ -1,0 +1,190 @@
+"""Double similarity: changes of attention from map to map, and overlaps of the classes in space."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.dsd import DSD, DoubleKnobs
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdbench.types import STUDENT, TEACHER, Part, Phase
+
+CLASSES = 4
+GRID = (4, 6)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.sqrt((vector**2).sum())
+
+
+def attention(map_: np.ndarray) -> np.ndarray:
+    """One image's energies position by position, as a vector of norm one."""
+    _, height, width = map_.shape
+    return unit(np.array([(map_[:, y, x] ** 2).sum() for y in range(height) for x in range(width)]))
+
+
+def pixel_distance(student: list[np.ndarray], teacher: list[np.ndarray]) -> float:
+    """Squared distance of the changes, mean over pairs of maps and images, in float64."""
+    distances = []
+    for image in range(len(student[0])):
+        ours, theirs = ([attention(map_[image].astype(np.float64)) for map_ in maps] for maps in (student, teacher))
+        for later in range(len(ours)):
+            for earlier in range(later):
+                changes = [unit(side[later] - side[earlier]) for side in (ours, theirs)]
+                distances.append(((changes[0] - changes[1]) ** 2).sum())
+    return float(np.mean(distances))
+
+
+def overlaps(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """One image's overlaps (K, K), from averages of blocks of 2 x 2 positions, smaller ones at the border."""
+    _, height, width = logits.shape
+    corners = [(y, x) for y in range(0, height, 2) for x in range(0, width, 2)]
+    blocks = [logits[:, y : y + 2, x : x + 2].astype(np.float64).mean((1, 2)) / temperature for y, x in corners]
+    places = [np.exp(row - row.max()) / np.exp(row - row.max()).sum() for row in np.array(blocks).T]
+    return np.array([[(a * b).sum() for b in places] for a in places])
+
+
+def class_error(student: np.ndarray, teacher: np.ndarray, temperature: float = 4.0) -> float:
+    pairs = zip(student, teacher, strict=True)
+    return float(np.mean([(overlaps(a, temperature) - overlaps(b, temperature)) ** 2 for a, b in pairs]))
+
+
+@pytest.fixture
+def distil(make_pair, make_batch, fake):
+    """Both terms without the task's; each side is (levels, final, logits)."""
+
+    def run(student, teacher, label: int = 0, **knobs: float) -> dict[str, Tensor]:
+        method = DSD(DoubleKnobs(**knobs), make_pair())
+        sides = (fake(logits, final, levels=levels) for levels, final, logits in (student, teacher))
+        terms = method.loss(make_batch(len(student[1]), label), *sides)
+        assert set(terms) == {"task", "dsd_pixels", "dsd_classes"}
+        return {name: term for name, term in terms.items() if name != "task"}
+
+    return run
+
+
+@pytest.fixture
+def sides(random):
+    """Student and teacher with two levels, a last map and logits on one grid; the levels' widths differ."""
+    student = ([random(2, 2, *GRID), random(2, 3, *GRID)], random(2, 3, *GRID), 3 * random(2, CLASSES, *GRID))
+    teacher = ([random(2, 4, *GRID), random(2, 5, *GRID)], random(2, 5, *GRID), 3 * random(2, CLASSES, *GRID))
+    return student, teacher
+
+
+def listed(side) -> list[np.ndarray]:
+    levels, final, logits = side
+    return [map_.numpy() for map_ in (levels[-2], final, logits)]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    converted = pytest.approx(0.1221, abs=1e-4)
+    assert DoubleKnobs().model_dump() == {"pixel_mean_weight": converted, "class_weight": 10.0, "temperature": 4.0}
+
+
+@pytest.mark.parametrize("bad", [{"pixel_mean_weight": -1}, {"class_weight": -1}, {"temperature": 0}])
+def test_knobs_have_limits(bad: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        DoubleKnobs(**bad)
+
+
+def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
+    fit, joint = DSD(DoubleKnobs(), make_pair()).stages()
+    assert (fit.phase, fit.trains) == (Phase.FIT_TEACHER, {Part.TEACHER_DECODER})
+    assert (joint.name, joint.phase, joint.trains, joint.parts) == ("joint", Phase.TASK, STUDENT, STUDENT | TEACHER)
+
+
+def test_first_term_equals_a_loop_over_pairs_of_maps(distil, sides) -> None:
+    expected = 1000 / 8192 * pixel_distance(*map(listed, sides))
+    assert distil(*sides)["dsd_pixels"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_second_term_equals_a_loop_over_pairs_of_classes(
+    grid: tuple[int, int], temperature: float, distil, random
+) -> None:
+    # The published weight makes the term too small to compare closely.
+    student, teacher = (([], random(2, 3, *grid), 6 * random(2, CLASSES, *grid)) for _ in range(2))
+    value = distil(student, teacher, class_weight=1e4, temperature=temperature)["dsd_classes"].item()
+    expected = 1e4 * class_error(student[2].numpy(), teacher[2].numpy(), temperature)
+    assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_opposite_changes_are_at_distance_four(distil) -> None:
+    left, right = (torch.tensor(energies).view(1, 1, 1, 2) for energies in ([1.0, 0.0], [0.0, 1.0]))
+    value = distil(([], left, right), ([], right, left), pixel_mean_weight=1)["dsd_pixels"]
+    assert value.item() == pytest.approx(4, rel=1e-6)
+
+
+def test_the_scale_of_any_map_does_not_matter_to_the_first_term(distil, sides) -> None:
+    student, teacher = sides
+    before = distil(student, teacher)["dsd_pixels"].item()
+    scaled = ([50 * level for level in student[0]], 0.1 * student[1], 3 * student[2])
+    assert distil(scaled, teacher)["dsd_pixels"].item() == pytest.approx(before, rel=1e-4)
+
+
+def test_equal_networks_cost_nothing(distil, sides) -> None:
+    assert not any(distil(sides[0], sides[0]).values())
+
+
+def test_a_constant_on_a_class_does_not_matter_to_the_second_term(distil, sides) -> None:
+    (levels, final, logits), teacher = sides
+    before = distil((levels, final, logits), teacher, class_weight=1e4)["dsd_classes"].item()
+    moved = logits + torch.tensor([5.0, -3.0, 0.0, 1.0]).view(1, CLASSES, 1, 1)
+    after = distil((levels, final, moved), teacher, class_weight=1e4)["dsd_classes"].item()
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+def test_every_map_is_resized_to_the_grid_of_the_teachers_last(distil, random, bilinear) -> None:
+    student = ([random(1, 2, 8, 12), random(1, 3, 2, 3)], random(1, 3, 2, 3), 3 * random(1, CLASSES, 8, 12))
+    teacher = ([random(1, 4, 4, 6), random(1, 5, 4, 6)], random(1, 5, 4, 6), 3 * random(1, CLASSES, 2, 3))
+    ours, theirs = ([bilinear(map_, GRID) for map_ in listed(side)] for side in (student, teacher))
+    terms = distil(student, teacher, class_weight=1e4)
+    assert terms["dsd_pixels"].item() == pytest.approx(1000 / 8192 * pixel_distance(ours, theirs), rel=1e-4)
+    assert terms["dsd_classes"].item() == pytest.approx(1e4 * class_error(ours[2], theirs[2]), rel=1e-3)
+
+
+def test_networks_with_one_level_have_one_pair_of_maps(distil, sides) -> None:
+    student, teacher = ((levels[-1:], final, logits) for levels, final, logits in sides)
+    expected = 1000 / 8192 * pixel_distance(*(listed(side)[1:] for side in sides))
+    assert distil(student, teacher)["dsd_pixels"].item() == pytest.approx(expected, rel=1e-5)
+    several = distil(student, sides[1])["dsd_pixels"].item()
+    assert several == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_reaches_level_last_map_and_logits(distil, sides) -> None:
+    (levels, final, logits), teacher = sides
+    for map_ in (levels[-2], final, logits):
+        map_.requires_grad_()
+    terms = distil((levels, final, logits), teacher)
+    for map_ in (levels[-2], final, logits):
+        (gradient,) = torch.autograd.grad(terms["dsd_pixels"], map_, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    assert torch.autograd.grad(terms["dsd_classes"], logits)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_silent_and_loud_maps_give_finite_gradients(scale: float, distil, sides) -> None:
+    (levels, final, logits), teacher = sides
+    inputs = [(scale * map_).requires_grad_() for map_ in (*levels, final, logits)]
+    terms = distil((inputs[:2], inputs[2], inputs[3]), teacher, label=255)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(map_.grad).all() for map_ in inputs if map_.grad is not None)
+
+
+def test_attentions_that_differ_by_rounding_alone_do_not_blow_the_gradient_up(distil, sides) -> None:
+    # Equal maps have no direction of change; divided by a norm of next to nothing, noise would reach the student.
+    _, teacher = sides
+    final = torch.full((2, 3, *GRID), 7.0).requires_grad_()
+    logits = torch.full((2, CLASSES, *GRID), 0.3).requires_grad_()
+    distil(([], final, logits), teacher)["dsd_pixels"].backward()
+    assert final.grad.abs().max() < 1e5
+
+
+def test_autocast_keeps_single_precision(distil, sides) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        under = distil(*sides)
+    assert under == distil(*sides)

@@ -1,0 +1,213 @@
+"""LightlyTrain's distillation: mixed images, similarities with tokens and with a queue (v3), maps (v2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods.lightly import Lightly, LightlyKnobs, Queue, mix
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdbench.types import ENCODERS, STUDENT, Part, Phase
+
+GRID = (2, 3)
+
+
+def affine(layer, rows: np.ndarray) -> np.ndarray:
+    weight, bias = (parameter.detach().double().numpy() for parameter in layer.parameters())
+    return rows @ weight.reshape(len(weight), -1).T + bias
+
+
+def rows_of(map_: Tensor) -> np.ndarray:
+    """(B, C, ...) as (B, N, C) in float64."""
+    return map_.detach().double().numpy().reshape(*map_.shape[:2], -1).transpose(0, 2, 1)
+
+
+def divergence(student: np.ndarray, teacher: np.ndarray, others: np.ndarray, their_others: np.ndarray) -> float:
+    """KL(teacher || student) of a softmax over cosines / 0.07, mean over rows, one row after the other."""
+
+    def shares(vector: np.ndarray, among: np.ndarray) -> list[float]:
+        lengths = [float(np.linalg.norm(vector) * np.linalg.norm(other)) for other in among]
+        cosines = [float(vector @ o) / n if n else 0.0 for o, n in zip(among, lengths, strict=True)]
+        scores = [math.exp(cosine / 0.07) for cosine in cosines]
+        return [score / sum(scores) for score in scores]
+
+    total = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        pairs = zip(shares(theirs, their_others), shares(ours, others), strict=True)
+        total += sum(p * math.log(p / q) for p, q in pairs)
+    return total / len(student)
+
+
+@pytest.fixture
+def make(make_pair, random):
+    """A method whose heads are away from their small start."""
+
+    def build(levels: int = 4, widths: tuple[int, int] = (3, 5), **knobs: object) -> Lightly:
+        method = Lightly(LightlyKnobs(**knobs), make_pair(*widths, levels=levels))
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.add_(0.5 * random(*parameter.shape))
+        return method
+
+    return build
+
+
+@pytest.fixture
+def sides(fake, random):
+    return fake(None, random(4, 3, *GRID), random(4, 3)), fake(None, random(4, 5, *GRID), random(4, 5))
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert LightlyKnobs().model_dump() == {"version": "v3", "temperature": 0.07, "local": 1.0, "queue": 8192}
+
+
+@pytest.mark.parametrize("wrong", [{"version": "v1"}, {"temperature": 0}, {"queue": 0}, {"local": -1}])
+def test_knobs_are_held_to_their_limits(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        LightlyKnobs(**wrong)
+
+
+@pytest.mark.parametrize(("version", "own"), [("v2", {"head"}), ("v3", {"local_head", "global_head", "queue"})])
+def test_stages_are_proxy_source_and_task(version: str, own: set[str], make_pair) -> None:
+    stages = Lightly(LightlyKnobs(version=version), make_pair(levels=4)).stages()
+    assert [stage.phase for stage in stages] == [Phase.PROXY, Phase.SOURCE, Phase.TASK]
+    learns = own | {Part.STUDENT_ENCODER}
+    assert [stage.trains for stage in stages] == [learns, learns, STUDENT]
+    assert [stage.parts for stage in stages] == [ENCODERS, ENCODERS, STUDENT]
+    assert [stage.reset for stage in stages] == [frozenset(), own, frozenset()]
+
+
+def test_task_stage_has_no_distillation(make_pair, make_batch, fake, random) -> None:
+    stage = Lightly(LightlyKnobs(), make_pair()).stages()[2]
+    assert set(stage.loss(make_batch(), fake(logits=random(2, 4, 4, 4)), None)) == {"task"}
+
+
+def test_images_are_blended_with_others_at_one_share(random) -> None:
+    # One-hot images: the blend shows each image's share of itself and whom it was blended with.
+    torch.manual_seed(0)
+    image = torch.eye(8)[:, :, None, None].expand(8, 8, 2, 2)
+    shares = []
+    for _ in range(20):
+        blend = mix(image)
+        assert torch.allclose(blend.sum(1), torch.ones(8, 2, 2))
+        assert torch.allclose(blend.sum(0), torch.ones(8, 2, 2))
+        own = blend[range(8), range(8), 0, 0]
+        others = own[own < 1 - 1e-6]
+        assert torch.allclose(others, others[:1].expand_as(others))
+        shares.append(others[0].item())
+    assert 0 < min(shares) < 0.4 < 0.6 < max(shares) < 1
+
+
+def test_both_networks_see_the_same_mixed_images(make, make_batch, sides, monkeypatch) -> None:
+    seen: list[Tensor] = []
+    for side in sides:
+        encode = side.encode
+        monkeypatch.setattr(side, "encode", lambda image, encode=encode: (seen.append(image), encode(image))[1])
+    batch = make_batch(4)
+    batch.image[:] = torch.arange(4.0)[:, None, None, None]
+    torch.manual_seed(1)
+    make(queue=8).loss(batch, *sides)
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], batch.image)
+    assert batch.image[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_local_term_compares_the_tokens_of_an_image(make, make_batch, sides) -> None:
+    method, (student, teacher) = make(queue=8, local=2.0), sides
+    ours, theirs = affine(method.local_head, rows_of(student.final)), rows_of(teacher.final)
+    expected = np.mean([divergence(s, t, s, t) for s, t in zip(ours, theirs, strict=True)])
+    assert method.loss(make_batch(4), *sides)["local"].item() == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_global_term_compares_with_a_queue_that_holds_this_batch(make, make_batch, sides) -> None:
+    method, (student, teacher) = make(queue=6), sides
+    old = teacher.pooled.flip(1)
+    method.queue.push(torch.nn.functional.normalize(old, dim=1))
+    ours = affine(method.global_head, student.pooled.double().numpy())
+    theirs = teacher.pooled.double().numpy()
+    rows = np.concatenate((theirs, old.double().numpy()[:2]))
+    expected = divergence(ours, theirs, rows, rows)
+    assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_not_yet_filled_have_no_similarity(make, make_batch, sides) -> None:
+    method, (student, teacher) = make(queue=10), sides
+    theirs = teacher.pooled.double().numpy()
+    rows = np.concatenate((theirs, np.zeros((6, 5))))
+    expected = divergence(affine(method.global_head, student.pooled.double().numpy()), theirs, rows, rows)
+    assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_queue_drops_the_oldest() -> None:
+    queue = Queue(3, 1)
+    assert queue.push(torch.tensor([[1.0], [2.0]])).flatten().tolist() == [1, 2, 0]
+    assert queue.push(torch.tensor([[3.0], [4.0]])).flatten().tolist() == [3, 4, 1]
+    assert queue.push(torch.tensor([[5.0], [6.0], [7.0], [8.0]])).flatten().tolist() == [5, 6, 7]
+    assert queue.state_dict()["rows"].flatten().tolist() == [5, 6, 7]
+
+
+def test_a_student_that_is_the_teacher_costs_nothing(make_pair, make_batch, fake, random) -> None:
+    method = Lightly(LightlyKnobs(), make_pair(5, 5))
+    with torch.no_grad():
+        method.local_head.weight.copy_(torch.eye(5)[:, :, None, None])
+        method.global_head.weight.copy_(torch.eye(5))
+    same = fake(None, random(4, 5, *GRID), random(4, 5))
+    terms = method.loss(make_batch(4), same, same)
+    assert all(term.item() == pytest.approx(0, abs=1e-6) for term in terms.values())
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_v2_compares_with_the_last_two_levels(levels: int, make, make_batch, fake, random, bilinear) -> None:
+    method = make(levels, version="v2")
+    student = fake(None, random(2, 3, 2, 3))
+    maps = [random(2, 5, *GRID) for _ in range(levels)]
+    teacher = fake(None, random(2, 5, 4, 6), levels=maps)
+    goal = [rows_of(teacher.final)]
+    if levels > 1:
+        rows = rows_of(maps[-2])
+        centred = rows - rows.mean(2, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-5)
+        resized = bilinear(normed.transpose(0, 2, 1).reshape(2, 5, *GRID), (4, 6))
+        goal.insert(0, resized.reshape(2, 5, -1).transpose(0, 2, 1))
+    goal_rows = np.concatenate(goal, 2)
+    ours = affine(method.head, rows_of(student.final)).transpose(0, 2, 1).reshape(2, -1, 2, 3)
+    mapped = bilinear(ours, (4, 6)).reshape(2, -1, 24).transpose(0, 2, 1)
+    terms = method.loss(make_batch(2), student, teacher)
+    assert set(terms) == {"features"}
+    assert terms["features"].item() == pytest.approx(((mapped - goal_rows) ** 2).mean(), rel=1e-5)
+
+
+def test_v3_resizes_the_student_to_the_teachers_grid(make, make_batch, fake, random, bilinear) -> None:
+    method = make(queue=8)
+    student, teacher = fake(None, random(1, 3, 2, 3), random(1, 3)), fake(None, random(1, 5, 4, 6), random(1, 5))
+    ours = affine(method.local_head, rows_of(student.final)).transpose(0, 2, 1).reshape(1, 5, 2, 3)
+    rows = bilinear(ours, (4, 6)).reshape(5, 24).T
+    theirs = rows_of(teacher.final)[0]
+    expected = divergence(rows, theirs, rows, theirs)
+    assert method.loss(make_batch(1), student, teacher)["local"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_reaches_the_student_and_the_heads_but_not_the_queue(make, make_batch, sides) -> None:
+    method, (student, teacher) = make(queue=8), sides
+    inputs = (student.final, student.pooled)
+    for tensor in (*inputs, teacher.pooled):
+        tensor.requires_grad_()
+    sum(method.loss(make_batch(4), *sides).values()).backward()
+    assert all(tensor.grad.abs().sum() > 0 for tensor in (*inputs, *method.parameters()))
+    assert not method.queue.rows.requires_grad
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_extreme_and_empty_maps_stay_finite(version: str, scale: float, make, make_batch, fake, random) -> None:
+    levels = [scale * random(2, 5, 4, 8) for _ in range(4)]
+    student = fake(None, (scale * random(2, 3, 4, 8)).requires_grad_(), scale * random(2, 3))
+    teacher = fake(None, scale * random(2, 5, 4, 8), scale * random(2, 5), levels=levels)
+    terms = make(version=version, queue=8).loss(make_batch(2), student, teacher)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert torch.isfinite(student.final.grad).all()

@@ -1,0 +1,352 @@
+"""torchdistill's losses: each is what the package computes itself, weighed alike on every grid and width."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from kdbench.methods import torchdistill as ours
+from kdbench.methods.at import AT, AttentionKnobs
+from kdbench.methods.review_kd import ReviewKD, ReviewKnobs
+from kdbench.methods.torchdistill import RULES, TorchDistill, TorchDistillKnobs
+from kdbench.methods.vid import VID, VariationalKnobs
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdbench.types import STUDENT, PairSpec, Part, Phase
+
+IMAGES, WIDTH, CLASSES, GRID = 3, 5, 4, (8, 12)
+POSITIONS = GRID[0] * GRID[1]
+LOSSES = sorted(RULES)
+ON_LOGITS = {"KDLoss", "LogitStdKDLoss", "DISTLoss", "DISTPlusLoss"}
+ON_LEVELS = {"ATLoss", "AltActTransferLoss", "FSPLoss", "HierarchicalContextLoss", "VIDLoss"}
+UNPROJECTED = {"KDLoss", "LogitStdKDLoss", "DISTLoss", "ATLoss", "RKDLoss", "SPKDLoss"}
+
+HERE = {"io": "output", "path": "layer"}
+PAIRS = {"one": {"student": HERE, "teacher": HERE}}
+STEPS = {
+    "one": {
+        f"{side}_{place}": {"io": "output", "path": place}
+        for side in ("student", "teacher")
+        for place in ("first", "second")
+    }
+}
+MODULES = {f"{side}_module_{what}": value for side in ("student", "teacher") for what, value in
+           (("path", "layer"), ("io", "output"))}  # fmt: skip
+BOTH = {f"{side}_{map_}_module_{what}": value for side in ("student", "teacher") for map_, path in
+        (("logit", "head"), ("feature", "layer")) for what, value in (("path", path), ("io", "output"))}  # fmt: skip
+OUTPUTS = {"student_output_path": "layer", "teacher_output_path": "layer"}
+PIXELS = {**MODULES, "alpha": 0, "beta": 1}
+
+# The package's own arguments, and the weight of its value: its sample's, at the extent of these maps.
+DIRECT: dict[str, tuple[dict[str, Any], float]] = {
+    "KTALoss": (
+        {"knowledge_translator_path": "layer", "feature_adapter_path": "layer"},
+        50 * math.sqrt(WIDTH * POSITIONS / 36000),
+    ),
+    "FTLoss": (
+        {"paraphraser_path": "layer", "translator_path": "layer"}, 1000 * math.sqrt(WIDTH * POSITIONS / 12544)
+    ),
+    "AffinityLoss": (dict(MODULES), POSITIONS / 3600 * 10 / WIDTH),
+    "ATLoss": ({"at_pairs": PAIRS}, 1000 * POSITIONS / 196),
+    "AltActTransferLoss": ({"feature_pairs": PAIRS, "margin": 1.0, "reduction": "mean"}, 1 / (WIDTH * POSITIONS)),
+    "FSPLoss": ({"fsp_pairs": STEPS}, WIDTH**-1.5),
+    "HierarchicalContextLoss": (dict(MODULES), 1.0),
+    "VIDLoss": ({"feature_pairs": PAIRS}, 1.0),
+    "ChSimLoss": ({"feature_pairs": PAIRS}, 500 * IMAGES / 256),
+    "RKDLoss": ({**OUTPUTS, "dist_factor": 1.0, "angle_factor": 2.0, "reduction": "mean"}, 1.0),
+    "SPKDLoss": ({**OUTPUTS, "reduction": "batchmean"}, 1.0),
+    "KDLoss": ({**PIXELS, "temperature": 1.0}, 0.5),
+    "LogitStdKDLoss": ({**PIXELS, "temperature": 2.0}, 36.0),
+    "DISTLoss": (dict(MODULES), 2.0),
+    "DISTPlusLoss": ({**BOTH, "beta": 2.0, "gamma": 2.0, "iota": -1.0}, 2.0),
+}  # fmt: skip
+
+
+@pytest.fixture
+def package() -> ModuleType:
+    """The package's losses, called without the method."""
+    return pytest.importorskip("torchdistill.losses.mid_level", reason="optional: torchdistill")
+
+
+@pytest.fixture
+def make(package, make_pair):
+    """A method on three levels."""
+
+    def build(loss: str, student: int = 3, teacher: int = WIDTH, cnn: bool = False, **knobs: float) -> TorchDistill:
+        return TorchDistill(TorchDistillKnobs(loss=loss, **knobs), make_pair(student, teacher, cnn, levels=3))
+
+    return build
+
+
+@pytest.fixture
+def network(fake, random):
+    """Random logits, last map and levels."""
+
+    def build(width: int, grid: tuple[int, int] = GRID, images: int = IMAGES, levels: int = 3, scale: float = 1):
+        maps = [scale * random(images, width, *grid) for _ in range(levels + 1)]
+        return fake(scale * random(images, CLASSES, *grid), maps[0], levels=maps[1:])
+
+    return build
+
+
+@pytest.fixture
+def distil(make_batch):
+    """The distillation term alone."""
+
+    def run(method: TorchDistill, student: Any, teacher: Any) -> Tensor:
+        terms = method.loss(make_batch(len(student.logits)), student, teacher)
+        assert set(terms) == {"task", method.config.loss}
+        return terms[method.config.loss]
+
+    return run
+
+
+def rows(logits: Tensor) -> Tensor:
+    """Each pixel of each image as a row, one after the other."""
+    return torch.stack([image[:, y, x] for image in logits for y in range(GRID[0]) for x in range(GRID[1])])
+
+
+def as_hooked(**maps: Any) -> dict[str, dict[str, Any]]:
+    return {path: {"output": map_} for path, map_ in maps.items()}
+
+
+def direct(package: ModuleType, loss: str, student: Any, teacher: Any) -> float:
+    """The package's loss of maps of one width and grid, weighed as DIRECT says."""
+    arguments, weight = DIRECT[loss]
+    criterion = getattr(package, loss)(**arguments)
+    if loss == "DISTPlusLoss":
+        # The spatial relation runs over the first axis: here positions, as it should, not images.
+        maps = [(rows(n.logits), n.final.flatten(2).permute(2, 1, 0)) for n in (student, teacher)]
+        pairs = [tuple(as_hooked(head=head, layer=layer) for head, layer in maps)]
+    elif loss in ON_LOGITS:
+        pairs = [(as_hooked(layer=rows(student.logits)), as_hooked(layer=rows(teacher.logits)))]
+    elif loss == "FSPLoss":
+        pairs = [
+            tuple(as_hooked(first=n.levels[level], second=n.levels[level + 1]) for n in (student, teacher))
+            for level in (0, 1)
+        ]
+    else:
+        maps = (
+            zip(student.levels, teacher.levels, strict=True) if loss in ON_LEVELS else [(student.final, teacher.final)]
+        )
+        wrap = {"VIDLoss": lambda map_: (map_, torch.tensor(5.0)), "HierarchicalContextLoss": lambda map_: (map_, None)}
+        pairs = [(as_hooked(layer=wrap.get(loss, lambda map_: map_)(a)), as_hooked(layer=b)) for a, b in maps]
+    return weight * sum(criterion(*pair).item() for pair in pairs)
+
+
+def unprojected(method: TorchDistill) -> TorchDistill:
+    """The method with maps that are compared as they come."""
+    method.projectors = nn.ModuleList(nn.Identity() for _ in method.projectors)
+    return method
+
+
+def test_defaults_are_the_sample_for_segmentation() -> None:
+    assert TorchDistillKnobs().model_dump() == {"loss": "KTALoss", "weight": None}
+    assert set(get_args(TorchDistillKnobs.model_fields["loss"].annotation)) == set(RULES) == set(DIRECT)
+    for wrong in ({"weight": -1}, {"loss": "PKTLoss"}):
+        with pytest.raises(ValidationError):
+            TorchDistillKnobs(**wrong)
+
+
+def test_the_file_loads_without_the_package_and_building_names_the_extra(make_pair, monkeypatch) -> None:
+    for name in ("torchdistill", "torchdistill.losses.mid_level"):
+        monkeypatch.setitem(sys.modules, name, None)
+    spec = importlib.util.spec_from_file_location("loaded_without", ours.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "loaded_without", module)
+    spec.loader.exec_module(module)
+    with pytest.raises(ImportError, match=r'pip install "kdbench\[torchdistill\]"'):
+        module.TorchDistill(module.TorchDistillKnobs(), make_pair())
+
+
+def test_the_package_is_not_taken_for_the_file_of_its_name(make) -> None:
+    origin = sys.modules[type(make("KTALoss").criterion).__module__].__file__
+    assert origin is not None
+    assert Path(ours.__file__).resolve().parent not in Path(origin).resolve().parents
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_stages_read_logits_only_where_the_loss_does(loss: str, make) -> None:
+    method = make(loss)
+    stages = method.stages()
+    joint = stages[-1]
+    assert [stage.phase for stage in stages] == [Phase.FIT_TEACHER] * (loss in ON_LOGITS) + [Phase.TASK]
+    assert (Part.TEACHER_DECODER in joint.parts) == (loss in ON_LOGITS)
+    own = set() if loss in UNPROJECTED else {"projectors"} | ({"scales"} if loss == "VIDLoss" else set())
+    assert joint.trains == STUDENT | own
+    assert len(method.projectors) == (3 if loss in ON_LEVELS else 1)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_is_what_the_package_computes(loss: str, package, make, network, distil) -> None:
+    student, teacher = network(WIDTH), network(WIDTH)
+    method = unprojected(make(loss, WIDTH))
+    expected = direct(package, loss, student, teacher)
+    assert distil(method, student, teacher).item() == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_students_maps_are_projected_then_resized(loss: str, package, make, network, fake, distil, bilinear) -> None:
+    student, teacher = network(3, (4, 6)), network(WIDTH)
+    if loss in UNPROJECTED - ON_LOGITS:
+        student.final, student.levels = (
+            torch.cat((student.final, student.final[:, :2]), 1),
+            tuple(torch.cat((level, level[:, :2]), 1) for level in student.levels),
+        )
+    method = make(loss, 3, cnn=True)
+
+    def brought(map_: Tensor, level: int) -> Tensor:
+        array = map_.double().numpy()
+        if loss not in UNPROJECTED:
+            matrix = method.projectors[level if loss in ON_LEVELS else 0].linear.weight.detach().double().numpy()
+            array = np.einsum("ts,bshw->bthw", matrix, array)
+        return torch.from_numpy(bilinear(array, GRID)).float()
+
+    resized = fake(
+        torch.from_numpy(bilinear(student.logits.numpy(), GRID)).float(),
+        brought(student.final, 0) if loss not in ON_LEVELS else None,
+        levels=[brought(map_, level) for level, map_ in enumerate(student.levels)] if loss in ON_LEVELS else (),
+    )
+    expected = direct(package, loss, resized, teacher)
+    assert distil(method, student, teacher).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_default_is_the_mean_difference_of_maps_of_unit_power(make, network, distil) -> None:
+    student, teacher = network(WIDTH), network(WIDTH)
+    total, count = 0.0, 0
+    for a, b in zip(student.final.double().numpy(), teacher.final.double().numpy(), strict=True):
+        a, b = (map_ / np.sqrt((map_**2).mean()) for map_ in (a, b))
+        total, count = total + np.abs(a - b).sum(), count + a.size
+    expected = 50 / math.sqrt(36000) * total / count
+    assert distil(unprojected(make("KTALoss", WIDTH)), student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_finer_grid_and_more_channels_of_the_same_content_change_nothing(
+    loss: str, make, network, fake, distil
+) -> None:
+    def doubled(map_: Tensor, channels: int = 2) -> Tensor:
+        finer = map_.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return torch.cat([finer] * channels, 1)
+
+    def grown(n: Any) -> Any:
+        return fake(doubled(n.logits, 1), doubled(n.final), levels=[doubled(level) for level in n.levels])
+
+    student, teacher = network(WIDTH), network(WIDTH)
+    before = distil(unprojected(make(loss, WIDTH)), student, teacher).item()
+    after = distil(unprojected(make(loss, 2 * WIDTH, 2 * WIDTH)), grown(student), grown(teacher)).item()
+    assert after == pytest.approx(before, rel=1e-4)
+
+
+def test_weight_replaces_the_samples(make, network, distil) -> None:
+    student, teacher = network(WIDTH), network(WIDTH)
+    default, two = (distil(unprojected(make("KDLoss", WIDTH, **knobs)), student, teacher).item()
+                    for knobs in ({}, {"weight": 2.0}))  # fmt: skip
+    assert two == pytest.approx(4 * default, rel=1e-6)
+
+
+def test_dist_plus_rewards_channels_that_correlate(make, network, fake, distil) -> None:
+    teacher = network(WIDTH)
+    flipped = fake(teacher.logits, -teacher.final)
+    method = unprojected(make("DISTPlusLoss", WIDTH))
+    # Channels: from +1 to -1 at kappa 1; the sum over channels: the spatial relation from 0 to 2; both times two.
+    assert distil(method, flipped, teacher) - distil(method, teacher, teacher) == pytest.approx(8, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_reaches_the_student_and_every_parameter(loss: str, make, network, distil) -> None:
+    student, teacher = network(3, (4, 8)), network(WIDTH)
+    read = [student.logits] if loss in ON_LOGITS else list(student.levels) if loss in ON_LEVELS else [student.final]
+    read += [student.final] if loss == "DISTPlusLoss" else []
+    for map_ in read:
+        map_.requires_grad_()
+    method = make(loss)
+    distil(method, student, teacher).backward()
+    assert all(map_.grad.abs().sum() > 0 for map_ in read)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in method.parameters())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("images", [1, 3])
+def test_extreme_values_ignored_pixels_and_few_images_are_finite(
+    loss: str, images: int, package, make_pair, make_batch, network
+) -> None:
+    student, teacher = network(3, images=images, scale=1e4), network(WIDTH, (4, 8), images, 2, scale=1e4)
+    maps = [student.logits, student.final, *student.levels]
+    for map_ in maps:
+        map_.requires_grad_()
+    three_levels, two_levels = make_pair(levels=3), make_pair(levels=2)
+    pair = PairSpec(two_levels.teacher, three_levels.student, CLASSES)
+    method = TorchDistill(TorchDistillKnobs(loss=loss), pair)
+    terms = method.loss(make_batch(images, label=255), student, teacher)
+    sum(terms.values()).backward()
+    assert terms["task"] == 0
+    assert terms[loss].isfinite()
+    assert all(map_.grad.isfinite().all() for map_ in maps if map_.grad is not None)
+    assert loss != "RKDLoss" or (terms[loss] == 0) == (images == 1)
+
+
+def test_levels_are_matched_from_the_deepest(package, make_pair) -> None:
+    pair = make_pair()
+    pair = replace(
+        pair, teacher=replace(pair.teacher, channels=(6, 5)), student=replace(pair.student, channels=(2, 3, 4))
+    )
+    method = TorchDistill(TorchDistillKnobs(loss="VIDLoss"), pair)
+    shapes = [(projector.linear.in_features, projector.linear.out_features) for projector in method.projectors]
+    assert shapes == [(3, 6), (4, 5)]
+    assert [len(scale) for scale in method.scales] == [6, 5]
+
+
+def test_equal_widths_and_a_single_level_are_enough_for_fsp(make_pair, package, network, distil) -> None:
+    method = TorchDistill(TorchDistillKnobs(loss="FSPLoss"), make_pair(WIDTH, WIDTH, levels=1))
+    assert distil(method, network(WIDTH, levels=1), network(WIDTH, levels=1)) > 0
+
+
+# Our own files, against the package.
+
+
+def test_our_attention_transfer_is_the_packages(package, make_pair, make_batch, network) -> None:
+    student, teacher = network(3), network(WIDTH)
+    term = AT(AttentionKnobs(mean_weight=1), make_pair()).loss(make_batch(IMAGES), student, teacher)["at"]
+    theirs = package.ATLoss(PAIRS)(as_hooked(layer=student.final), as_hooked(layer=teacher.final))
+    # Theirs is the mean over positions too.
+    assert term.item() == pytest.approx(POSITIONS * theirs.item(), rel=1e-6)
+
+
+def test_our_variational_distillation_is_the_packages(package, make_pair, make_batch, network, random) -> None:
+    student, teacher = network(3), network(WIDTH)
+    method = VID(VariationalKnobs(), make_pair(levels=3))
+    total = 0.0
+    with torch.no_grad():
+        for gaussian, map_, target in zip(method.gaussians, student.levels, teacher.levels, strict=True):
+            gaussian.scale.add_(random(WIDTH))
+            predicted = gaussian.mean(map_), (gaussian.scale.exp() + 1).log().view(-1, 1, 1) + 1e-5
+            total += package.VIDLoss(PAIRS)(as_hooked(layer=predicted), as_hooked(layer=target)).item()
+        term = method.loss(make_batch(IMAGES), student, teacher)["vid"]
+    assert term.item() == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("grid", [GRID, (3, 6), (2, 2)])
+def test_our_review_loss_is_the_packages(grid: tuple[int, int], package, make_pair, make_batch, network) -> None:
+    student, teacher = network(3, grid), network(WIDTH, grid)
+    method = ReviewKD(ReviewKnobs(warm_up=0), make_pair(levels=3))
+    criterion = package.HierarchicalContextLoss(**MODULES)
+    residual, total = student.levels[-1], 0.0
+    with torch.no_grad():
+        levels = zip(method.fusions, student.levels[::-1], teacher.levels[::-1], strict=True)
+        for fusion, map_, target in levels:
+            output, residual = fusion(map_, residual, grid)
+            total += criterion(as_hooked(layer=(output, residual)), as_hooked(layer=target)).item()
+        term = method.loss(make_batch(IMAGES), student, teacher)["review_kd"]
+    assert term.item() == pytest.approx(total, rel=1e-6)
