@@ -12,6 +12,8 @@ from kdbench.places import default_reference
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
+NO_ROOM = ("stages", "knobs")
+"""Columns that a terminal is too narrow for; JSON and the methods' page have them."""
 
 
 def listing(what: str) -> Rows:
@@ -32,8 +34,10 @@ def render(rows: Rows, format_: str) -> str:
     """Rows as a table, markdown or JSON."""
     if format_ == "json":
         return json.dumps(rows, indent=2, ensure_ascii=False)
-    widths = [None if format_ == "markdown" else 44] * (len(rows[0]) if rows else 0)
-    return tabulate(rows, headers="keys", tablefmt="github" if format_ == "markdown" else "simple", maxcolwidths=widths)
+    if format_ == "markdown":
+        return tabulate(rows, headers="keys", tablefmt="github")
+    short = [{key: value for key, value in row.items() if key not in NO_ROOM} for row in rows]
+    return tabulate(short, headers="keys", tablefmt="simple", maxcolwidths=[36] * (len(short[0]) if short else 0))
 
 
 def _methods() -> Rows:
