@@ -111,6 +111,19 @@ def losses_are_finite_scalars(bench: Bench) -> None:
                 assert torch.isfinite(value), f"stage {stage.name}: loss '{name}' is {value} (all ignored: {ignored})"
 
 
+def passes_are_declared(bench: Bench) -> None:
+    """A stage declares how often an image goes through the student: the equal track counts on it."""
+    for stage in bench.stages():
+        bench.networks.freeze_all_but(stage.trains)
+        batch, (student, teacher) = make_batch(stage), views(bench.networks, stage)
+        stage.loss(batch, student, teacher)
+        taken = student.images / len(batch.image)
+        assert taken == stage.passes, (
+            f"stage {stage.name} sends an image through the student {taken:g} times and declares {stage.passes:g}. "
+            f"Write Stage(..., passes={taken:g})."
+        )
+
+
 def exactly_trains_moves(bench: Bench) -> None:
     """A step changes every part that `trains` names and nothing else, buffers included; the rest is in eval mode."""
     for stage in bench.stages():
@@ -168,6 +181,7 @@ def deployment_segments(bench: Bench) -> None:
 CHECKS: tuple[Callable[[Bench], None], ...] = (
     stages_are_sound,
     losses_are_finite_scalars,
+    passes_are_declared,
     exactly_trains_moves,
     adapters_get_gradients,
     losses_repeat,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.types import Features, FeatureSpec
+from kdbench.types import Features, FeatureSpec, Segmentor
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -89,6 +89,40 @@ class Projector(nn.Module):
         """(B, C_s, h, w) to (B, C_t, h, w)."""
         projected: Tensor = self.linear(self.norm(map_.movedim(1, -1))).movedim(-1, 1)
         return projected
+
+
+def share(count: int, part: float) -> int:
+    """A part of so many things, rounded down."""
+    # Rounded to six digits first, so that 0.29 of 100 is 29 and not the 28 of binary fractions.
+    return int(round(count * part, 6))
+
+
+def first_half_masks(
+    batch: int, grid: tuple[int, int], probability: float, ratio: float, device: torch.device
+) -> Tensor:
+    """Masks (B, h, w): the first floor(B p) images hide exactly floor(N r) tokens, drawn uniformly; the rest none."""
+    count = grid[0] * grid[1]
+    ranks = torch.rand(batch, count, device=device).argsort(1).argsort(1)
+    mask = ranks < share(count, ratio)
+    mask[share(batch, probability) :] = False
+    return mask.reshape(batch, *grid)
+
+
+def whole_and_masked(
+    student: Segmentor, image: Tensor, mask: Tensor, masked: int, together: bool
+) -> tuple[Features, Tensor]:
+    """Features of images (B, 3, H, W), and their last map (B, C, h, w) as it is where the mask hides positions.
+
+    masked: how many images, the first ones, have hidden positions. together: in one batch, in which the others stand
+    once, as they look the same both times; not for networks with batch norms, whose passes have statistics of their own.
+    """
+    if not together:
+        return student.encode(image), student.encode(image, mask=mask).final
+    count = len(image)
+    both = student.encode(torch.cat((image, image[:masked])), mask=torch.cat((torch.zeros_like(mask), mask[:masked])))
+    levels = tuple(level[:count] for level in both.levels)
+    whole = Features(levels, both.final[:count], both.pooled[:count], {})
+    return whole, torch.cat((both.final[count:], whole.final[masked:]))
 
 
 def generator(width: int) -> nn.Sequential:

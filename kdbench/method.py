@@ -41,7 +41,7 @@ class Stage:
     loss: what is minimised. uses: the parts that the loss reads besides those it trains; by default all four where the
     phase is labelled and both encoders where it is not. A narrower set lets the engine share the stage between runs.
     reset: what is put back to its initial (pretrained) weights first; scratch: to random ones. budget: times the
-    phase's steps.
+    phase's steps. passes: how often an image goes through the student in a step, which is what the equal track counts.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Stage:
     reset: frozenset[str] = frozenset()
     scratch: frozenset[str] = frozenset()
     budget: float = 1.0
+    passes: float = 1.0
 
     @property
     def parts(self) -> frozenset[Part]:
@@ -83,6 +84,7 @@ FIT_TEACHER = Stage(
     trains=frozenset({Part.TEACHER_DECODER}),
     uses=frozenset({Part.TEACHER_ENCODER}),
     loss=teacher_task_loss,
+    passes=0.0,
 )
 """The frozen teacher's decoder on the labelled source: what a method needs first when it reads the teacher's logits."""
 

@@ -26,6 +26,7 @@ class RunSpec(BaseModel):
     pairs: tuple[str, ...]
     benchmarks: tuple[str, ...]
     protocol: str = "mini"
+    track: Literal["paper", "equal"] = "paper"
     seeds: tuple[int, ...] = (0,)
     data_root: Path | None = None
     settings: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class RunSpec(BaseModel):
     store: Path
     fresh: bool = False
     references: bool = True
+    compiled: bool = False
 
     def passed(self) -> dict[str, Any]:
         """What a record keeps of the request: all but the places on this machine."""

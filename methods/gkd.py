@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import resize, tokens
+from kdbench.losses import first_half_masks, resize, share, tokens, whole_and_masked
 from kdbench.method import Knobs, Method, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
 
@@ -71,23 +71,6 @@ def make_head(config: Any, student: int, teacher: int) -> nn.Module:
     return QSD(student, teacher, teacher**-0.5 if config.match == "scaled" else 1.0, config.values)
 
 
-def share(count: int, part: float) -> int:
-    """A part of so many things, rounded down."""
-    # Rounded to six digits first, so that 0.29 of 100 is 29 and not the 28 of binary fractions.
-    return int(round(count * part, 6))
-
-
-def first_half_masks(
-    batch: int, grid: tuple[int, int], probability: float, ratio: float, device: torch.device
-) -> Tensor:
-    """Masks (B, h, w): the first floor(B p) images hide exactly floor(N r) tokens, drawn uniformly; the rest none."""
-    count = grid[0] * grid[1]
-    ranks = torch.rand(batch, count, device=device).argsort(1).argsort(1)
-    mask = ranks < share(count, ratio)
-    mask[share(batch, probability) :] = False
-    return mask.reshape(batch, *grid)
-
-
 class GKD(Method):
     """The student takes over the teacher's features without labels, then learns the task with its encoder frozen.
 
@@ -124,14 +107,16 @@ class GKD(Method):
             self.remark = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
+        again = 1.0 if self.pair.student.convolutional else self.config.mask_probability
+        passes = 1.0 + (again if "patch_head" in self.heads else 0.0)
         if self.config.single_stage:
-            uses = STUDENT | {Part.TEACHER_ENCODER}
-            return (Stage("joint", Phase.TASK, trains=STUDENT | self.heads, uses=uses, loss=self.joint_loss),)
+            trains, uses = STUDENT | self.heads, STUDENT | {Part.TEACHER_ENCODER}
+            return (Stage("joint", Phase.TASK, trains=trains, uses=uses, loss=self.joint_loss, passes=passes),)
         learns = self.heads | {Part.STUDENT_ENCODER}
         task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
         stages = (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss),
-            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=self.heads),
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, passes=passes),
+            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=self.heads, passes=passes),
             Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
         )
         return stages if self.config.proxy else stages[1:]
@@ -152,17 +137,8 @@ class GKD(Method):
             return student.encode(image), None, target
         grid = (target.final.shape[-2], target.final.shape[-1])
         mask = first_half_masks(len(image), grid, self.config.mask_probability, self.config.mask_ratio, image.device)
-        if self.pair.student.convolutional:
-            # Batch norms: the two passes have statistics of their own.
-            return student.encode(image), student.encode(image, mask=mask).final, target
-        hidden = share(len(image), self.config.mask_probability)
-        both = student.encode(
-            torch.cat((image, image[:hidden])), mask=torch.cat((torch.zeros_like(mask), mask[:hidden]))
-        )
-        whole = Features(
-            tuple(level[: len(image)] for level in both.levels), both.final[: len(image)], both.pooled[: len(image)], {}
-        )
-        return whole, torch.cat((both.final[len(image) :], whole.final[hidden:])), target
+        masked = share(len(image), self.config.mask_probability)
+        return (*whole_and_masked(student, image, mask, masked, not self.pair.student.convolutional), target)
 
     def _terms(self, whole: Features, masked: Tensor | None, target: Features) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

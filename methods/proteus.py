@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses import Projector, resize
+from kdbench.losses import Projector, first_half_masks, resize, share, whole_and_masked
 from kdbench.method import Knobs, Method, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Phase, Segmentor
 
@@ -24,16 +24,6 @@ class ProteusKnobs(Knobs):
     mask_probability: float = knob(0.5, "Proteus scripts: the first half of each batch is masked", ge=0, le=1)
     mask_ratio: float = knob(0.5, "Proteus scripts: half of a masked image's tokens", ge=0, le=1)
     encoder: Literal["fine-tuned", "frozen"] = knob("fine-tuned", "GKD's comparison: ordinary task training follows")
-
-
-def first_half_masks(images: int, final: Tensor, probability: float, ratio: float) -> Tensor:
-    """Masks (B, h, w) on a map's grid: the first floor(B p) images hide exactly floor(N r) tokens each."""
-    height, width = final.shape[-2:]
-    # Rounded first, so that 0.29 of 100 tokens is 29 and not the 28 of binary fractions.
-    masked, hidden = int(round(images * probability, 6)), int(round(height * width * ratio, 6))
-    mask = torch.rand(images, height * width, device=final.device).argsort(1).argsort(1) < hidden
-    mask[masked:] = False
-    return mask.reshape(images, height, width)
 
 
 class Proteus(Method):
@@ -69,10 +59,11 @@ class Proteus(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         learns = HEADS | {Part.STUDENT_ENCODER}
+        passes = 2.0 if self.pair.student.convolutional else 1.0 + self.config.mask_probability
         task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
         return (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss),
-            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=HEADS),
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, passes=passes),
+            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=HEADS, passes=passes),
             Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
         )
 
@@ -80,12 +71,14 @@ class Proteus(Method):
         target, config = teacher.encode(batch.image), self.config
         goal, class_goal = target.final.float(), target.pooled.float()
         grid = goal.shape[-2:]
-        mask = first_half_masks(len(goal), goal, config.mask_probability, config.mask_ratio)
-        whole, masked = student.encode(batch.image), student.encode(batch.image, mask=mask)
-
+        mask = first_half_masks(
+            len(goal), (goal.shape[-2], goal.shape[-1]), config.mask_probability, config.mask_ratio, goal.device
+        )
+        hidden = share(len(goal), config.mask_probability)
+        whole, masked = whole_and_masked(student, batch.image, mask, hidden, not self.pair.student.convolutional)
         class_token = self.token_head(whole.pooled[:, :, None, None]).flatten(1).float()
         features = resize(self.feature_head(whole.final), grid).float()
-        patches = resize(self.patch_head(masked.final), grid).float()
+        patches = resize(self.patch_head(masked), grid).float()
         rows = torch.cat((class_token[:, :, None], features.flatten(2)), 2)
         row_goals = torch.cat((class_goal[:, :, None], goal.flatten(2)), 2)
         misses = (patches - goal).square().mean(1)

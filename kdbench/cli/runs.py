@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -39,6 +39,10 @@ def run(
         str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
     ] = "all",
     protocol: ProtocolName = "mini",
+    track: Annotated[
+        Literal["paper", "equal"],
+        typer.Option(help="paper: lengths as published; equal: as many images through the student for every method."),
+    ] = "paper",
     data_root: DataRoot = None,
     seed: Seeds = "0",
     set_: Settings = None,
@@ -59,6 +63,9 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, help="Processes, one a device; under torchrun or srun as many as it starts.")
     ] = 1,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Train encoders through torch.compile; refused where it changes them.")
+    ] = False,
     results: Results = None,
     store: StoreOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
@@ -72,6 +79,7 @@ def run(
         pairs=split_list(pair, NAMED_PAIRS),
         benchmarks=split_list(benchmark, servable(data_root)),
         protocol=protocol,
+        track=track,
         seeds=parse_seeds(seed),
         data_root=data_root,
         settings=tuple(set_ or ()),
@@ -86,6 +94,7 @@ def run(
         store=store or default_store(),
         fresh=fresh,
         references=references,
+        compiled=compile_,
     )
     with resumable():
         failed = _run(spec, dry_run, pictures)

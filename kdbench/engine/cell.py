@@ -74,10 +74,20 @@ class Lab:
     zoo: Weights = field(default_factory=Zoo)
     workers: int = 0
     """Processes that read training images ahead."""
+    compiled: bool = False
+    """Whether encoders train through torch.compile."""
 
     def geometry(self, recipe: Recipe, size: tuple[int, int]) -> Geometry | None:
         """What a recipe brings encoders to, for images of a size."""
         return None if recipe.patch is None else Geometry(recipe.patch, size, self.protocol.resampling)
+
+    def halved(self, stage: Stage) -> frozenset[str]:
+        """What a stage holds in bfloat16: the frozen teacher's encoder, where products are rounded so anyway.
+
+        Not its decoder, which may choose single precision for some of its layers, as Mask2Former's does.
+        """
+        mixed = self.protocol.precision == "bf16-mixed"
+        return (stage.parts & {Part.TEACHER_ENCODER}) - stage.trains if mixed else frozenset()
 
 
 @dataclass(frozen=True)
@@ -121,10 +131,11 @@ def make_plan(lab: Lab, cell: Cell) -> Plan:
         check_stages(networks.method, stages, networks)
     initial = _initial(lab, cell, networks)
     origins, planned = dict(initial), []
+    stretch = _stretch(lab, cell, stages)
     for stage in stages:
         origins |= {name: initial[name] for name in stage.reset}
         origins |= {name: _as_built(networks, name) for name in stage.scratch}
-        step = _plan_stage(lab, cell, networks, stage, origins)
+        step = _plan_stage(lab, cell, networks, stage, origins, stretch if stage.passes else 1.0)
         planned.append(step)
         origins |= {part: step.origin(part, len(step.keep) - 1) for part in stage.trains}
     return Plan(cell, networks, tuple(planned), origins)
@@ -179,7 +190,21 @@ def _as_built(networks: Networks, name: str) -> Origin:
     return Origin(weights_digest(module), lambda: state)
 
 
-def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins: Mapping[str, Origin]) -> Planned:
+def _stretch(lab: Lab, cell: Cell, stages: tuple[Stage, ...]) -> float:
+    """By what the lengths of the student's stages are multiplied: by nothing, or to the equal track's passes."""
+    if lab.protocol.track == "paper":
+        return 1.0
+    published = 0.0
+    for stage in stages:
+        recipe = lab.protocol.recipes[stage.phase]
+        images = sum(map(len, stage_sets(lab, cell, stage.phase))) if recipe.epochs else 0
+        published += recipe.length(images) * stage.budget * recipe.batch * stage.passes
+    return lab.protocol.passes / published if published else 1.0
+
+
+def _plan_stage(
+    lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins: Mapping[str, Origin], stretch: float
+) -> Planned:
     bound = networks.method is not None and getattr(stage.loss, "__self__", None) is networks.method
     own = {name for name, _ in networks.method.named_children()} if networks.method is not None and bound else set()
     parts = stage.parts | own | stage.own_modules
@@ -187,7 +212,8 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
     recipe = lab.protocol.recipes[stage.phase]
     sets = stage_sets(lab, cell, stage.phase)
     images = sum(map(len, sets)) if recipe.epochs else 0
-    steps = max(1, round(recipe.length(images) * stage.budget))
+    steps = max(1, round(recipe.length(images) * stage.budget * stretch))
+    recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * stretch)}) if stretch != 1 else recipe
     keep = lab.protocol.keep if stage.phase.labelled else (1.0,)
     key = digest({
         "seed": cell.seed,
@@ -208,6 +234,7 @@ def _plan_stage(lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins:
         "environment": environment(lab.fabric.device, lab.protocol.precision),
         # Masks and batch statistics are drawn within a process.
         **({"processes": lab.fabric.world_size} if lab.fabric.world_size > 1 else {}),
+        **({"compiled": True} if lab.compiled else {}),
     })  # fmt: skip
     return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
 

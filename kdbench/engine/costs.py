@@ -16,6 +16,7 @@ from kdbench.types import Batch
 ADAM = 16
 """Bytes a trained parameter: itself, its gradient and two moments, in single precision."""
 FROZEN = 4
+"""Half of it where the engine holds a frozen part in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
     for module in trained.values():
         module.zero_grad(set_to_none=True)
     each = 2 if lab.protocol.precision.startswith("bf16") else 4
-    memory = ADAM * learning + FROZEN * (whole - learning) + kept.numbers * each * step.recipe.batch
+    halved = sum(p.numel() for n in lab.halved(step.stage) for p in networks.modules()[n].parameters())
+    memory = ADAM * learning + FROZEN * (whole - learning - halved / 2) + kept.numbers * each * step.recipe.batch
     return Cost(float(counter.get_total_flops()), float(memory), learning, whole)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.costs import amount, cost_of
-from kdbench.engine.processes import make_fabric, share
+from kdbench.engine.processes import check_shares, make_fabric, processes
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError, unknown
@@ -60,7 +62,7 @@ class Chosen:
 
 def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     """The protocol, the worlds, the store and the device that all cells share."""
-    protocol = find_protocol(spec.protocol)
+    protocol = find_protocol(spec.protocol, spec.track)
     if spec.label_maps:
         if spec.data_root is None:
             raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
@@ -81,12 +83,12 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    batches: dict[str, int] = {phase: recipe.batch for phase, recipe in protocol.recipes.items()}
+    check_shares(batches, math.prod(processes(spec.devices)))
     fabric = make_fabric(spec.device, spec.devices, protocol.precision)
     worlds = Worlds(protocol, store.renders, spec.data_root)
-    for recipe in protocol.recipes.values():
-        share(fabric, recipe.batch)
     progress = progress if fabric.is_global_zero else Silent()
-    return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), workers=_workers(spec))
+    return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), _workers(spec), spec.compiled)
 
 
 def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
@@ -137,6 +139,12 @@ def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:
         )
 
 
+class OutOfStepError(KdbenchError):
+    """Several processes cannot begin another cell; the request was right."""
+
+    status = 1
+
+
 def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     """Runs the cells in order; a failed one leaves its record and the others go on."""
     _check_places(spec)
@@ -152,7 +160,13 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
         if stored is not None:
             yield Done(cell, stored, cached=True)
             continue
+        began = time.time()
         outcome = run.run()
+        if not outcome.in_step:
+            # What fails first is the cause; the others fail because it has left.
+            if not (path.is_file() and path.stat().st_mtime >= began):
+                _write(path, outcome)
+            raise OutOfStepError(f"{cell.name}: {outcome.record.error}")
         if lab.fabric.is_global_zero:
             _write(path, outcome)
         lab.fabric.barrier()
@@ -236,7 +250,7 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
 
 
 def _chosen(spec: RunSpec) -> list[Chosen]:
-    plugins = [load_method(name) for name in spec.methods]
+    plugins = [load_method(name).usable() for name in spec.methods]
     names = [plugin.name for plugin in plugins]
     if len(set(names)) != len(names):
         raise KdbenchError(f"a method is asked for twice: {', '.join(names)}.")

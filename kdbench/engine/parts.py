@@ -1,4 +1,4 @@
-"""What trains and what does not: a cell's parts by name, where their weights come from, how a loss sees them."""
+"""What trains and what does not: a cell's parts by name, where and how their weights lie, how a loss sees them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,29 @@ class Origin:
     state: Callable[[], Mapping[str, Tensor]]
 
 
+PRODUCTS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+"""Layers whose weights autocast rounds to bfloat16 in every call, so that holding them so changes nothing. Exactly
+these classes: a subclass may compute with its weights before it multiplies by them."""
+CHANNELS_LAST = ("cpu", "cuda")
+"""Devices on which convolutional networks are faster with the channels last."""
+
+
+def hold_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps the weights of a module's matrix products and convolutions in a precision; norms and buffers stay."""
+    for layer in module.modules():
+        if type(layer) in PRODUCTS:
+            layer.to(dtype)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a part holds: whose weights, brought to which geometry, in bfloat16 or not."""
+
+    key: str
+    geometry: Geometry | None
+    halved: bool
+
+
 @dataclass
 class Networks:
     """A cell's networks. student and method are None in a teacher's own cell."""
@@ -33,7 +56,7 @@ class Networks:
     teacher: Segmentor
     student: Segmentor | None = None
     method: Method | None = None
-    _held: dict[str, tuple[str, Geometry | None]] = field(default_factory=dict)
+    _held: dict[str, Held] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """Every part and every module of the method, by the name that stages use."""
@@ -47,18 +70,34 @@ class Networks:
             found |= dict(self.method.named_children())
         return found
 
-    def load(self, origins: Mapping[str, Origin], geometry: Geometry | None = None) -> None:
-        """Puts weights in place, reading only what is not there already, and brings encoders to a geometry."""
+    def load(
+        self, origins: Mapping[str, Origin], geometry: Geometry | None = None, halved: frozenset[str] = frozenset()
+    ) -> None:
+        """Puts weights in place, reading only what is not there already, and brings encoders to a geometry.
+
+        halved: the parts that are held in bfloat16 (PRODUCTS), until they are wanted whole again and read anew.
+        """
         modules = self.modules()
         for name, origin in origins.items():
-            held = (origin.key, geometry if name in ENCODERS else None)
+            held = Held(origin.key, geometry if name in ENCODERS else None, name in halved)
             if self._held.get(name) == held:
                 continue
             module = modules[name]
+            hold_products(module, torch.float32)
             module.load_state_dict(dict(origin.state()), strict=True)
             if isinstance(module, Encoder) and geometry is not None:
                 module.adapt(geometry)
+            if held.halved:
+                hold_products(module, torch.bfloat16)
             self._held[name] = held
+
+    def place(self, device: torch.device) -> None:
+        """Moves all parts to a device, the weights of convolutional networks in the order that is fast there."""
+        for module in self.modules().values():
+            module.to(device)
+        for segmentor in (self.teacher, self.student):
+            if segmentor is not None and segmentor.spec.convolutional and device.type in CHANNELS_LAST:
+                segmentor.to(memory_format=torch.channels_last)
 
     def forget(self, names: frozenset[str]) -> None:
         """After training: what these parts hold is no longer what was loaded."""
@@ -105,13 +144,23 @@ def _check_loss(method: Method, stage: Stage) -> None:
         )
 
 
-class View:
-    """A segmentor as a stage's loss sees it: only the parts in play, frozen encoders without graph, images counted."""
+Encode = Callable[..., Features]
+"""As Segmentor.encode."""
 
-    def __init__(self, segmentor: Segmentor | None, stage: Stage, encoder: Part, decoder: Part) -> None:
+
+class View:
+    """A segmentor as a stage's loss sees it: only the parts in play, frozen encoders without graph, images counted.
+
+    compiled: what runs in the encoder's place.
+    """
+
+    def __init__(
+        self, segmentor: Segmentor | None, stage: Stage, encoder: Part, decoder: Part, compiled: Encode | None = None
+    ) -> None:
         self._segmentor = segmentor
         self._stage = stage
         self._encoder, self._decoder = encoder, decoder
+        self._compiled = compiled
         self.images = 0
 
     @property
@@ -124,7 +173,7 @@ class View:
         network = self._network(self._encoder)
         self.images += len(image)
         with contextlib.nullcontext() if self._encoder in self._stage.trains else torch.no_grad():
-            return network.encode(image, mask, blocks)
+            return (network.encode if self._compiled is None else self._compiled)(image, mask, blocks)
 
     def decode(self, features: Features) -> SegOutput:
         """As Segmentor.decode."""
@@ -147,9 +196,69 @@ class View:
         return self._segmentor
 
 
-def views(networks: Networks, stage: Stage) -> tuple[View, View]:
-    """The student's and the teacher's view for a stage."""
+def views(networks: Networks, stage: Stage, compiled: Mapping[Part, Encode] | None = None) -> tuple[View, View]:
+    """The student's and the teacher's view for a stage; compiled: encoders that torch has compiled."""
+
+    def view(segmentor: Segmentor | None, encoder: Part, decoder: Part) -> View:
+        return View(segmentor, stage, encoder, decoder, (compiled or {}).get(encoder))
+
     return (
-        View(networks.student, stage, Part.STUDENT_ENCODER, Part.STUDENT_DECODER),
-        View(networks.teacher, stage, Part.TEACHER_ENCODER, Part.TEACHER_DECODER),
+        view(networks.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER),
+        view(networks.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER),
     )
+
+
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How far compiled features may lie from eager ones, as a share of a feature's length. Fused kernels round elsewhere; a
+rounding is 2^-8 in bfloat16 and 2^-11 where CUDA convolves float32 in TF32, and some of them add up over the blocks."""
+
+
+def compile_encoder(encoder: Encoder, name: str, size: tuple[int, int], precision: torch.dtype) -> Encode:
+    """An encoder, in the mode that it is in, through torch.compile; its state dict keeps its names.
+
+    Raises where it cannot be compiled, or where its features of two random images (height, width), with or without
+    hidden positions, are not the eager ones. An error and no quiet return to the eager network: a stage's key, which
+    is known before anything is compiled, says how the stage was computed.
+    """
+    # Else dropout would be drawn by other generators than the eager network's.
+    compiled = torch.compile(encoder, options={"fallback_random": True})
+    image, mask = _trial(encoder, size)
+    for hidden in (None, mask):
+        try:
+            found = _maps(compiled, encoder, image, hidden)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise KdbenchError(f"{name} cannot be compiled here ({reason}). Run it without --compile.") from error
+        for expected, got in zip(_maps(encoder, encoder, image, hidden), found, strict=True):
+            apart = ((got - expected).norm(dim=1).max() / expected.norm(dim=1).mean()).item()
+            # A comparison that NaN does not pass.
+            if not apart <= ROUNDING[precision]:
+                raise KdbenchError(
+                    f"compiling {name} changes its features{' of masked images' * (hidden is not None)} by up to "
+                    f"{apart:.2g} of their length; {ROUNDING[precision]} is rounding. Run it without --compile."
+                )
+    return compiled
+
+
+def _trial(encoder: Encoder, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Two random images and masks, one of which hides half of its grid; the number of images is left open."""
+    generator = torch.Generator().manual_seed(0)
+    grid = (side // encoder.spec.final_stride for side in size)
+    mask = torch.rand(2, *grid, generator=generator) < 0.5
+    mask[0] = False
+    image, mask = (t.to(encoder.mean.device) for t in (torch.rand(2, 3, *size, generator=generator), mask))
+    for tensor in (image, mask):
+        # What is compared is then what trains: another batch size needs no other kernels.
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return image, mask
+
+
+def _maps(run: Encode, encoder: Encoder, image: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Everything that decoders and losses read; the encoder's statistics are left as they were."""
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(encoder.training):
+        features = run(image, mask)
+    for name, buffer in encoder.named_buffers():
+        buffer.copy_(before[name])
+    return [map_.detach().float() for map_ in (*features.levels, features.final, features.pooled)]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch.distributed
@@ -16,6 +20,8 @@ from kdbench.errors import KdbenchError
 
 WAIT = datetime.timedelta(days=7)
 """How long a process waits for the others."""
+PATIENCE = datetime.timedelta(minutes=5)
+"""How long a process waits at a cell's end, where the others are no more than some writing behind."""
 
 
 def processes(devices: int, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -50,25 +56,67 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
         accelerator=device, devices=each, num_nodes=nodes, strategy=strategy, precision=precision, plugins=plugins
     )
     fabric.launch()
+    _aside()
     return fabric
 
 
-def share(fabric: Fabric, batch: int) -> slice:
-    """Which places of a batch this process trains on."""
-    if batch % fabric.world_size:
+@cache
+def _aside() -> Any:
+    """All processes as a second group, free while the first waits for somebody; all have to make it at once."""
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def check_shares(batches: Mapping[str, int], count: int) -> None:
+    """Raises where so many processes cannot take equal shares of every phase's batch."""
+    uneven = [f"{phase} has batches of {batch}" for phase, batch in batches.items() if batch % count]
+    if uneven:
+        common = math.gcd(*batches.values())
+        fitting = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
         raise KdbenchError(
-            f"a batch of {batch} does not divide among {fabric.world_size} processes. Start a number that divides it."
+            f"{count} processes cannot take equal shares of every batch: {', '.join(uneven)}. Start one of {fitting}."
         )
+
+
+def share(fabric: Fabric, batch: int) -> slice:
+    """Which places of a batch this process trains on (check_shares has found that they divide it)."""
     each = batch // fabric.world_size
     return slice(fabric.global_rank * each, (fabric.global_rank + 1) * each)
+
+
+def gathered(fabric: Fabric, thing: Any) -> list[Any]:
+    """What every process gives, in their order."""
+    if fabric.world_size == 1:
+        return [thing]
+    found: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(found, thing)
+    return found
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a cell in one process. place: the lines of code that it came through."""
+
+    text: str
+    place: tuple[str, ...]
+
+
+def failures(fabric: Fabric, mine: Failure | None) -> list[Failure | None] | None:
+    """How every process ended a cell; None where the others do not come to say so, because they wait for this one."""
+    if fabric.world_size == 1:
+        return [mine]
+    found: list[Failure | None] = [None] * fabric.world_size
+    try:
+        torch.distributed.all_gather_object(found, mine, group=_aside())
+    except RuntimeError:
+        return None
+    return found
 
 
 def gather_interleaved(fabric: Fabric, rows: np.ndarray) -> np.ndarray:
     """All processes' rows (n, ...), where each has every so-manieth of a list, in the list's order."""
     if fabric.world_size == 1:
         return rows
-    pieces: list[np.ndarray] = [rows] * fabric.world_size
-    torch.distributed.all_gather_object(pieces, rows)
+    pieces = gathered(fabric, rows)
     whole = np.zeros((sum(map(len, pieces)), *rows.shape[1:]), rows.dtype)
     for rank, piece in enumerate(pieces):
         whole[rank :: fabric.world_size] = piece

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +25,24 @@ from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
-from kdbench.engine.parts import views
-from kdbench.engine.processes import gather_interleaved, share
+from kdbench.engine.parts import Encode, compile_encoder, views
+from kdbench.engine.processes import Failure, failures, gather_interleaved, share
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.method import Method
 from kdbench.models.zoo import Pair
+from kdbench.report.names import model_name
 from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.report.scores import hits
+from kdbench.types import Part
 
 WAITING = "another run is at work on it; waiting"
+STRANDED = (
+    "(The other processes wait in the middle of a step, so that this cell ends the run. The same command goes on from "
+    "the last checkpoint.)"
+)
 
 
 @dataclass
@@ -44,6 +51,8 @@ class Outcome:
 
     record: Record
     per_image: dict[str, np.ndarray]
+    in_step: bool = True
+    """Whether all processes have come to the same end, so that another cell can begin."""
 
 
 class CellRun:
@@ -77,16 +86,23 @@ class CellRun:
 
     def run(self) -> Outcome:
         """Trains and evaluates; whatever goes wrong in the cell becomes a failed record."""
+        failure: Failure | None = None
         try:
-            self.prepare()
-            stages = [self._run_stage(step) for step in self.plan.stages]
-            domains, per_image = self._evaluate_all()
-            result = Result(domains=domains, stages=stages, parameters=self._parameters())
-            return Outcome(self._record("done", result=result), per_image)
+            outcome = self._run()
         except Exception as error:
-            if self._lab.fabric.world_size > 1:
-                raise  # the others wait for this process: the launcher has to end them
-            return Outcome(self._record("failed", error=_describe(error)), {})
+            failure = _failure(error, self._lab.fabric.global_rank)
+        everywhere = failures(self._lab.fabric, failure)
+        if everywhere is not None and not any(everywhere):
+            return outcome
+        in_step = everywhere is not None and len({found and found.place for found in everywhere}) == 1
+        return Outcome(self._record("failed", error=_explain(failure, everywhere, in_step)), {}, in_step)
+
+    def _run(self) -> Outcome:
+        self.prepare()
+        stages = [self._run_stage(step) for step in self.plan.stages]
+        domains, per_image = self._evaluate_all()
+        result = Result(domains=domains, stages=stages, parameters=self._parameters())
+        return Outcome(self._record("done", result=result), per_image)
 
     def deployed(self) -> nn.Module:
         """The evaluated segmentor with the weights of the last point, every stage being done."""
@@ -131,15 +147,14 @@ class CellRun:
     def _train(self, step: Planned, what: str) -> dict[str, Any]:
         networks, stage = self.plan.networks, step.stage
         size = step.recipe.size(self._lab.protocol.image_size)
-        networks.load(step.inputs, self._lab.geometry(step.recipe, size))
+        networks.load(step.inputs, self._lab.geometry(step.recipe, size), self._lab.halved(stage))
         trained = networks.freeze_all_but(stage.trains)
         before = {name: weights_digest(module) for name, module in trained.items()}
         networks.forget(stage.trains)
-        for module in networks.modules().values():
-            self._lab.fabric.to_device(module)
-        student, teacher = views(networks, stage)
+        networks.place(self._lab.fabric.device)
+        student, teacher = views(networks, stage, self._compiled(step, size))
         seed, lab = self._cell.seed, self._lab
-        broken = Broken(lab.protocol.most_broken, lab.progress.note)
+        skipped = Broken(sys.maxsize)
         job = Job(
             what=what,
             module=LossModule(trained, lambda batch: stage.loss(batch, student, teacher)),
@@ -147,7 +162,7 @@ class CellRun:
             steps=step.steps,
             batches=lambda start: training_batches(
                 step.sets, step.recipe, step.steps, size, seed, stage.phase, start,
-                workers=lab.workers, device=lab.fabric.device, broken=broken,
+                workers=lab.workers, device=lab.fabric.device, broken=skipped,
                 mine=share(lab.fabric, step.recipe.batch),
             ),
             randomness=(seed, stage.phase),
@@ -155,7 +170,8 @@ class CellRun:
             checkpoint_every=self._lab.protocol.checkpoint_every,
             epoch=step.recipe.epoch(sum(map(len, step.sets))),
             passes=lambda: student.images * lab.fabric.world_size,
-            broken=broken.errors,
+            skipped=skipped.errors,
+            broken=Broken(lab.protocol.most_broken, lab.progress.note),
         )  # fmt: skip
         summary = train(self._lab.fabric, job, step.folder, self._lab.progress)
         idle = [
@@ -168,12 +184,32 @@ class CellRun:
             )
         return summary
 
+    def _compiled(self, step: Planned, size: tuple[int, int]) -> dict[Part, Encode]:
+        """The stage's encoders as torch compiles them, where that was asked for."""
+        lab, cell, networks = self._lab, self._cell, self.plan.networks
+        if not lab.compiled:
+            return {}
+        # Kernels of earlier stages count against a limit beyond which torch would run these eagerly without a word.
+        torch.compiler.reset()
+        sides = (
+            (Part.TEACHER_ENCODER, networks.teacher, cell.teacher),
+            (Part.STUDENT_ENCODER, networks.student, cell.student),
+        )
+        precision = torch.float32 if lab.protocol.precision == "32-true" else torch.bfloat16
+        with lab.fabric.autocast():
+            return {
+                part: compile_encoder(segmentor.encoder, model_name(role.name, lab.protocol.zoo), size, precision)
+                for part, segmentor, role in sides
+                if segmentor is not None and role is not None and part in step.stage.parts
+            }
+
     def _deploy(self, point: int) -> nn.Module:
         networks = self.plan.networks
         origins = self.plan.at(point)
         geometry = self._lab.geometry(self.plan.stages[-1].recipe, self._lab.protocol.evaluation.window)
         networks.load({name: origins[name] for name in deployed_parts(self.plan)}, geometry)
         networks.freeze_all_but(frozenset())
+        networks.place(self._lab.fabric.device)
         if networks.method is None or networks.student is None:
             model: nn.Module = networks.teacher
         else:
@@ -328,6 +364,30 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _failure(error: Exception, rank: int) -> Failure:
+    frames = [frame for cause in _causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    place = tuple(f"{frame.filename}:{frame.lineno}" for frame in frames)
+    # An exchange of gradients may be under way in a backward pass: no two processes are then surely at one place.
+    backward = any(frame.name == "backward" for frame in frames)
+    return Failure(_describe(error), (*place, f"process {rank}") if backward else place)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain(mine: Failure | None, everywhere: Sequence[Failure | None] | None, in_step: bool) -> str:
+    """A record's error, from what is known of the processes."""
+    if everywhere is None:
+        return f"{mine.text if mine else 'Another process does not come to its end.'} {STRANDED}"
+    if in_step:
+        return next(found.text for found in everywhere if found)
+    ends = (f"process {rank}: {found.text if found else 'done'}" for rank, found in enumerate(everywhere))
+    return f"The processes ended apart, which ends the run. {'; '.join(ends)}"
 
 
 def _describe(error: Exception) -> str:

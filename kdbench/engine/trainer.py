@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from kdbench.data.loading import Broken
+from kdbench.engine.processes import gathered
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
@@ -51,8 +54,13 @@ class LossModule(nn.Module):
 
 @dataclass
 class LossLog:
-    """Every step's losses, fetched from the device in groups."""
+    """Every step's losses, fetched from the device in groups.
 
+    gather: from one process's list of steps to those of all. Their mean counts, as it does for the gradients, and
+    a loss that is not finite in one of them stops all.
+    """
+
+    gather: Callable[[list[dict[str, float]]], list[list[dict[str, float]]]] = lambda steps: [steps]
     curves: dict[str, list[float]] = field(default_factory=dict)
     _pending: list[dict[str, Tensor]] = field(default_factory=list)
 
@@ -70,8 +78,9 @@ class LossLog:
                 torch.stack([terms.get(name, nothing) for name in names]) for terms in self._pending
             ]).tolist()  # fmt: skip
             self._pending.clear()
-            for row in rows:
-                self._append(what, dict(zip(names, row, strict=True)))
+            mine = [dict(zip(names, row, strict=True)) for row in rows]
+            for everywhere in zip(*self.gather(mine), strict=True):
+                self._append(what, _mean_terms(everywhere))
         return {name: values[-1] for name, values in self.curves.items() if values}
 
     def _append(self, what: str, terms: dict[str, float]) -> None:
@@ -88,6 +97,12 @@ class LossLog:
     def summary(self) -> dict[str, list[float]]:
         """Each term's mean over tenths of the stage, to five digits."""
         return {name: [float(f"{mean:.5g}") for mean in _means(values)] for name, values in self.curves.items()}
+
+
+def _mean_terms(processes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of one step's terms; where a process has none of a name, it counts as zero there."""
+    names = dict.fromkeys(name for terms in processes for name in terms)
+    return {name: sum(terms.get(name, 0.0) for terms in processes) / len(processes) for name in names}
 
 
 def _means(values: list[float]) -> list[float]:
@@ -154,14 +169,16 @@ class Job:
     pieces: list[int] = field(default_factory=lambda: [1])
     """In how many pieces a batch goes through the networks: doubled where memory runs out."""
     passes: Callable[[], int] = lambda: 0
-    broken: list[str] = field(default_factory=list)
-    """Errors of the files that were skipped so far; `batches` adds to them."""
+    skipped: Sequence[str] = ()
+    """Errors of the files that `batches` has skipped in this process so far."""
+    broken: Broken = field(default_factory=lambda: Broken(0))
+    """Those of all processes, which stop together where they are too many."""
 
 
 def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> dict[str, Any]:
     """Trains to the end, from the folder's checkpoint where there is one. Returns losses, steps, passes and seconds."""
     module, optimizer = fabric.setup(job.module, make_optimizer(_by_part(job.module), job.recipe))
-    log = LossLog()
+    log = LossLog(partial(gathered, fabric))
     begun, passes, seconds = _resume(job, optimizer, log, folder)
     started = time.perf_counter()
     progress.begin(job.what, job.steps)
@@ -170,13 +187,13 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
             _step(fabric, module, optimizer, batch, job, step, log)
             done = step + 1
             if done % REPORT_EVERY == 0 or done == job.steps:
-                progress.advance(done, log.flush(job.what))
+                progress.advance(done, _look(fabric, job, log))
             for number in [n for n, share in enumerate(job.keep) if max(1, round(job.steps * share)) == done]:
-                log.flush(job.what)
+                _look(fabric, job, log)
                 if fabric.is_global_zero:
                     folder.save_point(number, job.module.states())
             if done % job.checkpoint_every == 0 and done < job.steps:
-                log.flush(job.what)
+                _look(fabric, job, log)
                 spent = seconds + time.perf_counter() - started
                 if fabric.is_global_zero:
                     folder.save_checkpoint(_checkpoint(job, optimizer, log, done, passes + job.passes(), spent))
@@ -187,10 +204,17 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
         "steps": job.steps,
         "images": job.steps * job.recipe.batch,
         "passes": passes + job.passes(),
-        "broken": job.broken,
+        "broken": job.broken.errors,
         "pieces": job.pieces[0],
         "seconds": seconds + time.perf_counter() - started,
     }
+
+
+def _look(fabric: Fabric, job: Job, log: LossLog) -> dict[str, float]:
+    """Brings the skipped files and the losses of all processes together. Returns the latest terms."""
+    for errors in gathered(fabric, list(job.skipped)):
+        job.broken.add(errors)
+    return log.flush(job.what)
 
 
 def _step(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog) -> None:
@@ -255,7 +279,7 @@ def _checkpoint(job: Job, optimizer: Any, log: LossLog, done: int, passes: int, 
         "optimizer": optimizer.state_dict(),
         "curves": log.curves,
         "passes": passes,
-        "broken": list(job.broken),
+        "broken": list(job.broken.errors),
         "seconds": seconds,
     }
 
@@ -267,5 +291,5 @@ def _resume(job: Job, optimizer: Any, log: LossLog, folder: StageFolder) -> tupl
     job.module.trained.load_state_dict(state["trained"])
     optimizer.load_state_dict(state["optimizer"])
     log.curves = state["curves"]
-    job.broken[:] = state["broken"]
+    job.broken.errors[:] = state["broken"]
     return int(state["step"]), int(state["passes"]), float(state["seconds"])

@@ -176,6 +176,17 @@ FAULTS = {
             return (0 * self.adapter(ours.features.pooled)).abs().mean().log()
         """,
     ),
+    "a second pass that is not declared": (
+        "passes_are_declared",
+        r"sends an image through the student 2 times and declares 1\. Write Stage\(\.\.\., passes=2\)",
+        """
+        def loss(self, batch, student, teacher):
+            student.encode(batch.image)
+            output = student(batch.image)
+            hint = self.hint(output, teacher.encode(batch.image))
+            return {**student.task_loss(output, batch.label), "hint": hint}
+        """,
+    ),
     "a part that trains but is not read": (
         "exactly_trains_moves",
         "student.decoder did not move",

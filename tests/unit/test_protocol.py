@@ -15,6 +15,7 @@ from kdbench.protocol import (
     Protocol,
     Recipe,
     SegmentationViews,
+    find_protocol,
 )
 from kdbench.types import Phase
 
@@ -40,7 +41,7 @@ DEFAULTS = {
     },
     Protocol: {
         "precision": "32-true", "native": False, "label_maps": {}, "most_broken": 10, "keep": [0.25, 0.5, 0.75, 1.0],
-        "checkpoint_every": 50, "resampling": "bicubic",
+        "checkpoint_every": 50, "resampling": "bicubic", "track": "paper", "passes": 0,
     },
 }  # fmt: skip
 
@@ -66,3 +67,13 @@ def test_every_number_is_in_the_id_and_words_are_not() -> None:
     ids = {protocol.id for protocol in (*others, *PROTOCOLS.values())}
     assert len(ids) == len(others) + len(PROTOCOLS)
     assert all(protocol.id.startswith(f"{name}-") for name, protocol in PROTOCOLS.items())
+
+
+def test_the_equal_track_is_another_protocol_under_the_same_name() -> None:
+    for name in PROTOCOLS:
+        paper, equal = find_protocol(name), find_protocol(name, "equal")
+        assert paper is PROTOCOLS[name]
+        assert equal.name == name
+        assert equal.id.startswith(f"{name}-equal-")
+        assert equal.passes > 0
+        assert equal.recipes == paper.recipes

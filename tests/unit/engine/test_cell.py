@@ -75,4 +75,28 @@ def test_the_code_of_a_loss_counts_but_its_comments_do_not(plan_cells: Plan, tmp
 
     plain = key("a", source)
     assert plain == key("b", f"# a comment\n{source}")
-    assert plain != key("c", source.replace("self.config.weight * hint", "2 * self.config.weight * hint"))
+    assert plain != key("c", source.replace("self.config.weight *", "2 * self.config.weight *"))
+
+
+@pytest.mark.parametrize(("method", "settings"), [("baseline", ()), ("cwd", ()), ("gkd", ()), ("gkd", ("patch=0",))])
+def test_on_the_equal_track_every_method_takes_the_protocols_passes(
+    method: str, settings: tuple[str, ...], plan_cells: Plan
+) -> None:
+    lab, cells = plan_cells(methods=(method,), settings=settings, track="equal")
+    stages = make_plan(lab, cells[-1]).stages
+    passes = sum(step.steps * step.recipe.batch * step.stage.passes for step in stages)
+    # A stage is a whole number of steps.
+    assert abs(passes - lab.protocol.passes) <= sum(step.recipe.batch * step.stage.passes for step in stages) / 2
+
+
+def test_the_equal_track_keeps_a_methods_proportions_and_the_teachers_training(plan_cells: Plan) -> None:
+    def steps(**fields: object) -> dict[str, int]:
+        lab, cells = plan_cells(**fields)
+        return {step.stage.name: step.steps for step in make_plan(lab, cells[-1]).stages}
+
+    paper, equal = steps(methods=("cwd",)), steps(methods=("cwd",), track="equal")
+    assert equal["fit_teacher"] == paper["fit_teacher"]
+    assert equal["joint"] == 2 * paper["joint"]
+    paper, equal = steps(methods=("gkd",)), steps(methods=("gkd",), track="equal")
+    factor = 64 / (4 * 1.5 * paper["proxy"] + 4 * 1.5 * paper["source"] + 4 * paper["task"])
+    assert equal == {name: round(factor * count) for name, count in paper.items()}

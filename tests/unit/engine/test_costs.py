@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from kdbench.engine.cell import make_plan
+from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.costs import Kept, amount, cost_of
 from kdbench.engine.grid import expand, make_lab
 from kdbench.progress import Silent
+from kdbench.protocol import PROTOCOLS
 from kdbench.spec import RunSpec
 
 
@@ -33,6 +35,22 @@ def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> No
     assert joint.flops - cost.flops == pytest.approx(2 * encoder, rel=0.05)
     parameters = sum(p.numel() for p in student.networks.modules()["student.encoder"].parameters())
     assert joint.memory > 16 * parameters
+
+
+def test_a_frozen_teacher_takes_half_the_memory_where_it_is_held_in_bfloat16(
+    plan_cells: Callable[..., tuple[Lab, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = []
+    for precision in ("32-true", "bf16-mixed"):
+        monkeypatch.setitem(PROTOCOLS, "smoke", PROTOCOLS["smoke"].model_copy(update={"precision": precision}))
+        lab, cells = plan_cells(methods=("logit_kd",))
+        plan = make_plan(lab, cells[0])
+        cost = cost_of(lab, plan, plan.stages[-1])
+        memory.append(cost.memory)
+    weights = 16 * cost.trained + 4 * (cost.parameters - cost.trained)
+    teacher = sum(p.numel() for p in plan.networks.teacher.encoder.parameters())
+    # What the backward pass needs is half as large too.
+    assert memory[1] == pytest.approx(weights - 2 * teacher + (memory[0] - weights) / 2)
 
 
 def test_what_the_backward_pass_needs_is_counted_once() -> None:

@@ -103,7 +103,8 @@ def test_reference_cells_come_with_a_method_and_only_once(plan_cells: Callable[.
 def test_ledger_counts_both_student_passes(run_cells: Run) -> None:
     (done,) = run_cells()
     passes = {stage.name: (stage.images, stage.student_passes) for stage in done.record.result.stages}
-    assert passes == {"proxy": (32, 64), "source": (24, 48), "task": (32, 32)}
+    # Where the student distils, half of a batch goes through it once more, with hidden tokens.
+    assert passes == {"proxy": (32, 48), "source": (24, 36), "task": (32, 32)}
 
 
 def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine.processes import gather_interleaved, processes, share
+from kdbench.engine import grid
+from kdbench.engine.processes import check_shares, failures, gather_interleaved, processes, share
 from kdbench.errors import KdbenchError
+from kdbench.progress import Silent
 from kdbench.report.records import read_record
+from kdbench.spec import RunSpec
 
 
 @pytest.mark.parametrize(
@@ -37,14 +41,29 @@ def test_what_a_launcher_started_goes_before_what_was_asked_for(
 def test_shares_cover_a_batch_once() -> None:
     ranks: list[Any] = [SimpleNamespace(world_size=4, global_rank=rank) for rank in range(4)]
     assert [place for rank in ranks for place in range(12)[share(rank, 12)]] == list(range(12))
-    with pytest.raises(KdbenchError, match="a batch of 6 does not divide among 4 processes"):
-        share(ranks[0], 6)
+
+
+def test_a_number_of_processes_that_divides_no_batch_is_refused_with_those_that_do() -> None:
+    check_shares({"task": 12, "proxy": 18}, 6)
+    with pytest.raises(
+        KdbenchError, match=r"4 processes cannot .* proxy has batches of 18\. Start one of 1, 2, 3, 6\."
+    ):
+        check_shares({"task": 12, "proxy": 18}, 4)
+
+
+def test_uneven_shares_are_refused_before_any_process_starts(
+    make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "make_fabric", lambda *arguments: pytest.fail("processes were started"))
+    with pytest.raises(KdbenchError, match=r"3 processes .* fit_teacher has batches of 4, .*Start one of 1, 2, 4"):
+        grid.make_lab(make_spec(devices=3), Silent())
 
 
 def test_one_process_gathers_what_it_has() -> None:
     alone: Any = SimpleNamespace(world_size=1)
     rows = np.arange(6).reshape(3, 2)
     assert gather_interleaved(alone, rows) is rows
+    assert failures(alone, None) == [None]
 
 
 GRADIENTS = """
@@ -70,11 +89,12 @@ if fabric.is_global_zero:
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def started(*command: str) -> None:
+def started(*command: str, expected: int = 0) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == expected, done.stderr[-3000:]
+    return done.stderr
 
 
 @pytest.mark.slow
@@ -103,9 +123,9 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
     record = found["gkd-s0.json"]
     assert record.status == "done"
     assert record.result is not None
-    # Both shares are counted: 8 test images a domain, and in the proxy stage two passes over 8 batches of 4.
+    # Both shares are counted: 8 test images a domain, and in the proxy stage 8 batches of 4, half of them once more.
     assert [domain.images for domain in record.result.domains] == [8, 8, 8]
-    assert record.result.stages[0].student_passes == 2 * 8 * 4
+    assert record.result.stages[0].student_passes == 8 * (4 + 2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     started(*TWO, *arguments)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -116,3 +136,116 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
         json.loads(path.read_text())["spec"]["resolved"]["key"] for path in sorted((tmp_path / "alone").rglob("*.json"))
     ]
     assert not set(keys) & set(alone)
+
+
+BOOKS = """
+import json, sys
+from pathlib import Path
+import torch
+from kdbench.data.loading import Broken
+from kdbench.engine.processes import make_fabric
+from kdbench.engine.store import StageFolder
+from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.progress import Silent
+from kdbench.protocol import Recipe
+from kdbench.types import Batch
+
+fabric = make_fabric("cpu", 1, "32-true")
+rank, skipped = fabric.global_rank, []
+weight = torch.nn.Linear(1, 1)
+
+def batches(start):
+    for step in range(start, 20):
+        # The second file is met by both.
+        skipped[:] = [["a", "b"], ["b", "c"]][rank][: step + 1]
+        yield Batch(torch.full((1, 1), 10.0 * rank + step), None, ("x",), torch.zeros(1))
+
+def loss(batch):
+    terms = {"seen": batch.image.mean() + 0 * weight(batch.image).sum()}
+    return terms if rank == 0 else {**terms, "late": torch.tensor(4.0)}
+
+job = Job("books", LossModule({"p": weight}, loss), Recipe(steps=20, batch=2, lr=0.1), 20, batches, (0,), (1.0,), 7,
+          skipped=skipped, broken=Broken(int(sys.argv[2])))
+folder = StageFolder(Path(f"{sys.argv[1]}-stage"))
+try:
+    said = train(fabric, job, folder, Silent())
+except Exception as error:
+    said = str(error)
+Path(f"{sys.argv[1]}-{rank}").write_text(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+def test_losses_are_means_over_processes_and_skipped_files_are_their_sum(tmp_path: Path) -> None:
+    script = tmp_path / "books.py"
+    script.write_text(BOOKS, encoding="utf-8")
+    started(*TWO, str(script), str(tmp_path / "found"), "3")
+    one, two = (json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1))
+    # Tenths of twenty steps: the mean of steps 2 i and 2 i + 1, five more than in the first process alone.
+    assert one["losses"] == two["losses"] == {"seen": [2 * i + 5.5 for i in range(10)], "late": [2.0] * 10}
+    assert sorted(one["broken"]) == sorted(two["broken"]) == ["a", "b", "c"]
+    started(*TWO, str(script), str(tmp_path / "stopped"), "2")
+    for rank in (0, 1):
+        said = (tmp_path / f"stopped-{rank}").read_text()
+        assert "3 training files cannot be read, and the protocol allows 2" in said
+
+
+BAD = """
+import os
+from kdbench.method import Method
+
+
+class Bad(Method):
+    def loss(self, batch, student, teacher):
+        loss = student(batch.image).logits.square().mean()
+        WHERE
+        return {"x": loss}
+"""
+# A cell's end is waited for as short as a test can wait.
+IMPATIENT = """
+import datetime
+from kdbench.engine import processes
+processes.PATIENCE = datetime.timedelta(seconds=20)
+from kdbench.cli import main
+main()
+"""
+
+
+def errors_of(folder: Path, where: str) -> tuple[dict[str, str | None], str]:
+    """What two processes leave of a method that fails somewhere and of one that does not: errors by record, output."""
+    (folder / "bad.py").write_text(BAD.replace("WHERE", where), encoding="utf-8")
+    (folder / "main.py").write_text(IMPATIENT, encoding="utf-8")
+    said = started(
+        *TWO, str(folder / "main.py"), "run", "--method", f"{folder / 'bad.py'},baseline", "--pair", "dinov2-s:deit-s",
+        "--benchmark", "p2r", "--protocol", "smoke", "--device", "cpu", "--no-references",
+        "--results", str(folder / "results"), "--store", str(folder / "store"), expected=1,
+    )  # fmt: skip
+    return {path.name: read_record(path).error for path in (folder / "results").rglob("*-s0.json")}, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("raise ValueError('everywhere')", "ValueError: everywhere"),
+        (
+            "loss = loss * (float('nan') if os.environ['RANK'] == '1' else 1)",
+            "the loss is not finite at step 0 (x = nan)",
+        ),
+    ],
+)
+def test_a_cell_that_fails_in_all_processes_leaves_its_record_and_the_others_go_on(
+    tmp_path: Path, where: str, expected: str
+) -> None:
+    errors, _ = errors_of(tmp_path, where)
+    assert expected in (errors["bad-s0.json"] or "")
+    assert errors["baseline-s0.json"] is None
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_leaves_the_record_and_says_why_the_run_ends(tmp_path: Path) -> None:
+    errors, said = errors_of(tmp_path, "if os.environ['RANK'] == '1': raise ValueError('only here')")
+    (error,) = errors.values()
+    assert "ValueError: only here" in (error or "")
+    assert "The other processes wait in the middle of a step" in (error or "")
+    assert "only here" in said

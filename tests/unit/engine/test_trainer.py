@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.fabric import Fabric
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from kdbench.data.loading import Broken
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossLog, LossModule, is_decayed, lr_scale, make_optimizer, train
 from kdbench.errors import KdbenchError
@@ -212,6 +214,34 @@ def test_curves_are_means_over_tenths() -> None:
         log.add({"a": torch.tensor(float(value))})
     log.flush("toy")
     assert log.summary() == {"a": [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5, 16.5, 18.5]}
+
+
+def test_losses_of_several_processes_are_their_mean_and_a_bad_one_stops_all() -> None:
+    log = LossLog(lambda mine: [mine, [{"a": 3.0}, {"a": 5.0, "late": 2.0}]])
+    for value in (1.0, 2.0):
+        log.add({"a": torch.tensor(value)})
+    assert log.flush("toy") == {"a": 3.5, "late": 1.0}
+    assert log.curves == {"a": [2.0, 3.5], "late": [0.0, 1.0]}
+    log = LossLog(lambda mine: [mine, [{"a": math.nan}]])
+    log.add({"a": torch.tensor(1.0)})
+    with pytest.raises(KdbenchError, match=r"not finite at step 0 \(a = nan\)"):
+        log.flush("toy")
+
+
+def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many(tmp_path: Path) -> None:
+    def skipping(most: int) -> Job:
+        made, skipped, plain = job()[0], list[str](), job()[0].batches
+
+        def batches(start: int) -> Iterator[Any]:
+            for step, batch in enumerate(plain(start), start):
+                skipped[:] = ["one", "two", "one"][: step + 1]
+                yield batch
+
+        return replace(made, batches=batches, skipped=skipped, broken=Broken(most))
+
+    assert run(skipping(2), tmp_path / "few")["broken"] == ["one", "two"]
+    with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
+        run(skipping(1), tmp_path / "many")
 
 
 def test_a_term_may_begin_and_end_within_a_stage(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.gkd import GKD, QSD, GKDKnobs, first_half_masks
+from kdbench.methods.gkd import GKD, QSD, GKDKnobs
 from torch import Tensor, nn
 
 from kdbench.conformance import make_batch as make_conformance_batch
 from kdbench.conformance import make_bench
+from kdbench.losses import first_half_masks
 from kdbench.models.zoo import parse_pair
 from kdbench.plugins import load_method
 from kdbench.types import ENCODERS, STUDENT, Part, Phase
