@@ -52,7 +52,10 @@ ARROWS = {
     "kdbench.conformance": (
         *SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types",
     ),
-    "kdbench.gates": (*SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec"),
+    "kdbench.gates": (
+        *SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec", "kdbench.data",
+        "kdbench.method", "kdbench.models", "kdbench.plugins", "kdbench.protocol",
+    ),
     "kdbench.catalogue": (
         *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.method",
         "kdbench.report.records", "kdbench.report.scores", "kdbench.types",
@@ -160,7 +163,18 @@ def test_only_the_command_line_prints_and_exits() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["kdbench.cli", "kdbench.report.board", "kdbench.report.formats", "kdbench.protocol", "kdbench.spec"]
+    "module",
+    [
+        "kdbench.cli",
+        "kdbench.report.board",
+        "kdbench.report.formats",
+        "kdbench.protocol",
+        "kdbench.spec",
+        "kdbench.gates.records",
+        "kdbench.gates.boards",
+        "kdbench.gates.scores",
+        "kdbench.gates.speed",
+    ],
 )
 def test_boards_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'seaborn', 'matplotlib')))"

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from kdbench import __version__
-from kdbench.cli import boards, data, models, runs
+from kdbench.cli import boards, check, data, models, runs
 from kdbench.cli.shared import complain, out
 from kdbench.errors import KdbenchError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in (runs.run, boards.leaderboard, boards.check, runs.budgets):
+for verb in (runs.run, boards.leaderboard, check.check, runs.budgets):
     app.command()(verb)
 app.command("list")(boards.list_)
 app.add_typer(data.app, name="data")

@@ -1,4 +1,4 @@
-"""`kdbench leaderboard`, `list` and `check`: what is there and whether it holds. Starts without torch."""
+"""`kdbench leaderboard` and `list`: what is there. Starts without torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from kdbench.cli.shared import Results, complain, out
+from kdbench.files import write_atomically
 from kdbench.places import default_reference, default_results
 from kdbench.spec import split_list
 
@@ -20,13 +21,24 @@ def leaderboard(
     benchmark: Annotated[str | None, typer.Option(help="Benchmarks, comma-separated.")] = None,
     pair: Annotated[str | None, typer.Option(help="teacher:student, comma-separated.")] = None,
     results: Results = None,
-    format_: Annotated[Format, typer.Option("--format", help="How it is written.")] = "table",
+    format_: Annotated[
+        Format, typer.Option("--format", help="How it is written; csv and json hold everything.")
+    ] = "table",
     output: Annotated[Path | None, typer.Option(help="A file to write instead of the terminal.")] = None,
+    classes: Annotated[bool, typer.Option("--classes", help="Also pixels, and the IoU of every class.")] = False,
+    selection: Annotated[bool, typer.Option("--selection", help="Also other rules than the last point.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Instead: a paper's numbers beside those measured under its protocol.")
+    ] = False,
 ) -> None:
     """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
     benchmarks = None if benchmark in (None, "all") else list(split_list(benchmark))
     pairs = None if pair in (None, "all") else list(split_list(pair))
-    print_boards(format_, output, results or default_results(), protocol, benchmarks, pairs, terminal=Console())
+    results, terminal = results or default_results(), Console()
+    if published:
+        print_published(format_, output, results, protocol, benchmarks, pairs, terminal)
+    else:
+        print_boards(format_, output, results, protocol, benchmarks, pairs, terminal, classes, selection)
 
 
 def print_boards(
@@ -37,18 +49,54 @@ def print_boards(
     benchmarks: list[str] | None,
     pairs: list[str] | None,
     terminal: Console,
+    classes: bool = False,
+    selection: bool = False,
 ) -> None:
-    from kdbench.report import board, formats
+    """The boards of all records; see leaderboard."""
+    from kdbench.report import board, entries, exports, formats, views
 
-    loaded = board.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
-    text = formats.render(format_, board.boards(loaded.entries), colour=output is None and terminal.is_terminal)
-    for fault in loaded.faults:
+    loaded = entries.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
+    found = board.boards(loaded.entries)
+    if format_ in exports.EXPORTS:
+        text = exports.EXPORTS[format_](found)
+    else:
+        text = formats.render(format_, views.tables(found, classes, selection), _coloured(output, terminal))
+    _deliver(text, output, loaded.faults)
+
+
+def print_published(
+    format_: Format,
+    output: Path | None,
+    results: Path,
+    protocol: str | None,
+    benchmarks: list[str] | None,
+    pairs: list[str] | None,
+    terminal: Console,
+) -> None:
+    """Published numbers, with what was measured for them, if anything was."""
+    from kdbench.report import board, entries, formats, ledger, published
+
+    numbers = published.choose(published.read_published(), protocol, benchmarks, pairs)
+    loaded = entries.read(results, default_reference())
+    matches = published.match(numbers, board.boards(loaded.entries))
+    if format_ in ledger.EXPORTS:
+        text = ledger.EXPORTS[format_](matches)
+    else:
+        text = formats.render(format_, ledger.tables(matches), _coloured(output, terminal))
+    _deliver(text, output, loaded.faults)
+
+
+def _coloured(output: Path | None, terminal: Console) -> bool:
+    return output is None and terminal.is_terminal
+
+
+def _deliver(text: str, output: Path | None, faults: list[str]) -> None:
+    for fault in faults:
         complain(fault)
     if output is None:
         out(text)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_atomically(output, text.encode())
         out(f"written: {output}")
 
 
@@ -64,18 +112,3 @@ def list_(
 
     page = document(what) if format_ == "markdown" else None
     out(page or render(listing(what), format_))
-
-
-def check(
-    results: Results = None,
-    reference: Annotated[Path | None, typer.Option(help="Pinned records. [results/reference]")] = None,
-) -> None:
-    """Gates for CI: every record validates; pinned smoke cells, run again, agree. Exit status 1 on a failure."""
-    from kdbench.gates import gates
-
-    passed = True
-    for gate in gates(results or default_results(), reference or default_reference()):
-        passed &= gate.passed
-        out(f"{'ok  ' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
-    if not passed:
-        raise typer.Exit(1)

@@ -1,44 +1,21 @@
-"""Boards as text: a grid of marked cells for the formats that people read, raw numbers for those that programs read."""
+"""Tables as text: for the terminal, in markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import fill, wrap
 from typing import Any
 
-from tabulate import tabulate
+from tabulate import SEPARATING_LINE, tabulate
 
-from kdbench.errors import unknown
-from kdbench.report.board import Board, Row
+from kdbench.report.table import Cell, Table
 
-SIGNS = "*†‡§¶"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value as displayed; place: 1 for the best student of its column, 2 for the second, 0 for all others."""
-
-    text: str
-    place: int = 0
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A board as text cells. notes: each footnote's sign and text."""
-
-    header: tuple[str, ...]
-    lines: tuple[tuple[Cell, ...], ...]
-    notes: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Column:
-    """better: 1 where more is better, -1 where less is, 0 where nothing is ranked."""
-
-    title: str
-    value: Callable[[Row], float | None]
-    better: int = 1
+WIDTH = 120
+"""Columns of a terminal that captions and notes are wrapped to."""
+NARROW = 6
+"""Columns that a title may have, however narrow what stands below it."""
 
 
 @dataclass(frozen=True)
@@ -51,89 +28,45 @@ class Style:
     second: str = "{}"
     wrapped: bool = False
 
-    def header(self, grid: Grid) -> list[str]:
-        """The header's cells, over several lines where the format can break them."""
-        return [self.escape(_wrap(title) if self.wrapped else title) for title in grid.header]
-
     def cell(self, cell: Cell) -> str:
         """A body's cell."""
         return ("{}", self.best, self.second)[cell.place].format(self.escape(cell.text))
 
-    def table(self, grid: Grid) -> str:
-        """Header and body."""
-        body = [[self.cell(cell) for cell in line] for line in grid.lines]
-        align = ("left", *["right"] * (len(grid.header) - 1))
-        return tabulate(body, self.header(grid), self.tablefmt, colalign=align, disable_numparse=True)
+    def table(self, table: Table) -> str:
+        """Header and body; what is no number stands to the left."""
+        body = [[self.cell(cell) for cell in line] for line in table.lines]
+        header = [self.escape(title) for title in table.header]
+        if self.wrapped:
+            return self._tabulate(table, [_wrapped(table), SEPARATING_LINE, *body])
+        return self._tabulate(table, body, headers=header)
+
+    def _tabulate(self, table: Table, rows: Sequence[Any], **given: Any) -> str:
+        return tabulate(rows, tablefmt=self.tablefmt, colalign=alignment(table), disable_numparse=True, **given)
 
 
-def render(format: str, boards: list[Board], colour: bool = False) -> str:
-    """The boards in one of FORMATS. colour: marks as terminal codes, in the plain table only."""
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    return _plain(boards, COLOURED) if colour and format == "table" else FORMATS[format](boards)
+def render(format: str, tables: Sequence[Table], colour: bool = False) -> str:
+    """The tables in one of FORMATS. colour: marks as terminal codes, in the plain table only."""
+    return _plain(tables, COLOURED) if colour and format == "table" else FORMATS[format](tables)
 
 
-def grid(board: Board) -> Grid:
-    """The board's values as displayed, with the best two students of each column marked."""
-    signs = _signs(board.rows)
-    notes = tuple((sign, remark) for remark, sign in signs.items())
-    columns = list(_columns(board))
-    marked = [_marked(column, board.rows) for column in columns]
-    lines = [
-        (Cell(_name(row, signs)), *numbers, Cell(_millions(row.parameters)))
-        for row, numbers in zip(board.rows, zip(*marked, strict=True), strict=True)
+def alignment(table: Table) -> list[str]:
+    """left or right for every column: words are read from the left, numbers from the right."""
+    columns = zip(*table.lines, strict=True) if table.lines else [() for _ in table.header]
+    return ["left" if any(_is_text(cell.text) for cell in column) else "right" for column in columns]
+
+
+def _is_text(text: str) -> bool:
+    return bool(re.match(r"[^\W\d_]", text))
+
+
+def _wrapped(table: Table) -> list[str]:
+    """Titles that are broken to the width of what stands below them, or of their longest part."""
+    widths = [max((len(line[index].text) for line in table.lines), default=0) for index in range(len(table.header))]
+    parts = [max(map(len, re.split(r"(?<=-)| ", title))) for title in table.header]
+    return [
+        "\n".join(wrap(title, max(width, part, NARROW), break_long_words=False))
+        for title, width, part in zip(table.header, widths, parts, strict=True)
     ]
-    return Grid(("method", *(column.title for column in columns), "params"), tuple(lines), notes)
-
-
-def _columns(board: Board) -> Iterator[Column]:
-    if any(len(row.seeds) > 1 for row in board.rows):
-        yield Column("seeds", lambda row: len(row.seeds), better=0)
-    for index, title in enumerate(board.columns):
-        yield Column(title, _target(index))
-    if len(board.columns) != 1:
-        yield Column("mean", lambda row: row.mean)
-    yield Column(f"source: {board.source}" if board.source else "source", lambda row: row.source)
-    yield Column("gap", lambda row: row.gap, better=-1)
-
-
-def _target(index: int) -> Callable[[Row], float | None]:
-    return lambda row: row.targets[index]
-
-
-def _marked(column: Column, rows: Iterable[Row]) -> list[Cell]:
-    """Ranks what is displayed, so that equal numbers on the page share a mark."""
-    shown = [(_number(column, column.value(row)), row.role != "teacher") for row in rows]
-    students = [text for text, student in shown if student and text]
-    order = sorted(set(students), key=float, reverse=column.better > 0)[:2]
-    if len(students) < 2 or not column.better:
-        order = []
-    return [Cell(text, order.index(text) + 1 if student and text in order else 0) for text, student in shown]
-
-
-def _number(column: Column, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:z.1f}" if column.better else f"{value:g}"
-
-
-def _millions(parameters: int | None) -> str:
-    return "" if parameters is None else f"{parameters / 1e6:.2f} M"
-
-
-def _name(row: Row, signs: dict[str, str]) -> str:
-    role = "" if row.role in ("distilled", row.method) else f", {row.role}"
-    return row.method + role + (" (reference)" if row.reference else "") + signs.get(row.remark, "")
-
-
-def _signs(rows: Iterable[Row]) -> dict[str, str]:
-    """A sign for every remark: * to ¶, then the same doubled, and so on."""
-    remarks = dict.fromkeys(row.remark for row in rows if row.remark)
-    return {remark: SIGNS[i % len(SIGNS)] * (1 + i // len(SIGNS)) for i, remark in enumerate(remarks)}
-
-
-def _wrap(title: str) -> str:
-    return title.replace(" ", "\n").replace("-like", "-\nlike")
 
 
 def _escaper(special: dict[str, str]) -> Callable[[str], str]:
@@ -144,6 +77,7 @@ def _escaper(special: dict[str, str]) -> Callable[[str], str]:
 LATEX_SPECIALS = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "*": r"\textsuperscript{*}", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}",
+    "±": r"$\pm$", "°": r"\textdegree{}",
 }  # fmt: skip
 PLAIN = Style("simple", wrapped=True)
 COLOURED = Style("simple", best="\033[1m{}\033[0m", second="\033[4m{}\033[0m", wrapped=True)
@@ -151,86 +85,53 @@ MARKDOWN = Style("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<|"}), best="**{
 LATEX = Style("latex_raw", _escaper(LATEX_SPECIALS), best=r"\textbf{{{}}}", second=r"\underline{{{}}}")
 
 
-def _plain(boards: list[Board], style: Style = PLAIN) -> str:
+def _conditions(tables: Sequence[Table]) -> Iterator[tuple[Table, str]]:
+    """Each table with its conditions, left out where they are those of the table above."""
+    above = ""
+    for table in tables:
+        yield table, "" if table.conditions == above else table.conditions
+        above = table.conditions
+
+
+def _plain(tables: Sequence[Table], style: Style = PLAIN) -> str:
     parts = []
-    for board in boards:
-        shown = grid(board)
-        notes = ["", *(f"{sign} {text}" for sign, text in shown.notes)] if shown.notes else []
-        parts += [*board.caption, "", style.table(shown), *notes, ""]
+    for table, conditions in _conditions(tables):
+        caption = [fill(line, WIDTH) for line in (table.title, conditions, table.about) if line]
+        notes = ["", *(fill(note, WIDTH) for note in table.notes)] if table.notes else []
+        parts += [*caption, "", style.table(table), *notes, ""]
     return "\n".join(parts)
 
 
-def _markdown(boards: list[Board]) -> str:
+def _markdown(tables: Sequence[Table]) -> str:
     parts = []
-    for board in boards:
-        shown = grid(board)
-        heading, *more = (MARKDOWN.escape(line) for line in board.caption)
-        notes = (MARKDOWN.escape(f"{sign} {text}") + "  " for sign, text in shown.notes)
-        parts += [f"### {heading}", "", ". ".join(more) + ".", "", MARKDOWN.table(shown), "", *notes, ""]
+    for table, conditions in _conditions(tables):
+        level = "###" if conditions else "####"
+        about = ". ".join(part for part in (conditions, table.about) if part)
+        notes = (MARKDOWN.escape(note) + "  " for note in table.notes)
+        heading = f"{level} {MARKDOWN.escape(table.title)}"
+        parts += [heading, "", MARKDOWN.escape(about) + ".", "", MARKDOWN.table(table), "", *notes, ""]
     return "\n".join(parts)
 
 
-def _latex(boards: list[Board]) -> str:
-    return "\n".join(_latex_table(board) for board in boards)
+def _latex(tables: Sequence[Table]) -> str:
+    return "\n".join(_latex_table(table) for table in tables)
 
 
-def _latex_table(board: Board) -> str:
-    shown = grid(board)
-    table = LATEX.table(shown)
+def _latex_table(table: Table) -> str:
+    text = LATEX.table(table)
     for rule in ("toprule", "midrule", "bottomrule"):
-        table = table.replace(r"\hline", f"\\{rule}", 1)
-    caption = LATEX.escape(". ".join(board.caption))
-    notes = (f"\\par\\footnotesize {LATEX.escape(f'{sign} {text}')}" for sign, text in shown.notes)
-    lines = (r"\begin{table}", r"\centering", f"\\caption{{{caption}.}}", table, *notes, r"\end{table}", "")
+        text = text.replace(r"\hline", f"\\{rule}", 1)
+    caption = LATEX.escape(". ".join((table.title, table.conditions, table.about)))
+    notes = (f"\\par\\footnotesize {LATEX.escape(note)}" for note in table.notes)
+    lines = (r"\begin{table}", r"\centering", f"\\caption{{{caption}.}}", text, *notes, r"\end{table}", "")
     return "\n".join(lines)
 
 
-def _html(boards: list[Board]) -> str:
+def _html(tables: Sequence[Table]) -> str:
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    return template.render(boards=[(board, grid(board)) for board in boards]) + "\n"
-
-
-def _csv(boards: list[Board]) -> str:
-    """A line a row; a column for every target of any board."""
-    from pandas import DataFrame
-
-    lines = [
-        _conditions(board)
-        | _values(row)
-        | {"seeds": " ".join(map(str, row.seeds)), "source_domain": board.source}
-        | _targets(board, row)
-        for board in boards
-        for row in board.rows
-    ]
-    return str(DataFrame(lines, dtype=object).to_csv(index=False))
-
-
-def _json(boards: list[Board]) -> str:
-    content = [
-        _conditions(board)
-        | {"caption": ". ".join(board.caption), "worlds": board.worlds, "source_domain": board.source}
-        | {"rows": [_values(row) | {"targets": _targets(board, row)} for row in board.rows]}
-        for board in boards
-    ]
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _conditions(board: Board) -> dict[str, Any]:
-    """What a caption says, each part by itself."""
-    named = ("protocol_id", "protocol", "decoder", "zoo", "world", "benchmark", "label_fraction", "title")
-    conditions = {name: getattr(board, name) for name in named}
-    return conditions | {"pair": " -> ".join(board.models), "family": board.family}
-
-
-def _values(row: Row) -> dict[str, Any]:
-    """A row as it is, without its targets."""
-    return {name: value for name, value in asdict(row).items() if name != "targets"}
-
-
-def _targets(board: Board, row: Row) -> dict[str, float | None]:
-    return dict(zip(board.columns, row.targets, strict=True))
+    return template.render(tables=[(table, alignment(table)) for table in tables]) + "\n"
 
 
 PAGE = """\
@@ -246,27 +147,31 @@ section { margin-bottom: 3rem; overflow-x: auto; }
 h2 { font-size: 1.15rem; margin-bottom: .2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #666; padding-bottom: .6rem; }
-th, td { padding: .3rem .8rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th, td { padding: .3rem .8rem; }
+.left { text-align: left; }
+.right { text-align: right; }
 thead th { border-bottom: 2px solid #222; max-width: 9rem; vertical-align: bottom; }
 tbody td { border-bottom: 1px solid #ddd; }
-.teacher td { color: #666; }
 .note { color: #666; margin: .3rem 0 0; }
 </style>
 </head>
 <body>
 <h1>kdbench leaderboard</h1>
-{% for board, grid in boards %}
+{% for table, sides in tables %}
 <section>
-<h2>{{ board.caption[0] }}</h2>
+<h2>{{ table.title }}</h2>
 <table>
-<caption>{{ board.caption[1] }}<br>{{ board.caption[2] }}</caption>
-<thead><tr>{% for title in grid.header %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+<caption>{{ table.conditions }}<br>{{ table.about }}</caption>
+<thead><tr>
+{% for title in table.header %}
+<th scope="col" class="{{ sides[loop.index0] }}">{{ title }}</th>
+{% endfor %}
+</tr></thead>
 <tbody>
-{% for line in grid.lines %}
-<tr class="{{ board.rows[loop.index0].role }}">
+{% for line in table.lines %}
+<tr>
 {%- for cell in line -%}
-<td>
+<td class="{{ sides[loop.index0] }}">
 {%- if cell.place == 1 %}<b>{{ cell.text }}</b>
 {%- elif cell.place == 2 %}<u>{{ cell.text }}</u>
 {%- else %}{{ cell.text }}
@@ -276,19 +181,17 @@ tbody td { border-bottom: 1px solid #ddd; }
 {% endfor %}
 </tbody>
 </table>
-{% for sign, text in grid.notes %}
-<p class="note">{{ sign }} {{ text }}</p>
+{% for note in table.notes %}
+<p class="note">{{ note }}</p>
 {% endfor %}
 </section>
 {% endfor %}
 </body>
 </html>
 """
-FORMATS: dict[str, Callable[[list[Board]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "table": _plain,
     "markdown": _markdown,
-    "csv": _csv,
     "latex": _latex,
     "html": _html,
-    "json": _json,
 }

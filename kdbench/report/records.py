@@ -167,13 +167,28 @@ def record_path(cell: Resolved) -> Path:
 def read_record(path: Path) -> Record:
     """A record from its file; one that does not validate is an error that names the file and the first fault."""
     try:
-        return Record.model_validate_json(path.read_bytes())
+        record = Record.model_validate_json(path.read_bytes())
+        _check_shapes(record)
     except (ValidationError, OSError, ValueError, KeyError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise KdbenchError(
             f"{path} is not a valid record of schema {SCHEMA} ({fault}). Remove it and run its cell again."
         ) from error
+    return record
+
+
+def _check_shapes(record: Record) -> None:
+    """Every domain has counts of the cell's classes, at as many kept points as the others."""
+    domains, classes = record.result.domains if record.result else [], len(record.spec.resolved.classes)
+    earlier = {len(domain.earlier) for domain in domains}
+    for domain in domains:
+        fits = domain.confusion.shape == (classes, classes) and domain.earlier.shape[1:] == (2, classes)
+        if not fits or len(earlier) > 1:
+            raise ValueError(
+                f"result.domains.{domain.domain}: counts {domain.confusion.shape} and {domain.earlier.shape} do not fit"
+                f" {classes} classes and the points of the other domains"
+            )
 
 
 def record_files(folder: Path) -> Iterator[Path]:

@@ -27,10 +27,26 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
         return np.asarray(100.0 * counts[..., 0, :] / counts.sum(-2))
 
 
+def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean over what is no nan; nan where nothing else is (numpy's warns then)."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(axis) / known.sum(axis))
+
+
+def mious(counts: np.ndarray) -> np.ndarray:
+    """Mean IoU (...) in percent from hits (..., 3, K); nan where nothing was labelled or predicted."""
+    return known_mean(class_iou(counts), axis=-1)
+
+
 def miou(counts: np.ndarray) -> float:
-    """Mean IoU in percent from hits (3, K); nan where nothing was labelled or predicted."""
-    iou = class_iou(counts)
-    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+    """The same of hits (3, K)."""
+    return float(mious(counts))
+
+
+def labelled_iou(domain: DomainResult) -> np.ndarray:
+    """IoU (K) in percent at the last point of the classes that the domain's labels show; nan for all others."""
+    return np.where(domain.confusion.sum(1) > 0, class_iou(hits(domain.confusion)), np.nan)
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:

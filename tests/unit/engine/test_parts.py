@@ -320,11 +320,13 @@ def test_compiled_features_and_gradients_are_those_of_the_encoder(role: str) -> 
     for run in (network, compiled):
         network.zero_grad()
         features = run(images(3), hidden(network, 3))
-        torch.stack([map_.square().mean() for map_ in maps(features)]).sum().backward()
+        generator = torch.Generator().manual_seed(2)
+        terms = [(map_ * torch.randn(map_.shape, generator=generator)).sum() for map_ in maps(features)]
+        torch.stack(terms).sum().backward()
         found.append((maps(features), {n: p.grad for n, p in network.named_parameters() if p.grad is not None}))
     (theirs, theirs_back), (ours, ours_back) = found
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
     assert ours_back.keys() == theirs_back.keys()
     for name, gradient in ours_back.items():
-        assert (gradient - theirs_back[name]).norm() <= 1e-4 * theirs_back[name].norm() + 1e-7, name
+        assert (gradient - theirs_back[name]).norm() <= 1e-4 * theirs_back[name].norm(), name

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.board import Board, Entry, boards, load
+from kdbench.report.board import Board, boards
+from kdbench.report.entries import Entry, load
+from kdbench.report.records import StageResult
 
 ACDC = ("acdc-night", "acdc-snow")
 
@@ -69,6 +72,75 @@ def test_means_over_seeds(make_record) -> None:
     assert (row.targets, row.mean, row.source, row.gap) == ((30,), 30, 50, 20)
 
 
+def test_deviation_and_worst_target(make_record) -> None:
+    values = {0: (20.0, 50.0), 1: (30.0, 60.0), 4: (40.0, 40.0)}
+    targets = ({"acdc-night": night, "acdc-snow": snow} for night, snow in values.values())
+    row = one(*(make_record(t, seed=s, benchmark="c2a") for s, t in zip(values, targets, strict=True))).rows[0]
+    assert row.by_seed == values
+    assert row.scores == {0: 35, 1: 45, 4: 40}
+    assert (row.targets, row.mean, row.deviation, row.worst) == ((30, 50), 40, 5, 30)
+
+
+def test_one_seed_has_no_deviation(make_record) -> None:
+    assert one(make_record()).rows[0].deviation is None
+
+
+def test_classes_are_averaged_over_the_targets_that_show_them(make_record, make_domain) -> None:
+    """road in both targets, building in the first, sky in none: it is only guessed there."""
+    night = make_domain("acdc-night", "target", np.array([[50, 50, 0], [0, 100, 0], [0, 0, 0]]))
+    snow = make_domain("acdc-snow", "target", np.array([[60, 20, 20], [0, 0, 0], [0, 0, 0]]))
+    row = one(make_record(domains=[night, snow], benchmark="c2a")).rows[0]
+    assert row.classes == (pytest.approx((50 + 60) / 2), pytest.approx(100 * 100 / 150), None)
+    assert row.accuracy == pytest.approx((75 + 60) / 2)
+
+
+def test_classes_are_blank_where_a_target_is_missing(make_record) -> None:
+    board = one(
+        make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, benchmark="c2a", method="kd"),
+        make_record({"acdc-night": 90.0}, benchmark="c2a", method="gkd"),
+    )
+    assert board.rows[1].classes == (None, None, None)
+    assert board.rows[1].chosen == {}
+
+
+def test_the_source_is_what_was_trained_on_even_if_nothing_validates_it(make_record) -> None:
+    stage = StageResult(
+        name="task", phase="task", key="0", data={"gtav": "real"}, steps=1, images=1, student_passes=1, losses={}
+    )
+    board = one(make_record(sources={}, stages=[stage], world="real", zoo="pretrained"))
+    assert (board.validated, board.sources) == ((), ("gtav",))
+    assert (board.rows[0].source, board.rows[0].gap) == (None, None)
+
+
+def test_the_first_undistilled_row_without_a_variant_is_compared_with(make_record) -> None:
+    board = one(
+        make_record(score(50), method="plain", role="undistilled", variant="longer"),
+        make_record(score(40), method="plain", role="undistilled"),
+        make_record(score(45)),
+    )
+    assert board.comparison.undistilled == "plain"
+    assert board.comparison.to_undistilled["gkd"].value == 5
+
+
+def test_a_failed_row_is_compared_with_nobody(make_record) -> None:
+    board = one(
+        make_record(score(40), method="plain", role="undistilled"),
+        make_record(error="stopped"),
+        make_record(method="kd"),
+    )
+    assert set(board.comparison.to_undistilled) == {"kd"}
+
+
+def test_a_failed_undistilled_student_leaves_the_comparison_with_the_best(make_record) -> None:
+    board = one(
+        make_record(error="stopped", method="plain", role="undistilled"),
+        make_record(score(40)),
+        make_record(score(50), method="kd"),
+    )
+    assert (board.comparison.undistilled, board.comparison.best) == (None, "kd")
+    assert board.comparison.to_best["gkd"].value == -10
+
+
 def test_seeds_of_different_domains_are_blank(make_record) -> None:
     row = one(make_record(score(20)), make_record({"bdd100k": 40.0}, seed=1)).rows[0]
     assert (row.targets, row.mean, row.source) == ((None, None), None, None)
@@ -96,6 +168,7 @@ def test_a_failed_record_is_a_row_of_blanks(make_record) -> None:
         {"benchmark": "g2b"},
         {"teacher": "dinov2-b"},
         {"student": "resnet18"},
+        {"classes": ["road", "building", "water"]},
     ],
     ids=str,
 )
@@ -132,20 +205,20 @@ def test_the_teacher_heads_every_board_of_its_place(make_record) -> None:
 def test_nothing_small_or_drawn_goes_by_a_bare_name(make_record) -> None:
     board = one(make_record())
     assert board.models == ("mini:dinov2-l", "mini:resnet50")
-    assert (board.columns, board.source) == (("synthetic cityscapes-like",), "synthetic gtav-like")
+    assert (board.columns, board.validated) == (("synthetic cityscapes-like",), ("synthetic gtav-like",))
     assert board.worlds == {"synthetic cityscapes-like": "synthetic-1", "synthetic gtav-like": "synthetic-1"}
     assert board.title == "synthetic likeness of GTAV to Cityscapes"
 
 
 def test_real_things_go_by_their_names(make_record) -> None:
     board = one(make_record(world="real", zoo="published"))
-    assert (board.models, board.columns, board.source) == (("dinov2-l", "resnet50"), ("cityscapes",), "gtav")
+    assert (board.models, board.columns, board.validated) == (("dinov2-l", "resnet50"), ("cityscapes",), ("gtav",))
     assert board.title == "GTAV to Cityscapes"
 
 
-def test_the_caption_says_what_the_numbers_hold_for(make_record) -> None:
-    caption = " ".join(one(make_record(role="teacher"), make_record()).caption)
-    for part in ("g2c", "mini:dinov2-l", "mini:resnet50", "F2L", "synthetic-1", "mini-1a2b3c4d", "decoder light"):
+def test_the_conditions_say_what_the_numbers_hold_for(make_record) -> None:
+    caption = one(make_record(role="teacher"), make_record()).conditions
+    for part in ("mini:dinov2-l", "mini:resnet50", "F2L", "synthetic-1", "mini-1a2b3c4d", "decoder light"):
         assert part in caption
 
 

@@ -1,39 +1,30 @@
-"""Formats: marks, blanks, footnotes, alignment, raw numbers, and law 9 in every one of them."""
+"""Formats: marks, alignment, escapes, widths, and law 9 in every one of them."""
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 
-import numpy as np
-import pandas
 import pytest
 
-from kdbench.errors import KdbenchError
-from kdbench.report.board import Board, Entry, boards
-from kdbench.report.formats import FORMATS, grid, render
-from kdbench.report.records import Record
-
-
-def cells(*records) -> dict[str, list[tuple[str, int]]]:
-    """Each row's label with the texts and places of its numbers."""
-    (board,) = boards(map(Entry, records))
-    return {line[0].text: [(cell.text, cell.place) for cell in line[1:]] for line in grid(board).lines}
-
-
-def column(shown: dict[str, list[tuple[str, int]]], index: int) -> dict[str, tuple[str, int]]:
-    return {label: numbers[index] for label, numbers in shown.items()}
+from kdbench.report.board import boards
+from kdbench.report.entries import Entry
+from kdbench.report.formats import FORMATS, WIDTH, alignment, render
+from kdbench.report.table import Cell, Table
+from kdbench.report.views import tables
 
 
 @pytest.fixture
-def found(make_record) -> list[Board]:
-    """Two boards with different targets, a failed row, remarks, a reference row and several seeds."""
+def found(make_record) -> list[Table]:
+    """The tables of two boards with different targets, a failed row, remarks, a reference row and several seeds."""
     rows = [("kd", 30.0), ("cwd", 42.0), ("fitnet", 36.0)]
-    entries = [Entry(make_record({"cityscapes": value}, method=name, remark="odd & new_")) for name, value in rows]
+    entries = [
+        Entry(make_record({"cityscapes": value}, method=name, remark="odd & new_", seed=seed))
+        for name, value in rows
+        for seed in (1, 2)
+    ]
     entries += [
         Entry(make_record({"cityscapes": 55.5}, role="teacher", deployed=3_612_345), reference=True),
         Entry(make_record(error="no memory <at all>\nTraceback")),
@@ -41,107 +32,66 @@ def found(make_record) -> list[Board]:
         Entry(make_record({"cityscapes": 24.0}, method="plain", role="undistilled", seed=2)),
         Entry(make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, {"cityscapes": 70.0}, benchmark="c2a")),
     ]
-    return boards(entries)
-
-
-def test_best_and_second_student_of_a_column(make_record) -> None:
-    shown = cells(
-        make_record({"cityscapes": 50.0}, {"gtav": 95.0}, role="teacher"),
-        make_record({"cityscapes": 50.0}, {"gtav": 90.0}, method="plain", role="undistilled"),
-        make_record({"cityscapes": 40.0}, {"gtav": 60.0}, method="a"),
-        make_record({"cityscapes": 30.0}, {"gtav": 70.0}, method="b"),
-    )
-    assert column(shown, 0) == {
-        "teacher": ("50.0", 0), "plain, undistilled": ("50.0", 1), "a": ("40.0", 2), "b": ("30.0", 0)
-    }  # fmt: skip
-    assert [place for _, place in column(shown, 1).values()] == [0, 1, 0, 2]
-    assert column(shown, 2) == {
-        "teacher": ("45.0", 0), "plain, undistilled": ("40.0", 2), "a": ("20.0", 1), "b": ("40.0", 2)
-    }  # fmt: skip
-    assert {place for _, place in column(shown, 3).values()} == {0}
-
-
-def test_equal_numbers_on_the_page_share_a_mark(make_record, make_domain) -> None:
-    def record(method: str, right: int) -> Record:
-        confusion = np.roll(np.eye(2, dtype=int), 1, axis=1) * (100_000 - right) + np.eye(2, dtype=int) * right
-        return make_record(domains=[make_domain("cityscapes", "target", confusion)], method=method)
-
-    shown = cells(record("a", 70_000), record("b", 70_001), record("c", 60_000), record("d", 50_000))
-    assert column(shown, 0) == {"b": ("53.8", 1), "a": ("53.8", 1), "c": ("42.9", 2), "d": ("33.3", 0)}
-
-
-def test_one_student_alone_is_not_marked(make_record) -> None:
-    shown = cells(make_record(role="teacher"), make_record(method="kd"), make_record(error="stopped"))
-    assert {place for numbers in shown.values() for _, place in numbers} == {0}
-
-
-def test_columns(make_record) -> None:
-    def header(*records) -> tuple[str, ...]:
-        return grid(boards(map(Entry, records))[0]).header
-
-    source = "source: synthetic gtav-like"
-    single = make_record()
-    assert header(single) == ("method", "synthetic cityscapes-like", source, "gap", "params")
-    assert header(single, make_record(seed=1))[:2] == ("method", "seeds")
-    two = make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, benchmark="c2a")
-    assert header(two)[1:4] == ("synthetic acdc-night-like", "synthetic acdc-snow-like", "mean")
-
-
-def test_numbers_as_displayed(make_record) -> None:
-    shown = cells(
-        make_record({"cityscapes": 40.0}, {"gtav": 40.0}, deployed=183_456), make_record(error="no", method="z")
-    )
-    assert [text for text, _ in shown["gkd"]] == ["40.0", "40.0", "0.0", "0.18 M"]
-    assert [text for text, _ in shown["z*"]] == ["", "", "", ""]
-
-
-def test_footnotes_share_a_sign_where_they_are_the_same(found: list[Board]) -> None:
-    shown = grid(found[1])
-    assert [line[0].text for line in shown.lines] == [
-        "teacher (reference)", "plain, undistilled", "cwd*", "fitnet*", "kd*", "gkd†",
-    ]  # fmt: skip
-    assert shown.notes == (("*", "odd & new_"), ("†", "failed: no memory <at all>"))
-
-
-def test_signs_do_not_run_out(make_record) -> None:
-    records = [make_record(method=f"m{i}", remark=f"remark {i}") for i in range(7)]
-    signs = [sign for sign, _ in grid(boards(map(Entry, records))[0]).notes]
-    assert signs == ["*", "†", "‡", "§", "¶", "**", "††"]
+    return tables(boards(entries), classes=True, selection=True)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_law_9_in_every_format(found: list[Board], name: str) -> None:
+def test_law_9_in_every_format(found: list[Table], name: str) -> None:
     text = render(name, found)
     for part in ("mini-1a2b3c4d", "synthetic-1", "light", "mini:dinov2-l", "mini:resnet50", "F2L"):
         assert part in text
     assert not re.search(r"(?<!mini:)(dinov2-l|resnet50)", text)
-    assert not re.search(r"\b(cityscapes|gtav|acdc-night|acdc-snow)\b(?!-)", text)
+    joined = re.sub(r"-\s+", "-", text)
+    assert not re.search(r"\b(cityscapes|gtav|acdc-night|acdc-snow)\b(?!-)", joined)
     assert text.count("synthetic likeness of GTAV") == text.count("GTAV") > 0
 
 
+def test_every_exported_float_names_world_protocol_and_decoder(found: list[Table]) -> None:
+    for caption in re.findall(r"\\caption\{(.*)\}", render("latex", found)):
+        for part in ("mini-1a2b3c4d", "synthetic-1", "decoder light", "mini:dinov2-l"):
+            assert part in caption
+
+
+@pytest.mark.parametrize("name", ["table", "markdown"])
+def test_conditions_stand_once_above_the_tables_that_share_them(found: list[Table], name: str) -> None:
+    boards_shown = len({table.conditions for table in found})
+    assert render(name, found).count("decoder light") == boards_shown == 1
+    assert len(found) > 5
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_empty_list_of_boards_is_no_error(name: str) -> None:
+def test_no_table_at_all_is_no_error(name: str) -> None:
     assert "mIoU" not in render(name, [])
 
 
-def test_markdown(found: list[Board]) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_table_without_lines_is_no_error(name: str) -> None:
+    assert "empty" in render(name, [Table("empty", "a", "b", ("x", "y"), ())])
+
+
+def test_markdown(found: list[Table]) -> None:
     text = render("markdown", found)
-    assert re.search(r"\| cwd\\\* +\| +1 \| +\*\*42\.0\*\* \|", text)
-    assert "<ins>36.0</ins>" in text
-    assert "\\* odd & new\\_  \n" in text
+    assert re.search(r"\| cwd† +\| +2 \| +\*\*42\.0 ± 0\.0\*\* \|", text)
+    assert "<ins>36.0 ± 0.0</ins>" in text
+    assert "† odd & new\\_  \n" in text
+    assert "\\* seed 0 where most rows have seeds 1, 2  \n" in text
     assert "no memory \\<at all>" in text
-    widths = {len(line) for line in text.partition("GTAV")[2].splitlines() if line.startswith("|")}
-    assert len(widths) == 1
+    assert "### g2c: synthetic likeness of GTAV to Cityscapes\n" in text
+    assert "#### g2c: differences to plain, the undistilled student\n" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(line) for line in table.splitlines()}) == 1
 
 
-def test_latex(found: list[Board]) -> None:
+def test_latex(found: list[Table]) -> None:
     text = render("latex", found)
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
-    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\hline")] == [2, 2, 2, 0]
-    assert r"\textbf{42.0}" in text
-    assert r"\underline{36.0}" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(found)
+    counted = [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\hline")]
+    assert counted == [len(found)] * 3 + [0]
+    assert r"\textbf{42.0 $\pm$ 0.0}" in text
+    assert r"\underline{36.0 $\pm$ 0.0}" in text
     assert r"odd \& new\_" in text
     assert r"mIoU in \%" in text
+    assert not re.search(r"[±°†‡§¶]", text)
 
 
 class Tags(HTMLParser):
@@ -164,61 +114,60 @@ class Tags(HTMLParser):
             self.marked[self.open[-1]].append(data)
 
 
-def test_html(found: list[Board]) -> None:
+def test_html(found: list[Table]) -> None:
     text, tags = render("html", found), Tags()
     tags.feed(text)
     tags.close()
     assert tags.open == []
-    assert "42.0" in tags.marked["b"]
-    assert "36.0" in tags.marked["u"]
-    assert text.count("<table>") == 2
+    assert "42.0 ± 0.0" in tags.marked["b"]
+    assert "36.0 ± 0.0" in tags.marked["u"]
+    assert text.count("<table>") == len(found)
     assert "no memory &lt;at all&gt;" in text
     assert "http" not in text
 
 
-def test_colour_keeps_the_table_aligned(found: list[Board]) -> None:
+def test_words_stand_left_and_numbers_right() -> None:
+    lines = (
+        (Cell("cwd"), Cell("1.0"), Cell("+1.0 to +2.0"), Cell("")),
+        (Cell("kd"), Cell(""), Cell(""), Cell("better")),
+    )
+    assert alignment(Table("", "", "", ("a", "b", "c", "d"), lines)) == ["left", "right", "right", "left"]
+
+
+def test_a_title_is_broken_to_the_width_of_what_stands_below_it() -> None:
+    table = Table("", "", "", ("95 % over seeds (df)", "to the best", "synthetic acdc-night-like"), (
+        (Cell("+1.0 to +2.0 (4)"), Cell("1"), Cell("2")),
+    ))  # fmt: skip
+    shown = [line.rstrip() for line in render("table", [table]).splitlines()]
+    assert shown[shown.index(next(line for line in shown if line.startswith("-"))) + 1 :][:3] == [
+        " 95 % over seeds  to the  synthetic",
+        "            (df)    best      acdc-",
+        "                             night-",
+    ]
+
+
+def test_captions_and_notes_are_wrapped_for_a_terminal() -> None:
+    table = Table("t", "c " * 200, "a " * 200, ("x",), ((Cell("1"),),), ("n " * 200,))
+    assert max(len(line) for line in render("table", [table]).splitlines()) <= WIDTH
+
+
+def test_colour_keeps_the_table_aligned(found: list[Table]) -> None:
     plain, coloured = render("table", found), render("table", found, colour=True)
-    assert "\033[1m42.0\033[0m" in coloured
-    assert "\033[4m36.0\033[0m" in coloured
+    assert "\033[1m42.0 ± 0.0\033[0m" in coloured
+    assert "\033[4m36.0 ± 0.0\033[0m" in coloured
     assert "\033" not in plain
     assert re.sub(r"\033\[\dm", "", coloured) == plain
 
 
-def test_colour_is_for_the_table_alone(found: list[Board]) -> None:
+def test_colour_is_for_the_table_alone(found: list[Table]) -> None:
     for name in set(FORMATS) - {"table"}:
         assert render(name, found, colour=True) == render(name, found)
 
 
-def test_csv_has_raw_numbers_and_a_column_for_every_target(found: list[Board]) -> None:
-    table = pandas.read_csv(io.StringIO(render("csv", found)))
-    assert len(table) == sum(len(board.rows) for board in found)
-    teacher = table[table.role == "teacher"].iloc[0]
-    row = found[1].rows[0]
-    assert teacher["mean"] == row.mean
-    assert round(row.mean, 1) != row.mean
-    assert teacher["synthetic cityscapes-like"] == row.targets[0]
-    assert teacher.parameters == 3_612_345
-    assert pandas.isna(teacher["synthetic acdc-night-like"])
-    assert list(table[table.role == "undistilled"].seeds) == ["1 2"]
-
-
-def test_json_has_raw_numbers_and_null_for_blanks(found: list[Board]) -> None:
-    content = json.loads(render("json", found))
-    rows = {row["method"]: row for row in content[1]["rows"]}
-    assert rows["teacher"]["mean"] == found[1].rows[0].mean
-    assert rows["gkd"]["targets"] == {"synthetic cityscapes-like": None}
-    assert (rows["gkd"]["mean"], rows["plain"]["seeds"], rows["plain"]["mean"]) == (None, [1, 2], 22.0)
-    assert content[0]["rows"][0]["targets"] == {"synthetic acdc-night-like": 30.0, "synthetic acdc-snow-like": 50.0}
-
-
-def test_an_unknown_format_lists_those_that_exist() -> None:
-    with pytest.raises(KdbenchError, match=r"'latx'\. Did you mean 'latex'"):
-        render("latx", [])
-
-
 def test_boards_start_without_what_is_slow_to_import() -> None:
     code = (
-        "import sys, kdbench.report.formats; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
+        "import sys, kdbench.report.views, kdbench.report.formats, kdbench.report.exports, kdbench.report.ledger;"
+        "print([m for m in ('torch', 'pandas', 'matplotlib', 'scipy.stats') if m in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

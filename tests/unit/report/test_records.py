@@ -148,3 +148,20 @@ def test_the_golden_record_keeps_loading() -> None:
     assert {name: written["resolved"][name] for name in written["resolved"].keys() - golden["resolved"].keys()} == {
         "label_fraction": "1"
     }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"confusion": np.eye(2, dtype=np.int64)},
+        {"earlier": np.zeros((3, 2, 2), np.int64)},
+        {"earlier": np.zeros((1, 2, 3), np.int64)},
+    ],
+    ids=["another number of classes", "the same at earlier points", "another number of points"],
+)
+def test_counts_that_do_not_fit_are_no_record(tmp_path: Path, make_record, write, change: dict) -> None:
+    record = make_record({"cityscapes": 40.0})
+    changed = [record.result.domains[0].model_copy(update=change), *record.result.domains[1:]]
+    record = record.model_copy(update={"result": record.result.model_copy(update={"domains": changed})})
+    with pytest.raises(KdbenchError, match=r"json is not a valid record.*result\.domains\.cityscapes.*3 classes"):
+        read_record(write(tmp_path, record))

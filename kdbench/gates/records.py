@@ -1,0 +1,59 @@
+"""Every record validates, lies where its content says, and belongs to a known protocol and world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kdbench.data.synthetic import WORLD
+from kdbench.errors import KdbenchError
+from kdbench.gates.gate import Gate, Outcome
+from kdbench.protocol import PROTOCOLS
+from kdbench.report.names import REAL
+from kdbench.report.records import Record, read_record, record_files
+from kdbench.spec import assign_label_maps
+
+NAME = "records"
+
+
+def gates(folders: Sequence[Path]) -> Iterator[Gate]:
+    """One line, or one for every record with a fault."""
+    files = [path for folder in folders for path in record_files(folder)]
+    where = ", ".join(map(str, folders)) or "no folder"
+    faults = [Gate(NAME, Outcome.FAIL, fault, path) for path in files if (fault := _fault(path))]
+    if faults:
+        yield from faults
+    elif files:
+        yield Gate(NAME, Outcome.OK, f"{len(files)} are valid and of known protocols and worlds, under {where}")
+    else:
+        yield Gate(NAME, Outcome.SKIP, f"none under {where}")
+
+
+def _fault(path: Path) -> str:
+    try:
+        record = read_record(path)
+    except KdbenchError as error:
+        return str(error)
+    fault = _protocol(record) or _world(record) or _misplaced(path, record)
+    return fault and f"{path} {fault}. Remove it and run its cell again."
+
+
+def _protocol(record: Record) -> str:
+    cell = record.spec.resolved
+    if cell.protocol not in PROTOCOLS:
+        return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
+    maps = assign_label_maps(record.spec.passed.get("label_maps", ()))
+    today = PROTOCOLS[cell.protocol].model_copy(update={"label_maps": maps}).id
+    return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
+
+
+def _world(record: Record) -> str:
+    domains = record.result.domains if record.result else []
+    strange = {record.spec.resolved.world, *(domain.world for domain in domains)} - {WORLD, REAL}
+    return f"is of the unknown world '{min(strange)}' (known: {WORLD}, {REAL})" if strange else ""
+
+
+def _misplaced(path: Path, record: Record) -> str:
+    """A copied file would take another record's place on a board."""
+    own = record.path()
+    return "" if path.resolve().parts[-len(own.parts) :] == own.parts else f"holds the record of {own}"

@@ -1,0 +1,154 @@
+"""What boards show: each its ranking and differences, and what was asked for besides; several their averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kdbench.report import details
+from kdbench.report.board import Board, Scored, ranked
+from kdbench.report.comparison import Comparison
+from kdbench.report.differences import differences
+from kdbench.report.rows import Row
+from kdbench.report.statistics import ENOUGH
+from kdbench.report.summary import Families, FamilyRow, Summary, SummaryRow, families, summaries
+from kdbench.report.table import REFERENCE, Column, Table, label, make_table, number, plain, signed, signs, spread
+
+
+def tables(boards: Sequence[Board], classes: bool = False, selection: bool = False) -> list[Table]:
+    """Every board's ranking and differences, and what was asked for besides; then the summaries."""
+    shown = [table for board in boards for table in _of_board(board, classes, selection)]
+    found = summaries(boards)
+    shown += [table for summary in found for table in _of_summary(summary)]
+    return shown + [_families(each) for each in families(found)]
+
+
+def _of_board(board: Board, classes: bool, selection: bool) -> Iterator[Table]:
+    yield _ranking(board)
+    yield from differences(
+        board.benchmark, board.conditions, board.rows, board.comparison, board.over_images, board.faults
+    )
+    if classes:
+        yield details.gains(board)
+        yield from details.classes(board)
+    if selection:
+        yield details.selection(board)
+
+
+def _of_summary(summary: Summary) -> Iterator[Table]:
+    yield _averages(summary)
+    title = f"{len(summary.boards)} benchmarks"
+    yield from differences(title, summary.boards[0].conditions, summary.rows, summary.comparison)
+
+
+def _ranking(board: Board) -> Table:
+    found, several = board.comparison, len(board.columns) != 1
+    remarks = {row.method: "; ".join(_remarks(row, found)) for row in board.rows}
+    marks = signs(remarks.values())
+    validated = f"source: {', '.join(board.validated)}" if board.validated else "source"
+    columns: list[Column[Row]] = [
+        *_rank(found),
+        Column[Row]("method", lambda row: label(row) + marks.get(remarks[row.method], "")),
+        Column[Row]("seeds", lambda row: str(len(row.seeds))),
+        Column[Row]("mean" if several else "".join(board.columns), _mean, lambda row: row.mean),
+        *(_target(index, title) for index, title in enumerate(board.columns) if several),
+        *([plain("worst", _worst)] if several else []),
+        plain(validated, lambda row: row.source),
+        plain("gap", lambda row: row.gap, better=-1),
+    ]
+    notes = [f"{sign} {remark}" for remark, sign in marks.items()]
+    return make_table(
+        columns,
+        board.rows,
+        ranked(board.rows, found),
+        title=f"{board.benchmark}: {board.title}",
+        conditions=board.conditions,
+        about="mIoU in %, mean ± standard deviation over seeds; gap: source minus mean of targets",
+        notes=(*notes, *_committed(board), *_unranked(found)),
+    )
+
+
+def _rank(found: Comparison) -> list[Column[Scored]]:
+    return [Column("rank", lambda row: str(found.ranks.get(row.method, "")))] if found.ranks else []
+
+
+def _target(index: int, title: str) -> Column[Row]:
+    return plain(title, lambda row: row.targets[index])
+
+
+def _worst(row: Row) -> float | None:
+    return row.worst
+
+
+def _mean(row: Scored) -> str:
+    return spread(row.mean, row.deviation)
+
+
+def _remarks(row: Row, found: Comparison) -> Iterator[str]:
+    if row.remark:
+        yield row.remark
+    if row.scores and found.seeds and row.seeds != found.seeds:
+        unranked = "" if row.role == "teacher" else ": not ranked"
+        yield f"{_listed(row.seeds)} where most rows have {_listed(found.seeds)}{unranked}"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _committed(board: Board) -> list[str]:
+    return [f"{REFERENCE} committed reference"] if any(row.reference for row in board.rows) else []
+
+
+def _unranked(found: Comparison) -> list[str]:
+    if found.ranks or not (found.to_undistilled or found.to_best):
+        return []
+    return [f"Not ranked: ranks need {ENOUGH} paired seeds. The order is that of the means."]
+
+
+def _averages(summary: Summary) -> Table:
+    found = summary.comparison
+    columns: list[Column[SummaryRow]] = [
+        *_rank(found),
+        Column("method", label),
+        Column[SummaryRow]("seeds", lambda row: str(len(row.seeds) or "")),
+        Column[SummaryRow]("average", _mean, lambda row: row.mean),
+        *(_source(index, name) for index, name in enumerate(summary.sources)),
+        *([Column[SummaryRow]("mean rank", lambda row: number(row.ranks))] if found.ranks else []),
+    ]
+    sources = "; ".join(f"{name}: {', '.join(benchmarks)}" for name, benchmarks in summary.sources.items())
+    return make_table(
+        columns,
+        summary.rows,
+        ranked(summary.rows, found),
+        title=f"{len(summary.boards)} benchmarks: average over {len(summary.sources)} sources",
+        conditions=summary.boards[0].conditions,
+        about=f"mIoU in %, mean ± standard deviation over seeds. Benchmarks of one source count as one: {sources}",
+        notes=_unranked(found),
+    )
+
+
+def _source(index: int, name: str) -> Column[SummaryRow]:
+    return Column(name, lambda row: number(row.sources[index]), lambda row: row.sources[index])
+
+
+def _families(found: Families) -> Table:
+    board = found.summaries[0].boards[0]
+    columns = [Column[FamilyRow]("method", lambda row: row.method)]
+    for index, name in enumerate(found.families):
+        columns += _family(index, name)
+    pairs = "; ".join(f"{name}: {', '.join(pairs)}" for name, pairs in found.families.items())
+    return make_table(
+        columns,
+        found.rows,
+        {row.method for row in found.rows},
+        title=f"{len(found.summaries[0].boards)} benchmarks: {' and '.join(found.families)}",
+        conditions=board.setting,
+        about=f"Average over sources in % and gain on the undistilled student, means over pairs. {pairs}",
+    )
+
+
+def _family(index: int, name: str) -> list[Column[FamilyRow]]:
+    return [
+        Column(name, lambda row: number(row.means[index]), lambda row: row.means[index]),
+        Column(f"gain {name}", lambda row: signed(row.gains[index])),
+    ]

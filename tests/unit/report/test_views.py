@@ -1,0 +1,274 @@
+"""What boards show: columns, marks, ranks, footnotes, differences, classes, rules of selection, summaries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kdbench.report.board import boards
+from kdbench.report.entries import Entry
+from kdbench.report.images import Interval
+from kdbench.report.records import Record
+from kdbench.report.table import Table, number, signed, signs, spread
+from kdbench.report.views import tables
+
+STEPS = (0.0, 0.5, 0.2, 0.9, 0.4)
+
+
+@pytest.fixture
+def runs(make_record):
+    """Records of (method, mIoU) rows over seeds; the seeds scatter alike, each row a little in its own way."""
+
+    def of(rows: dict[str, float], seeds: int = 5, roles: dict[str, str] | None = None, **cell) -> list[Record]:
+        roles = {"plain": "undistilled", "teacher": "teacher"} | (roles or {})
+        return [
+            make_record(
+                {"cityscapes": value + STEPS[seed] + 0.1 * STEPS[(seed + order) % 5]},
+                method=method,
+                seed=seed,
+                role=roles.get(method, "distilled"),
+                **cell,
+            )
+            for order, (method, value) in enumerate(rows.items())
+            for seed in range(seeds)
+        ]
+
+    return of
+
+
+def shown(records: list[Record], **views: bool) -> dict[str, Table]:
+    """Tables by title, of records that are not from the committed folder."""
+    found = tables(boards(map(Entry, records)), **views)
+    assert len({table.title for table in found}) == len(found)
+    return {table.title: table for table in found}
+
+
+def ranking(*records: Record) -> Table:
+    return next(iter(shown(list(records)).values()))
+
+
+def column(table: Table, title: str) -> dict[str, str]:
+    """A column's texts by method."""
+    first, index = table.header.index("method"), table.header.index(title)
+    return {line[first].text: line[index].text for line in table.lines}
+
+
+def places(table: Table, title: str) -> dict[str, int]:
+    first, index = table.header.index("method"), table.header.index(title)
+    return {line[first].text: line[index].place for line in table.lines}
+
+
+def differences(records: list[Record]) -> Table:
+    return next(table for title, table in shown(records).items() if "differences" in title)
+
+
+def test_columns_of_one_and_of_several_targets(make_record) -> None:
+    city, source = "synthetic cityscapes-like", "source: synthetic gtav-like"
+    assert ranking(make_record()).header == ("method", "seeds", city, source, "gap")
+    two = ranking(make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, benchmark="c2a"))
+    assert two.header == (
+        "method", "seeds", "mean", "synthetic acdc-night-like", "synthetic acdc-snow-like", "worst", source, "gap"
+    )  # fmt: skip
+    assert [cell.text for cell in two.lines[0]] == ["gkd", "1", "40.0", "30.0", "50.0", "30.0", "60.0", "20.0"]
+
+
+def test_numbers_as_displayed(make_record) -> None:
+    table = ranking(make_record({"cityscapes": 40.0}, {"gtav": 40.0}), make_record(error="no", method="z"))
+    assert [[cell.text for cell in line] for line in table.lines] == [
+        ["gkd", "1", "40.0", "40.0", "0.0"], ["z*", "1", "", "", ""]
+    ]  # fmt: skip
+    assert (number(-0.04), number(None), signed(-0.04), signed(0.06), signed(-1), signed(None)) == (
+        "0.0", "", "0.0", "+0.1", "-1.0", ""
+    )  # fmt: skip
+    assert (spread(20.04, 0.45), spread(20.0, None), spread(None, None)) == ("20.0 ± 0.5", "20.0", "")
+
+
+def test_without_a_source_to_validate_on_there_is_no_gap(make_record) -> None:
+    table = ranking(make_record(sources={}))
+    assert table.header[-2:] == ("source", "gap")
+    assert [cell.text for cell in table.lines[0]][-2:] == ["", ""]
+
+
+def test_best_and_second_student_of_a_column(make_record) -> None:
+    table = ranking(
+        make_record({"cityscapes": 50.0}, {"gtav": 95.0}, role="teacher"),
+        make_record({"cityscapes": 50.0}, {"gtav": 90.0}, method="plain", role="undistilled"),
+        make_record({"cityscapes": 40.0}, {"gtav": 60.0}, method="a"),
+        make_record({"cityscapes": 30.0}, {"gtav": 70.0}, method="b"),
+    )
+    assert places(table, "synthetic cityscapes-like") == {"teacher": 0, "plain, undistilled": 1, "a": 2, "b": 0}
+    assert list(places(table, "source: synthetic gtav-like").values()) == [0, 1, 0, 2]
+    assert places(table, "gap") == {"teacher": 0, "plain, undistilled": 2, "a": 1, "b": 2}
+
+
+def test_equal_numbers_on_the_page_share_a_mark(make_record, make_domain) -> None:
+    def record(method: str, right: int) -> Record:
+        confusion = np.roll(np.eye(3, dtype=int), 1, axis=1) * (100_000 - right) + np.eye(3, dtype=int) * right
+        return make_record(domains=[make_domain("cityscapes", "target", confusion)], method=method)
+
+    table = ranking(record("a", 70_000), record("b", 70_001), record("c", 60_000), record("d", 50_000))
+    assert places(table, "synthetic cityscapes-like") == {"b": 1, "a": 1, "c": 2, "d": 0}
+
+
+def test_one_student_alone_is_not_marked(make_record) -> None:
+    table = ranking(make_record(role="teacher"), make_record(method="kd"), make_record(error="stopped"))
+    assert {cell.place for line in table.lines for cell in line} == {0}
+
+
+def test_ties_share_a_rank_and_the_teacher_has_none(runs) -> None:
+    table = ranking(*runs({"teacher": 60, "plain": 40, "a": 45, "b": 45.02, "c": 30}))
+    assert column(table, "rank") == {"teacher": "", "plain, undistilled": "3", "b": "1", "a": "1", "c": "4"}
+
+
+def test_below_five_seeds_nothing_is_ranked(runs) -> None:
+    table = ranking(*runs({"plain": 40, "a": 45}, seeds=4))
+    assert "rank" not in table.header
+    assert table.notes == ("Not ranked: ranks need 5 paired seeds. The order is that of the means.",)
+
+
+def test_one_seed_beside_five_is_marked_and_neither_ranked_nor_best(runs, make_record) -> None:
+    table = ranking(*runs({"plain": 40, "a": 45, "b": 43}), make_record({"cityscapes": 90.0}, method="lucky"))
+    assert column(table, "rank") == {"plain, undistilled": "3", "lucky*": "", "a": "1", "b": "2"}
+    assert column(table, "seeds")["lucky*"] == "1"
+    assert places(table, "synthetic cityscapes-like") == {"plain, undistilled": 0, "lucky*": 0, "a": 1, "b": 2}
+    assert table.notes == ("* seed 0 where most rows have seeds 0, 1, 2, 3, 4: not ranked",)
+
+
+def test_remarks_share_a_sign_where_they_are_the_same(make_record) -> None:
+    records = [make_record(method=name, remark="odd") for name in ("a", "b")]
+    table = tables(boards([*map(Entry, records), Entry(make_record(error="no memory"), reference=True)]))[0]
+    assert list(column(table, "seeds")) == ["a*", "b*", "gkd°†"]
+    assert table.notes[:3] == ("* odd", "† failed: no memory", "° committed reference")
+
+
+def test_signs_do_not_run_out() -> None:
+    assert list(signs(f"remark {i}" for i in range(7)).values()) == ["*", "†", "‡", "§", "¶", "**", "††"]
+
+
+def test_differences_to_the_undistilled_student(runs) -> None:
+    table = differences(runs({"teacher": 60, "plain": 40, "a": 45, "b": 35}))
+    assert table.header == (
+        "method", "difference", "95 % over seeds (df)", "p", "verdict", "to the best", "p", "verdict", "retained"
+    )  # fmt: skip
+    rows = {line[0].text: [cell.text for cell in line[1:]] for line in table.lines}
+    assert list(rows) == ["a", "b"]
+    assert (rows["a"][0], rows["a"][3], rows["a"][7]) == ("+5.0", "better", "25 %")
+    assert rows["a"][1].startswith("+4.")
+    assert rows["a"][1].endswith(" (4)")
+    assert rows["a"][4:7] == ["", "", ""]
+    assert (rows["b"][3], rows["b"][4], rows["b"][6]) == ("worse", "-10.0", "worse")
+    assert "the best: a" in table.about
+    assert any(note.startswith("5 paired seeds with this scatter resolve") for note in table.notes)
+
+
+def test_one_seed_has_differences_and_nothing_else(runs) -> None:
+    table = differences(runs({"plain": 40, "a": 45, "b": 35}, seeds=1))
+    assert table.header == ("method", "difference", "to the best")
+    assert table.notes == ("Not resolvable: a verdict needs 5 paired seeds.",)
+
+
+def test_three_seeds_have_intervals_and_no_verdict(runs) -> None:
+    table = differences(runs({"plain": 40, "a": 45, "b": 35}, seeds=3))
+    assert "verdict" not in table.header
+    assert table.notes[0] == "Not resolvable: a verdict needs 5 paired seeds."
+    assert all(line[2].text.endswith(" (2)") for line in table.lines)
+
+
+def test_a_verdict_beside_rows_without_one_says_so(runs, make_record) -> None:
+    records = [*runs({"plain": 40, "a": 45, "b": 42}), make_record({"cityscapes": 90.0}, method="lucky")]
+    assert column(differences(records), "verdict")["lucky"] == "not resolvable"
+
+
+def test_without_an_undistilled_student_differences_are_to_the_best(runs) -> None:
+    table = differences(runs({"teacher": 60, "a": 45, "b": 35}))
+    assert table.title == "g2c: differences to the best"
+    assert table.header == ("method", "to the best", "p", "verdict")
+    assert column(table, "to the best") == {"b": "-10.0"}
+
+
+def test_a_teacher_that_is_not_ahead_leaves_nothing_to_retain(runs) -> None:
+    table = differences(runs({"teacher": 39, "plain": 40, "a": 45}))
+    assert "retained" not in table.header
+    assert "Nothing to retain: the teacher is not found ahead of plain." in table.notes
+
+
+@pytest.mark.parametrize("alone", [["teacher"], ["a"], ["plain"], ["teacher", "plain"]])
+def test_nobody_to_compare_gives_no_differences(runs, alone: list[str]) -> None:
+    assert list(shown(runs(dict.fromkeys(alone, 40.0)))) == ["g2c: synthetic likeness of GTAV to Cityscapes"]
+
+
+def test_intervals_over_images_have_a_column_of_their_own(runs) -> None:
+    from dataclasses import replace
+
+    (board,) = boards(map(Entry, runs({"plain": 40, "a": 45})))
+    board = replace(board, over_images={"a": Interval(4.0, 6.0)}, faults=("a file is damaged",))
+    table = tables([board])[1]
+    assert column(table, "95 % over images") == {"a": "+4.0 to +6.0"}
+    assert "bootstrap" in table.about
+    assert table.notes[-1] == "1 of the files of counts by image cannot be used; the first: a file is damaged"
+
+
+def test_classes_gained_and_lost(make_record, make_domain) -> None:
+    def record(method: str, role: str, right: tuple[int, int, int], seed: int = 0) -> Record:
+        wrong = 100 - np.array(right)
+        confusion = np.diag(right) + np.roll(np.diag(wrong), 1, axis=1)
+        return make_record(domains=[make_domain("city", "target", confusion)], method=method, role=role, seed=seed)
+
+    records = [record("plain", "undistilled", (50, 50, 50)), record("a", "distilled", (90, 60, 20))]
+    found = shown([*records, record("b", "distilled", (99, 99, 99), seed=1)], classes=True)
+    table = found["g2c: pixels and classes"]
+    assert column(table, "pixels right") == {"plain, undistilled": "50.0", "a": "56.7", "b": "99.0"}
+    # IoU of road: 90 / (100 + 80) against 50 / 150; building: 60 / 110; sky: 20 / 140.
+    assert column(table, "largest gains") == {"plain, undistilled": "", "a": "building +21.2, road +16.7", "b": ""}
+    assert column(table, "largest losses") == {"plain, undistilled": "", "a": "sky -19.0", "b": ""}
+    by_class = found["g2c: IoU by class"]
+    assert by_class.header == ("class", "plain, undistilled", "b", "a")
+    assert [[cell.text for cell in line] for line in by_class.lines] == [
+        ["road", "33.3", "98.0", "50.0"], ["building", "33.3", "98.0", "54.5"], ["sky", "33.3", "98.0", "14.3"]
+    ]  # fmt: skip
+
+
+def test_many_methods_stand_in_several_tables_of_classes(make_record) -> None:
+    records = [make_record(method=f"m{index}") for index in range(9)]
+    found = [table for table in tables(boards(map(Entry, records)), classes=True) if table.header[0] == "class"]
+    assert [name for table in found for name in table.header[1:]] == [f"m{index}" for index in range(9)]
+    assert max(len(table.header) for table in found) == 8
+
+
+def test_rules_of_selection_stand_apart(make_record) -> None:
+    title = "g2c: rules of selection"
+    assert title not in shown([make_record()])
+    table = shown([make_record()], selection=True)[title]
+    assert table.header == ("method", "last", "best on the source", "oracle", "oracle's gap")
+    assert [cell.text for cell in table.lines[0]][1] == "40.0"
+
+
+def test_summaries_and_families_come_last(make_record) -> None:
+    records = [
+        make_record(
+            {name: 40.0 + len(method)},
+            {source: 60.0},
+            benchmark=name,
+            method=method,
+            seed=seed,
+            student=student,
+            family=family,
+            role="undistilled" if method == "plain" else "distilled",
+        )
+        for name, source in (("g2c", "gtav"), ("g2b", "gtav"), ("c2a", "cityscapes"))
+        for method in ("plain", "a")
+        for student, family in (("resnet50", "F2L"), ("dinov2-s", "F2F"))
+        for seed in range(5)
+    ]
+    found = tables(boards(map(Entry, records)))
+    summary = next(table for table in found if table.title == "3 benchmarks: average over 2 sources")
+    assert summary.header == (
+        "rank", "method", "seeds", "average", "synthetic cityscapes-like", "synthetic gtav-like", "mean rank"
+    )  # fmt: skip
+    assert "synthetic gtav-like: g2b, g2c" in summary.about
+    families = found[-1]
+    assert families.header == ("method", "F2F", "gain F2F", "F2L", "gain F2L")
+    assert [[cell.text for cell in line] for line in families.lines] == [
+        ["plain", "45.0", "", "45.0", ""], ["a", "41.0", "-4.0", "41.0", "-4.0"]
+    ]  # fmt: skip
+    assert "mini:dinov2-l -> mini:resnet50" in families.about
