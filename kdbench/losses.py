@@ -114,7 +114,7 @@ def whole_and_masked(
     """Features of images (B, 3, H, W), and their last map (B, C, h, w) as it is where the mask hides positions.
 
     masked: how many images, the first ones, have hidden positions. together: in one batch, in which the others stand
-    once, as they look the same both times; not for networks with batch norms, whose passes have statistics of their own.
+    once, as they look the same both times; not for networks with batch norms, where each pass has its own statistics.
     """
     if not together:
         return student.encode(image), student.encode(image, mask=mask).final

@@ -247,7 +247,7 @@ PAPER = Protocol(
 PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER)}
 
 
-# Smoke and mini: twice what a single stage takes as published, and about half of what distillation before the task takes.
+# Smoke and mini: twice what a single stage takes as published, about half of what distillation before the task takes.
 # Paper: four times a single stage; a hundred epochs of ImageNet are out of any single stage's reach.
 EQUAL_PASSES = {"smoke": 64, "mini": 9600, "paper": 640_000}
 

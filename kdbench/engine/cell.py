@@ -234,7 +234,7 @@ def _plan_stage(
         "environment": environment(lab.fabric.device, lab.protocol.precision),
         # Masks and batch statistics are drawn within a process.
         **({"processes": lab.fabric.world_size} if lab.fabric.world_size > 1 else {}),
-        **({"compiled": True} if lab.compiled else {}),
+        **({"compiled": harness_code(("kdbench.engine.compiling",))} if lab.compiled else {}),
     })  # fmt: skip
     return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
 

@@ -23,9 +23,10 @@ from kdbench.benchmark import Domain
 from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
+from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
-from kdbench.engine.parts import Encode, compile_encoder, views
+from kdbench.engine.parts import Encode, views
 from kdbench.engine.processes import Failure, failures, gather_interleaved, share
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train

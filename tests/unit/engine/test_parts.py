@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kdbench.engine import parts
 from kdbench.engine.cell import Cell, Lab, make_plan
+from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.grid import Done
-from kdbench.engine.parts import Networks, Origin, compile_encoder, views
+from kdbench.engine.parts import Networks, Origin, views
 from kdbench.errors import KdbenchError
 from kdbench.method import Stage, task_loss
 from kdbench.models.backbones import Encoder, build_stand_in
