@@ -29,7 +29,7 @@ HEAD = f"""# The methods
 measured costs. Extra parameters are those of the method's own modules for the stand-ins `{TEACHER}:{STUDENT}`; they are
 dropped at deployment unless the page says otherwise. The cost is the share of a training step that distillation takes,
 the teacher's forward pass included, on a CPU with the same stand-ins
-(`python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{COSTS}`).
+(`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{COSTS}`).
 Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets.
 """
 
@@ -77,7 +77,7 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | N
         lines += [f"*{method.paper}*", ""]
     lines += [f"**{label}.** {said[label]}\n" for label in PARAGRAPHS if label in said]
     lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}."]
-    lines[-1] += "" if cost is None else f" Distillation takes {100 * cost:.0f} % of a step."
+    lines[-1] += "" if cost is None or method.role == "undistilled" else f" Distillation takes {100 * cost:.0f} % of a step."
     lines += ["", *_knobs(method)]
     if rows:
         names = sorted({benchmark for row in rows.values() for benchmark in row})

@@ -47,6 +47,9 @@ def test_the_paths_of_the_trees_are_those_that_are_read() -> None:
 
 
 def test_the_page_of_the_methods_is_that_of_the_list() -> None:
+    missing = {plugin.missing for plugin in map(load_method, method_names()) if plugin.missing}
+    if missing:
+        pytest.skip(f"optional: {', '.join(missing)}")
     done = CliRunner().invoke(app, ["list", "methods", "--format", "markdown"], catch_exceptions=False)
     assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").strip() == done.stdout.strip()
 

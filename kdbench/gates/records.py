@@ -8,7 +8,7 @@ from pathlib import Path
 from kdbench.data.synthetic import WORLD
 from kdbench.errors import KdbenchError
 from kdbench.gates.gate import Gate, Outcome
-from kdbench.protocol import PROTOCOLS
+from kdbench.protocol import PROTOCOLS, find_protocol
 from kdbench.report.names import REAL
 from kdbench.report.records import Record, read_record, record_files
 from kdbench.spec import assign_label_maps
@@ -39,11 +39,11 @@ def _fault(path: Path) -> str:
 
 
 def _protocol(record: Record) -> str:
-    cell = record.spec.resolved
+    cell, passed = record.spec.resolved, record.spec.passed
     if cell.protocol not in PROTOCOLS:
         return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
-    maps = assign_label_maps(record.spec.passed.get("label_maps", ()))
-    today = PROTOCOLS[cell.protocol].model_copy(update={"label_maps": maps}).id
+    protocol = find_protocol(cell.protocol, passed.get("track", "paper"))
+    today = protocol.model_copy(update={"label_maps": assign_label_maps(passed.get("label_maps", ()))}).id
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
 
 

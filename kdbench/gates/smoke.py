@@ -110,6 +110,7 @@ def _rerun(pin: Record, folder: Path) -> Record:
         pairs=(),
         benchmarks=(pin.spec.resolved.benchmark,),
         protocol=PROTOCOL,
+        track=pin.spec.passed.get("track", "paper"),
         device="cpu",
         results=folder / "results",
         store=folder / "store",
@@ -150,6 +151,7 @@ def _command(pin: Entry) -> str:
         "seed": seeds if len(seeds) >= ENOUGH else range(ENOUGH),
     }
     words = [f"--{option} {','.join(map(str, values))}" for option, values in asked.items()]
+    words += [f"--track {passed['track']}"] if "track" in passed else []
     words += [f"--set {setting}" for setting in passed.get("settings", [])]
     words += [f"--as {passed['label']}"] if passed.get("label") else []
     words += [] if passed.get("references", True) else ["--no-references"]

@@ -46,7 +46,7 @@ class Reach(NamedTuple):
 class Comparison:
     """A board's findings, by method.
 
-    seeds: those of most students. undistilled, best: whom the differences are taken to; the best has the board's seeds.
+    seeds: those that the ranking takes (usual_seeds). undistilled, best: whom the differences are taken to; the best has the board's seeds.
     to_best: of the others; without the undistilled student, so that no pair is tested twice. ranks: of the
     students that have the board's seeds, where these are ENOUGH. retention: share in percent of the teacher's advantage
     over the undistilled student. reach: with ENOUGH seeds where the board has fewer.
@@ -83,9 +83,11 @@ def compare(students: Mapping[str, Scores], undistilled: str | None, teacher: Sc
 
 
 def usual_seeds(rows: Sequence[Scores]) -> tuple[int, ...]:
-    """The seeds that most rows have; of several such sets the largest."""
+    """The seeds that several rows share, as many as a rank needs if there are; of such sets the most common one."""
     sets = Counter(tuple(sorted(scores)) for scores in rows)
-    return max(sets, key=lambda seeds: (sets[seeds], len(seeds), seeds), default=())
+    return max(
+        sets, key=lambda seeds: (sets[seeds] > 1, min(len(seeds), ENOUGH), sets[seeds], len(seeds), seeds), default=()
+    )
 
 
 def differences(students: Mapping[str, Scores], to: str) -> dict[str, Difference]:
@@ -94,7 +96,11 @@ def differences(students: Mapping[str, Scores], to: str) -> dict[str, Difference
         name: paired for name, scores in students.items() if name != to and (paired := _paired(scores, students[to]))
     }
     tests = {name: test for name, paired in found.items() if (test := paired_t(list(paired.values())))}
-    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    corrected: dict[str, float] = {}
+    # Differences that no verdict can be given of are a family apart, or a row begun would weaken all that are complete.
+    for enough in (True, False):
+        family = [name for name in tests if (len(found[name]) >= ENOUGH) == enough]
+        corrected |= dict(zip(family, holm([tests[name].p for name in family]), strict=True))
     return {
         name: Difference(_mean(paired), tuple(paired), tests.get(name), corrected.get(name))
         for name, paired in found.items()
@@ -155,6 +161,7 @@ def _ahead(advantage: Scores) -> bool:
 
 def _reach(found: Mapping[str, Difference]) -> Reach | None:
     tests = [difference.over_seeds for difference in found.values() if difference.over_seeds]
+    tests = [test for test in tests if test.df + 1 >= ENOUGH] or tests
     if not tests:
         return None
     usual = Counter(test.df + 1 for test in tests).most_common(1)[0][0]

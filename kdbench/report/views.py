@@ -88,7 +88,7 @@ def _remarks(row: Row, found: Comparison) -> Iterator[str]:
         yield row.remark
     if row.scores and found.seeds and row.seeds != found.seeds:
         unranked = "" if row.role == "teacher" else ": not ranked"
-        yield f"{_listed(row.seeds)} where most rows have {_listed(found.seeds)}{unranked}"
+        yield f"{_listed(row.seeds)} where the ranking has {_listed(found.seeds)}{unranked}"
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -106,10 +106,24 @@ def test_nobody_to_compare() -> None:
     assert (found.seeds, found.best, found.ranks, found.undistilled) == ((), None, {}, None)
 
 
-def test_the_usual_seeds_are_those_of_most_students() -> None:
-    three, five = scores(0, seeds=3), scores(0)
+def test_the_usual_seeds_are_shared_and_enough_to_rank_where_there_are_such() -> None:
+    one, three, five = scores(0, seeds=1), scores(0, seeds=3), scores(0)
     assert usual_seeds([five, three, three]) == (0, 1, 2)
     assert usual_seeds([three, five]) == (0, 1, 2, 3, 4)
+    # Rows that are only begun do not take the ranks from those that are complete.
+    assert usual_seeds([five, five, *[one] * 9, *[three] * 4]) == (0, 1, 2, 3, 4)
+
+
+def test_rows_that_are_only_begun_do_not_weaken_the_complete_ones() -> None:
+    noisy = {0: 21.0, 1: 20.0, 2: 21.2}
+    complete = {"alone": scores(20), "a": scores(21, NOISE), "b": scores(20.4, NOISE)}
+    before = compare(complete, "alone", scores(26))
+    after = compare({**complete, "c": noisy, "d": {0: 25.0}}, "alone", scores(26))
+    for name in ("a", "b"):
+        assert after.to_undistilled[name] == before.to_undistilled[name]
+    assert after.ranks == before.ranks
+    assert after.reach == before.reach
+    assert after.to_undistilled["c"].verdict == "not resolvable"
 
 
 def test_retention_is_the_share_of_the_advantage() -> None:

@@ -74,7 +74,7 @@ def test_markdown(found: list[Table]) -> None:
     assert re.search(r"\| cwd† +\| +2 \| +\*\*42\.0 ± 0\.0\*\* \|", text)
     assert "<ins>36.0 ± 0.0</ins>" in text
     assert "† odd & new\\_  \n" in text
-    assert "\\* seed 0 where most rows have seeds 1, 2  \n" in text
+    assert "\\* seed 0 where the ranking has seeds 1, 2  \n" in text
     assert "no memory \\<at all>" in text
     assert "### g2c: synthetic likeness of GTAV to Cityscapes\n" in text
     assert "#### g2c: differences to plain, the undistilled student\n" in text

@@ -131,7 +131,7 @@ def test_one_seed_beside_five_is_marked_and_neither_ranked_nor_best(runs, make_r
     assert column(table, "rank") == {"plain, undistilled": "3", "lucky*": "", "a": "1", "b": "2"}
     assert column(table, "seeds")["lucky*"] == "1"
     assert places(table, "synthetic cityscapes-like") == {"plain, undistilled": 0, "lucky*": 0, "a": 1, "b": 2}
-    assert table.notes == ("* seed 0 where most rows have seeds 0, 1, 2, 3, 4: not ranked",)
+    assert table.notes == ("* seed 0 where the ranking has seeds 0, 1, 2, 3, 4: not ranked",)
 
 
 def test_remarks_share_a_sign_where_they_are_the_same(make_record) -> None:
