@@ -76,8 +76,9 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | N
     if method.paper:
         lines += [f"*{method.paper}*", ""]
     lines += [f"**{label}.** {said[label]}\n" for label in PARAGRAPHS if label in said]
-    lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}."]
-    lines[-1] += "" if cost is None or method.role == "undistilled" else f" Distillation takes {100 * cost:.0f} % of a step."
+    measured = cost is not None and method.role == "distilled"
+    share = f" Distillation takes {100 * (cost or 0):.0f} % of a step." if measured else ""
+    lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}.{share}"]
     lines += ["", *_knobs(method)]
     if rows:
         names = sorted({benchmark for row in rows.values() for benchmark in row})

@@ -65,7 +65,7 @@ def tolerance(seeds: Sequence[Result | None]) -> float | None:
 
 
 def _gate(pin: Entry, allowed: float | None, folder: Path) -> Gate:
-    name = f"smoke {pin.cell.benchmark} {pin.pair} {pin.label} seed {pin.cell.seed}"
+    name = f"{pin.cell.protocol_id} {pin.cell.benchmark} {pin.pair} {pin.label} seed {pin.cell.seed}"
     try:
         outcome, detail = compare(pin.record, _rerun(pin.record, folder), allowed)
     except KdbenchError as error:

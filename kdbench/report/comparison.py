@@ -46,9 +46,9 @@ class Reach(NamedTuple):
 class Comparison:
     """A board's findings, by method.
 
-    seeds: those that the ranking takes (usual_seeds). undistilled, best: whom the differences are taken to; the best has the board's seeds.
-    to_best: of the others; without the undistilled student, so that no pair is tested twice. ranks: of the
-    students that have the board's seeds, where these are ENOUGH. retention: share in percent of the teacher's advantage
+    seeds: those that the ranking takes (usual_seeds). undistilled, best: whom the differences are taken to; the best
+    has these seeds. to_best: of the others; without the undistilled student, so that no pair is tested twice. ranks: of
+    the students that have these seeds, where they are ENOUGH. retention: share in percent of the teacher's advantage
     over the undistilled student. reach: with ENOUGH seeds where the board has fewer.
     """
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.protocol import SMOKE
+
 pytestmark = pytest.mark.slow
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
@@ -16,4 +18,4 @@ def test_the_committed_pins_are_met() -> None:
     command = [sys.executable, "-m", "kdbench.cli", "check", "--smoke", "--reference", str(REFERENCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok    smoke " in done.stdout
+    assert f"ok    {SMOKE.id} " in done.stdout

@@ -26,11 +26,11 @@ from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
 from kdbench.gates import boards, contract, records, scores, smoke, speed
 from kdbench.gates.gate import Gate, Outcome, annotation, junit
-from kdbench.protocol import MINI, Protocol, find_protocol
+from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
 from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report.statistics import ENOUGH
 
-PIN = "smoke g2c dinov2-s:deit-s logit_kd[warm] seed 0"
+PIN = f"{SMOKE.id} g2c dinov2-s:deit-s logit_kd[warm] seed 0"
 
 
 def make_record(score: float = 40.0, error: str | None = None, **resolved: Any) -> Record:
@@ -191,8 +191,8 @@ def test_a_result_that_differs_here_fails_with_the_command_that_pins_again(pinne
     assert (gate.outcome, gate.file) == (Outcome.FAIL, pinned)
     assert "stages differ, mIoU by up to 0.00 points, in the environment and on the processor" in gate.detail
     assert gate.detail.endswith(
-        "kdbench run --method logit_kd --pair dinov2-s:deit-s --benchmark g2c --seed 0,1,2 --track paper --set temperature=2 "
-        f"--as warm --no-references --protocol smoke --device cpu --results {pinned.parents[4]}"
+        "kdbench run --method logit_kd --pair dinov2-s:deit-s --benchmark g2c --seed 0,1,2 --track paper "
+        f"--set temperature=2 --as warm --no-references --protocol smoke --device cpu --results {pinned.parents[4]}"
     )
 
 
