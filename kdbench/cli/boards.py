@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from kdbench.cli.shared import Results, complain, out
+from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
 from kdbench.places import default_reference, default_results
 from kdbench.spec import split_list
@@ -34,6 +35,8 @@ def leaderboard(
     """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
     benchmarks = None if benchmark in (None, "all") else list(split_list(benchmark))
     pairs = None if pair in (None, "all") else list(split_list(pair))
+    if results is not None and not results.exists():
+        raise KdbenchError(f"--results {results} does not exist. Leave it out for the records of this checkout's runs.")
     results, terminal = results or default_results(), Console()
     if published:
         print_published(format_, output, results, protocol, benchmarks, pairs, terminal)
@@ -96,7 +99,7 @@ def _deliver(text: str, output: Path | None, faults: list[str]) -> None:
     if output is None:
         out(text)
     else:
-        write_atomically(output, text.encode())
+        write_atomically(output, (text.rstrip("\n") + "\n").encode())
         out(f"written: {output}")
 
 

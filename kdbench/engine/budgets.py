@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
@@ -43,6 +43,10 @@ def scaled(protocol: Protocol, phase: Phase, factor: float) -> Protocol:
 
 def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[float] = FACTORS) -> Iterator[Point]:
     """Runs each cell at each budget of the phase. No records are written: these are no results of the protocol."""
+    for cell in cells:
+        phases = [step.stage.phase for step in make_plan(lab, cell).stages]
+        if phase not in phases:
+            raise KdbenchError(f"{cell.label} has no stage in the phase {phase}. Its phases: {', '.join(phases)}.")
     for factor in factors:
         protocol = scaled(lab.protocol, phase, factor)
         there = replace(lab, protocol=protocol)

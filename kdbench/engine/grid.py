@@ -145,9 +145,28 @@ class OutOfStepError(KdbenchError):
     status = 1
 
 
+def _check_label(spec: RunSpec, lab: Lab, cell: Cell) -> None:
+    """Raises where the label of a variant stands for other knobs in the results: its row could not be made of both."""
+    path = spec.results / record_path(CellRun(lab, cell, {}).resolved())
+    ours = cell.knobs.model_dump(mode="json")
+    for other in sorted(path.parent.glob(f"{path.stem.rpartition('-s')[0]}-s*.json")):
+        theirs = read_record(other).spec.resolved.knobs
+        # A knob that one of them does not know is younger than the record.
+        differ = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+        if differ:
+            found = ", ".join(f"{name}={theirs[name]}" for name in sorted(differ))
+            raise KdbenchError(
+                f"the label '{cell.variant}' of {cell.method.name if cell.method else 'teacher'} stands for {found} in "
+                f"{other}. Give another one with --as, or compute with --fresh what had it before."
+            )
+
+
 def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     """Runs the cells in order; a failed one leaves its record and the others go on."""
     _check_places(spec)
+    for cell in cells:
+        if spec.label and cell.variant and not spec.fresh:
+            _check_label(spec, lab, cell)
     if lab.fabric.is_global_zero:
         check_tests(lab, cells)
     lab.fabric.barrier()

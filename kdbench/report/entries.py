@@ -115,12 +115,17 @@ def _nothing(folders: list[Path | None], faults: list[str]) -> KdbenchError:
     )
 
 
+def _protocol_names(cell: Resolved) -> tuple[str, str, str]:
+    """Its name, that with its track (the id without the hash), and its id."""
+    return cell.protocol, cell.protocol_id.rpartition("-")[0], cell.protocol_id
+
+
 def _chosen(
     entries: list[Entry], protocol: str | None, benchmarks: Iterable[str] | None, pairs: Iterable[str] | None
 ) -> list[Entry]:
     if protocol is not None:
-        _check("protocol", [protocol], {name for e in entries for name in (e.cell.protocol, e.cell.protocol_id)})
-        entries = [e for e in entries if protocol in (e.cell.protocol, e.cell.protocol_id)]
+        _check("protocol", [protocol], {name for e in entries for name in _protocol_names(e.cell)})
+        entries = [e for e in entries if protocol in _protocol_names(e.cell)]
     if benchmarks is not None:
         wanted = _check("benchmark", benchmarks, {e.cell.benchmark for e in entries})
         entries = [e for e in entries if e.cell.benchmark in wanted]

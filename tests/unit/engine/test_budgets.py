@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from kdbench.engine.budgets import Point, add_point, measure, scaled
+from kdbench.errors import KdbenchError
 from kdbench.protocol import MINI
 from kdbench.report.scores import domain_miou
 from kdbench.types import Phase
@@ -40,3 +41,9 @@ def test_a_table_grows_and_a_point_measured_again_replaces_its_row(tmp_path: Pat
         table = add_point(path, point)
     assert pd.read_csv(path).equals(table)
     assert table[["method", "targets"]].values.tolist() == [["gkd", 15.0], ["gkd[mse]", 18.4]]
+
+
+def test_a_method_without_a_stage_in_the_phase_has_no_curve(plan_cells) -> None:
+    lab, cells = plan_cells(methods=("cwd",))
+    with pytest.raises(KdbenchError, match=r"cwd has no stage in the phase proxy\. Its phases: fit_teacher, task"):
+        next(measure(lab, cells, Phase.PROXY))

@@ -264,3 +264,13 @@ def test_a_place_that_cannot_be_written_is_refused_first(run_cells: Run, tmp_pat
 def test_a_label_without_a_setting_is_refused_where_methods_are_several(plan_cells: Callable[..., tuple]) -> None:
     with pytest.raises(KdbenchError, match="--as warm"):
         plan_cells(methods=("gkd",), label="warm")
+
+
+def test_a_label_stands_for_one_setting(run_cells: Callable[..., list[Done]]) -> None:
+    common = {"methods": ("baseline",), "label": "warm"}
+    run_cells(**common, settings=("encoder=frozen",))
+    (again,) = run_cells(**common, settings=("encoder=frozen",))
+    assert again.cached
+    for seeds in ((0,), (1,)):
+        with pytest.raises(KdbenchError, match=r"'warm' of baseline stands for encoder=frozen in .*baseline@warm-s0"):
+            run_cells(**common, settings=("encoder=fine-tuned",), seeds=seeds)

@@ -264,6 +264,13 @@ def test_filters_by_protocol(folder: Path) -> None:
     assert {entry.cell.protocol_id for entry in by_id} == {"mini-00000000"}
 
 
+def test_filters_by_the_track_of_a_protocol(tmp_path: Path, make_record, write) -> None:
+    for name in ("mini-12345678", "mini-equal-12345678"):
+        write(tmp_path, make_record(protocol="mini", protocol_id=name))
+    found = {asked: len(load(tmp_path, None, protocol=asked).entries) for asked in ("mini", "mini-equal")}
+    assert found == {"mini": 2, "mini-equal": 1}
+
+
 def test_filters_by_benchmark_and_pair(folder: Path) -> None:
     found = boards(load(folder, None, benchmarks=["g2b"], pairs=["dinov2-l:resnet18"]).entries)
     assert {(board.benchmark, board.pair) for board in found} == {("g2b", "dinov2-l:resnet18")}
