@@ -19,6 +19,7 @@ from kdbench.cli.shared import (
     Seeds,
     Settings,
     StoreOption,
+    complain,
     out,
     parse_seeds,
     resumable,
@@ -99,6 +100,7 @@ def run(
     with resumable():
         failed = _run(spec, dry_run, pictures)
     if failed:
+        complain(f"{failed} cell{'s' * (failed > 1)} failed; the board says why. The same command tries them again.")
         raise typer.Exit(1)
 
 
