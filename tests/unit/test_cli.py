@@ -91,6 +91,7 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "picture: " in done.stdout
     assert "ValueError: no (at bad.py, line 6, in loss)" in done.stdout
+    assert "1 cell failed; the board says why." in done.stderr
 
 
 @pytest.mark.parametrize(
