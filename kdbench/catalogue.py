@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -135,8 +134,7 @@ def _rows(reference: Path | None) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def _records(reference: Path | None) -> Iterable[Record]:
-    for path in record_files(reference) if reference else ():
-        if re.search(rf"/{re.escape(MINI.id)}/", path.as_posix()):
-            record = read_record(path)
-            if record.status == "done" and record.spec.resolved.label_fraction == "1":
-                yield record
+    for path in record_files(reference / MINI.id) if reference else ():
+        record = read_record(path)
+        if record.status == "done" and record.spec.resolved.label_fraction == "1":
+            yield record

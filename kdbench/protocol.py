@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -252,9 +253,14 @@ PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER)}
 EQUAL_PASSES = {"smoke": 64, "mini": 9600, "paper": 640_000}
 
 
-def find_protocol(name: str, track: str = "paper") -> Protocol:
-    """The protocol of that name on a track; an unknown one is an error that lists those that exist."""
+def find_protocol(name: str, track: str = "paper", label_maps: Mapping[str, str] | None = None) -> Protocol:
+    """The protocol of that name, on a track and with other label maps; each of these changes its id.
+
+    An unknown name is an error that lists those that exist.
+    """
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
-    protocol = PROTOCOLS[name]
-    return protocol if track == "paper" else protocol.model_copy(update={"track": track, "passes": EQUAL_PASSES[name]})
+    changes: dict[str, Any] = {"label_maps": dict(label_maps)} if label_maps else {}
+    if track != "paper":
+        changes |= {"track": track, "passes": EQUAL_PASSES[name]}
+    return PROTOCOLS[name].model_copy(update=changes) if changes else PROTOCOLS[name]

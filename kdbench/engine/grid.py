@@ -62,15 +62,12 @@ class Chosen:
 
 def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     """The protocol, the worlds, the store and the device that all cells share."""
-    protocol = find_protocol(spec.protocol, spec.track)
-    if spec.label_maps:
-        if spec.data_root is None:
-            raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
-        # Another table is another measurement: it changes the protocol's id.
-        protocol = protocol.model_copy(update={"label_maps": assign_label_maps(spec.label_maps)})
-        for dataset in protocol.label_maps:
-            if dataset not in ADAPTERS:
-                raise unknown("data set (in --label-map)", dataset, ADAPTERS)
+    if spec.label_maps and spec.data_root is None:
+        raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
+    protocol = find_protocol(spec.protocol, spec.track, assign_label_maps(spec.label_maps))
+    for dataset in protocol.label_maps:
+        if dataset not in ADAPTERS:
+            raise unknown("data set (in --label-map)", dataset, ADAPTERS)
     if protocol.native and spec.data_root is None:
         raise KdbenchError(
             f"protocol '{protocol.name}' runs on real images: add --data-root DIR, the folder that holds the data sets "

@@ -8,8 +8,6 @@ import platform
 import resource
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +23,7 @@ from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.evaluator import evaluate
+from kdbench.engine.failing import explain, failure_of
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
 from kdbench.engine.parts import Encode, views
 from kdbench.engine.processes import Failure, failures, gather_interleaved, share
@@ -40,10 +39,6 @@ from kdbench.report.scores import hits
 from kdbench.types import Part
 
 WAITING = "another run is at work on it; waiting"
-STRANDED = (
-    "(The other processes wait in the middle of a step, so that this cell ends the run. The same command goes on from "
-    "the last checkpoint.)"
-)
 
 
 @dataclass
@@ -91,12 +86,12 @@ class CellRun:
         try:
             outcome = self._run()
         except Exception as error:
-            failure = _failure(error, self._lab.fabric.global_rank)
+            failure = failure_of(error, self._lab.fabric.global_rank)
         everywhere = failures(self._lab.fabric, failure)
         if everywhere is not None and not any(everywhere):
             return outcome
         in_step = everywhere is not None and len({found and found.place for found in everywhere}) == 1
-        return Outcome(self._record("failed", error=_explain(failure, everywhere, in_step)), {}, in_step)
+        return Outcome(self._record("failed", error=explain(failure, everywhere, in_step)), {}, in_step)
 
     def _run(self) -> Outcome:
         self.prepare()
@@ -365,37 +360,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _failure(error: Exception, rank: int) -> Failure:
-    frames = [frame for cause in _causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
-    place = tuple(f"{frame.filename}:{frame.lineno}" for frame in frames)
-    # An exchange of gradients may be under way in a backward pass: no two processes are then surely at one place.
-    backward = any(frame.name == "backward" for frame in frames)
-    return Failure(_describe(error), (*place, f"process {rank}") if backward else place)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _explain(mine: Failure | None, everywhere: Sequence[Failure | None] | None, in_step: bool) -> str:
-    """A record's error, from what is known of the processes."""
-    if everywhere is None:
-        return f"{mine.text if mine else 'Another process does not come to its end.'} {STRANDED}"
-    if in_step:
-        return next(found.text for found in everywhere if found)
-    ends = (f"process {rank}: {found.text if found else 'done'}" for rank, found in enumerate(everywhere))
-    return f"The processes ended apart, which ends the run. {'; '.join(ends)}"
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, KdbenchError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    # The author's own line says more than the depths of a library that it called.
-    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
-    file = frame.filename.rpartition("/")[2]
-    return f"{type(error).__name__}: {error} (at {file}, line {frame.lineno}, in {frame.name})"

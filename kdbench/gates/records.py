@@ -42,8 +42,8 @@ def _protocol(record: Record) -> str:
     cell, passed = record.spec.resolved, record.spec.passed
     if cell.protocol not in PROTOCOLS:
         return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
-    protocol = find_protocol(cell.protocol, passed.get("track", "paper"))
-    today = protocol.model_copy(update={"label_maps": assign_label_maps(passed.get("label_maps", ()))}).id
+    maps = assign_label_maps(passed.get("label_maps", ()))
+    today = find_protocol(cell.protocol, passed.get("track", "paper"), maps).id
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
 
 
