@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from typer.testing import CliRunner
+from typer.main import get_command
 
 from kdbench.cli import app
 from kdbench.report.images import RESAMPLES
@@ -28,7 +28,9 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
 
 
 def test_every_option_of_the_page_exists() -> None:
-    offered = CliRunner().invoke(app, ["leaderboard", "--help"], env={"COLUMNS": "200"}).stdout
+    """Asked of the command itself: what --help prints is wrapped and coloured as the environment has it."""
+    commands = get_command(app).commands
+    offered = {name for verb in ("leaderboard", "run") for each in commands[verb].params for name in each.opts}
     named = set(re.findall(r"--[a-z]+", PAGE))
     assert named >= {"--classes", "--selection", "--published"}
-    assert all(name in offered for name in named)
+    assert named <= offered
