@@ -167,6 +167,11 @@ def _find(name: str, what: str, found: dict[str, Plugin]) -> Plugin:
     return known
 
 
+def method_origin(name: str) -> str:
+    """Where a method is defined, by its name or the path of its file; raises where there is none. Loads nothing."""
+    return _find(name, "method", discover("kdbench.methods")).origin
+
+
 def load_method(name: str, folder: Path | None = None) -> MethodPlugin:
     """A method by name, or by the path of its file."""
     plugin = _find(name, "method", discover("kdbench.methods", folder))

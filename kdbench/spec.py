@@ -42,11 +42,13 @@ class RunSpec(BaseModel):
     fresh: bool = False
     references: bool = True
     compiled: bool = False
+    watch: tuple[str, ...] = ()
+    """The trackers that hear of losses and tests besides the JSON lines."""
 
     def passed(self) -> dict[str, Any]:
-        """What a record keeps of the request: all but the places on this machine."""
+        """What a record keeps of the request: all but the places on this machine, and who looks on."""
         return self.model_dump(
-            mode="json", exclude={"results", "store", "data_root", "workers", "devices", "weights_dir"}
+            mode="json", exclude={"results", "store", "data_root", "workers", "devices", "weights_dir", "watch"}
         ) | {"real": bool(self.data_root)}
 
 

@@ -37,8 +37,8 @@ ARROWS = {
     "kdbench.report": (*SMALL, "kdbench.benchmark"),
     "kdbench.engine": (
         *SMALL, "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol", "kdbench.spec",
-        "kdbench.report.records", "kdbench.report.scores", "kdbench.report.names",
-        "kdbench.report.pictures", "kdbench.method", "kdbench.types",
+        "kdbench.report.records", "kdbench.report.scores", "kdbench.report.names", "kdbench.report.amounts",
+        "kdbench.report.pictures", "kdbench.report.samples", "kdbench.method", "kdbench.types",
         "kdbench.benchmark",
     ),
     "kdbench.pretraining": (

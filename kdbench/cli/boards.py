@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
 from kdbench.places import default_reference, default_results
 from kdbench.spec import split_list
+
+if TYPE_CHECKING:
+    from kdbench.report.board import Board
 
 Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
 
@@ -28,6 +31,12 @@ def leaderboard(
     output: Annotated[Path | None, typer.Option(help="A file to write instead of the terminal.")] = None,
     classes: Annotated[bool, typer.Option("--classes", help="Also pixels, and the IoU of every class.")] = False,
     selection: Annotated[bool, typer.Option("--selection", help="Also other rules than the last point.")] = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Also what training and inference take, and the Pareto front.")
+    ] = False,
+    include_images: Annotated[
+        bool, typer.Option("--include-images", help="In html: also pictures of real data sets, whose licences hold.")
+    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Instead: a paper's numbers beside those measured under its protocol.")
     ] = False,
@@ -37,11 +46,15 @@ def leaderboard(
     pairs = None if pair in (None, "all") else list(split_list(pair))
     if results is not None and not results.exists():
         raise KdbenchError(f"--results {results} does not exist. Leave it out for the records of this checkout's runs.")
+    if include_images and (published or format_ != "html"):
+        raise KdbenchError("--include-images is for the page of boards: add --format html, without --published.")
     results, terminal = results or default_results(), Console()
     if published:
         print_published(format_, output, results, protocol, benchmarks, pairs, terminal)
     else:
-        print_boards(format_, output, results, protocol, benchmarks, pairs, terminal, classes, selection)
+        print_boards(
+            format_, output, results, protocol, benchmarks, pairs, terminal, classes, selection, costs, include_images
+        )
 
 
 def print_boards(
@@ -54,6 +67,8 @@ def print_boards(
     terminal: Console,
     classes: bool = False,
     selection: bool = False,
+    costs: bool = False,
+    include_images: bool = False,
 ) -> None:
     """The boards of all records; see leaderboard."""
     from kdbench.report import board, entries, exports, formats, views
@@ -62,9 +77,18 @@ def print_boards(
     found = board.boards(loaded.entries)
     if format_ in exports.EXPORTS:
         text = exports.EXPORTS[format_](found)
+    elif format_ == "html":
+        text = _page(found, include_images)
     else:
-        text = formats.render(format_, views.tables(found, classes, selection), _coloured(output, terminal))
+        text = formats.render(format_, views.tables(found, classes, selection, costs), _coloured(output, terminal))
     _deliver(text, output, loaded.faults)
+
+
+def _page(found: list[Board], include_images: bool) -> str:
+    from kdbench.report import gallery, page
+
+    drawn = {index: gallery.gallery_of(board, include_images) for index, board in enumerate(found)}
+    return page.to_html(found, {index: each for index, each in drawn.items() if each})
 
 
 def print_published(
@@ -84,6 +108,10 @@ def print_published(
     matches = published.match(numbers, board.boards(loaded.entries))
     if format_ in ledger.EXPORTS:
         text = ledger.EXPORTS[format_](matches)
+    elif format_ == "html":
+        from kdbench.report import page
+
+        text = page.tables_to_html(ledger.tables(matches))
     else:
         text = formats.render(format_, ledger.tables(matches), _coloured(output, terminal))
     _deliver(text, output, loaded.faults)

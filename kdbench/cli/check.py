@@ -37,6 +37,10 @@ def check(
     for option, folder in (("--results", results), ("--reference", reference), ("--against", against)):
         if folder is not None and not folder.is_dir():
             raise KdbenchError(f"{option} {folder}: there is no such folder. Name one that exists, or leave it out.")
+    if method:
+        from kdbench.plugins import method_origin
+
+        method_origin(method)
     results, reference = results or default_results(), reference or default_reference()
     found = []
     for gate in _gates(_shown(results), reference and _shown(reference), smoke, against, method):

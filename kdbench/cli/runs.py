@@ -73,6 +73,13 @@ def run(
     references: Annotated[bool, typer.Option(help="Also run the teacher and the undistilled student.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Write pictures of predictions side by side.")] = False,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            help="Trackers besides the JSON lines, comma-separated: tensorboard, wandb, mlflow, trackio; or none. "
+            "[tensorboard]"
+        ),
+    ] = None,
 ) -> None:
     """Train, test and rank: the grid of methods, pairs, benchmarks and seeds. What is done already is skipped."""
     spec = RunSpec(
@@ -96,6 +103,7 @@ def run(
         fresh=fresh,
         references=references,
         compiled=compile_,
+        watch=_trackers(watch),
     )
     with resumable():
         failed = _run(spec, dry_run, pictures)
@@ -104,9 +112,19 @@ def run(
         raise typer.Exit(1)
 
 
+def _trackers(watch: str | None) -> tuple[str, ...]:
+    from kdbench.engine.trackers import DEFAULT, find_trackers, repair
+
+    found = find_trackers(watch)
+    if watch is None and not found:
+        complain(f"{DEFAULT} is not installed, so that nothing is written for it. Install it: {repair(DEFAULT)}")
+    return found
+
+
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     from kdbench.display import progress_for
     from kdbench.engine.grid import describe, expand, make_lab, run_grid
+    from kdbench.engine.trackers import DEFAULT, logdir
     from kdbench.report.lines import result_line
 
     console = Console()
@@ -122,8 +140,9 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
             out(line)
         return 0
     console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
-    succeeded = []
+    succeeded, ran = [], 0
     for done in run_grid(spec, lab, cells):
+        ran += not done.cached
         if done.record.status == "done":
             succeeded.append(done.cell)
         console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
@@ -135,6 +154,8 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
 
         for path in write_pictures(lab, succeeded, spec):
             out(f"picture: {path}")
+    if ran and DEFAULT in spec.watch and logdir(spec.results).is_dir():
+        out(f"watch: tensorboard --logdir {logdir(spec.results)}")
     return len(cells) - len(succeeded)
 
 

@@ -20,7 +20,7 @@ Results = Annotated[Path | None, typer.Option(help="Where records are written an
 StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages are kept. [~/.cache/kdbench]")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Seeds = Annotated[str, typer.Option(help="Seeds, comma-separated.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, comma-separated; 0-4 is a range.")]
 ProtocolName = Annotated[str, typer.Option(help="smoke, mini or paper.")]
 Label = Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")]
@@ -65,11 +65,14 @@ def usable_methods() -> list[str]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from a comma-separated list."""
-    parts = split_list(text)
-    if not all(part.isdecimal() for part in parts):
-        raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas.")
-    return tuple(int(part) for part in parts)
+    """Seeds from a comma-separated list of numbers and ranges: 0,1 or 0-4."""
+    seeds: list[int] = []
+    for part in split_list(text):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+            raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas, or 0-4.")
+        seeds += range(int(first), int(last or first) + 1)
+    return tuple(seeds)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Nothing is trained here and no weights are read: a finished cell is recognised b
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -103,6 +104,11 @@ class Planned:
     keep: tuple[float, ...]
     folder: StageFolder
 
+    @property
+    def kept(self) -> list[int]:
+        """The steps after which the stage keeps what it trains."""
+        return [max(1, round(self.steps * share)) for share in self.keep]
+
     def origin(self, part: str, point: int) -> Origin:
         """A part that the stage trained, at one of its kept points."""
         return Origin(f"{self.key}/{point}/{part}", lambda: self.folder.load_point(point, part))
@@ -116,6 +122,10 @@ class Plan:
     networks: Networks
     stages: tuple[Planned, ...]
     final: Mapping[str, Origin]
+
+    def before(self, step: Planned) -> int:
+        """How many steps the stages before one take."""
+        return sum(earlier.steps for earlier in itertools.takewhile(lambda stage: stage is not step, self.stages))
 
     def at(self, point: int) -> dict[str, Origin]:
         """The parts as they are when the last stage has reached a kept point."""

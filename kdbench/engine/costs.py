@@ -1,15 +1,18 @@
-"""What a stage costs, measured on its real networks with one image: operations, and the memory that a step needs."""
+"""What a cell costs, measured on its real networks: operations, memory and time."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.engine.cell import Lab, Plan, Planned
+from kdbench.engine.cell import Cell, Lab, Plan, Planned, make_plan
+from kdbench.engine.evaluator import class_scores
 from kdbench.engine.parts import views
 from kdbench.types import Batch
 
@@ -31,9 +34,29 @@ class Cost:
     trained: int
     parameters: int
 
+    def of_all(self, step: Planned) -> int:
+        """Operations of all steps of a stage."""
+        return round(self.flops * step.recipe.batch * step.steps)
+
+
+def stage_flops(lab: Lab, cell: Cell) -> dict[str, int | None]:
+    """Operations of every stage; None, with a note, where a loss cannot do with blank images, one or few.
+
+    Counted on networks of their own: nothing that a loss does to its modules reaches those that are trained.
+    """
+    plan = make_plan(lab, cell)
+    found: dict[str, int | None] = {}
+    for step in plan.stages:
+        try:
+            found[step.stage.name] = cost_of(lab, plan, step).of_all(step)
+        except Exception as error:  # a plug-in's own code: its training may do where one blank image does not
+            lab.progress.note(f"{cell.name} · {step.stage.name}: operations are not counted ({error})")
+            found[step.stage.name] = None
+    return found
+
 
 def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
-    """Runs the stage's loss and its gradients once on a blank image, on the processor, with random weights."""
+    """Runs the stage's loss and its gradients once on blank images, on the processor, with random weights."""
     networks, size = plan.networks, step.recipe.size(lab.protocol.image_size)
     geometry = lab.geometry(step.recipe, size)
     for segmentor in (networks.teacher, networks.student):
@@ -41,8 +64,10 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
             segmentor.encoder.adapt(geometry)
     trained = networks.freeze_all_but(step.stage.trains)
     networks.forget(frozenset(networks.modules()))
-    label = torch.zeros(1, *size, dtype=torch.int64) if step.stage.phase.labelled else None
-    batch = Batch(torch.zeros(1, 3, *size), label, ("blank",), torch.zeros(1, dtype=torch.int64))
+    # As few images as a loss needs that sends every second one through the student twice.
+    count = Fraction(step.stage.passes).limit_denominator(8).denominator
+    label = torch.zeros(count, *size, dtype=torch.int64) if step.stage.phase.labelled else None
+    batch = Batch(torch.zeros(count, 3, *size), label, ("blank",) * count, torch.arange(count))
     kept = Kept(tensor for module in networks.modules().values() for tensor in module.state_dict().values())
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
@@ -54,8 +79,31 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
         module.zero_grad(set_to_none=True)
     each = 2 if lab.protocol.precision.startswith("bf16") else 4
     halved = sum(p.numel() for n in lab.halved(step.stage) for p in networks.modules()[n].parameters())
-    memory = ADAM * learning + FROZEN * (whole - learning - halved / 2) + kept.numbers * each * step.recipe.batch
-    return Cost(float(counter.get_total_flops()), float(memory), learning, whole)
+    memory = ADAM * learning + FROZEN * (whole - learning - halved / 2)
+    memory += kept.numbers / count * each * step.recipe.batch
+    return Cost(counter.get_total_flops() / count, float(memory), learning, whole)
+
+
+TIMED = 7
+"""Forward passes after one that is not timed. The quickest counts: whatever else a machine does only slows them."""
+
+
+@torch.no_grad()
+def inference_of(lab: Lab, model: nn.Module) -> tuple[int, float]:
+    """Operations, and milliseconds on the lab's device, of one blank image of the protocol's size."""
+    device = lab.fabric.device
+    image = torch.zeros(1, 3, *lab.protocol.image_size, device=device)
+    with lab.fabric.autocast():
+        with FlopCounterMode(display=False) as counter:
+            class_scores(model, image, lab.protocol.evaluation)
+        times = []
+        for _ in range(TIMED):
+            started = time.perf_counter()
+            class_scores(model, image, lab.protocol.evaluation)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(1000 * (time.perf_counter() - started))
+    return counter.get_total_flops(), round(min(times), 3)
 
 
 class Kept:
@@ -72,12 +120,3 @@ class Kept:
             self._seen.add(place)
             self.numbers += tensor.numel()
         return tensor
-
-
-def amount(number: float, unit: str) -> str:
-    """A number with a prefix: 3.2 T, 41 G."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if number < 1000:
-            return f"{number:.3g} {prefix}{unit}"
-        number /= 1000
-    return f"{number:.3g} Z{unit}"

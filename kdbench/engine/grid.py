@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -23,10 +24,12 @@ from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan
-from kdbench.engine.costs import amount, cost_of
+from kdbench.engine.costs import cost_of
+from kdbench.engine.journal import Journal
 from kdbench.engine.processes import check_shares, make_fabric, processes
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
+from kdbench.engine.trackers import Trackers
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
 from kdbench.identity import digest
@@ -37,6 +40,7 @@ from kdbench.models.zoo import Pair, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
+from kdbench.report.amounts import amount
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
 from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
@@ -169,24 +173,31 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     lab.fabric.barrier()
     for name in dict.fromkeys(role.name for cell in cells for role in (cell.teacher, cell.student) if role):
         lab.zoo.check(name)
-    for cell in cells:
-        run = CellRun(lab, cell, spec.passed())
-        path = spec.results / record_path(run.resolved())
-        stored = lab.fabric.broadcast(None if spec.fresh or not lab.fabric.is_global_zero else _stored(path, run))
-        if stored is not None:
-            yield Done(cell, stored, cached=True)
-            continue
-        began = time.time()
-        outcome = run.run()
-        if not outcome.in_step:
-            # What fails first is the cause; the others fail because it has left.
-            if not (path.is_file() and path.stat().st_mtime >= began):
-                _write(path, outcome)
-            raise OutOfStepError(f"{cell.name}: {outcome.record.error}")
-        if lab.fabric.is_global_zero:
+    with contextlib.closing(Trackers(spec.watch, spec.results, lab.progress.note)) as trackers:
+        for cell in cells:
+            yield _run_cell(spec, lab, cell, trackers)
+
+
+def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:
+    journal = Journal(spec.results, trackers, spec.fresh) if lab.fabric.is_global_zero else Journal()
+    run = CellRun(lab, cell, spec.passed(), journal)
+    path = spec.results / record_path(run.resolved())
+    stored = lab.fabric.broadcast(None if spec.fresh or not lab.fabric.is_global_zero else _stored(path, run))
+    if stored is not None:
+        return Done(cell, stored, cached=True)
+    began = time.time()
+    outcome = run.run()
+    if not outcome.in_step:
+        # What fails first is the cause; the others fail because it has left.
+        if not (path.is_file() and path.stat().st_mtime >= began):
             _write(path, outcome)
-        lab.fabric.barrier()
-        yield Done(cell, outcome.record, cached=False)
+        journal.close(outcome.record)
+        raise OutOfStepError(f"{cell.name}: {outcome.record.error}")
+    if lab.fabric.is_global_zero:
+        _write(path, outcome)
+    journal.close(outcome.record)
+    lab.fabric.barrier()
+    return Done(cell, outcome.record, cached=False)
 
 
 def check_tests(lab: Lab, cells: list[Cell]) -> None:
@@ -240,7 +251,7 @@ def _check_places(spec: RunSpec) -> None:
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     """What would run: every cell's stages, which are stored or shared with an earlier cell, and what the rest costs."""
     seen: set[str] = set()
-    total = 0.0
+    total = 0
     for cell in cells:
         roles = [cell.teacher] + ([cell.student] if cell.student else [])
         pair = " -> ".join(model_name(role.name, lab.protocol.zoo) for role in roles)
@@ -255,7 +266,7 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
             yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
             if state == "to do":
                 cost = cost_of(lab, plan, step)
-                whole = cost.flops * step.recipe.batch * step.steps
+                whole = cost.of_all(step)
                 total += whole
                 yield (
                     f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "

@@ -1,96 +1,159 @@
-"""Predictions side by side: image, label, then every model of a benchmark and pair on the same validation images."""
+"""What models predict on the same validation images: kept beside the records, and drawn side by side."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from kdbench.benchmark import Benchmark
+from kdbench.data.domainset import DomainSet
+from kdbench.data.real import RealSet
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.evaluator import predict
 from kdbench.engine.runner import CellRun
+from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 from kdbench.report.names import benchmark_title, domain_name, model_name
 from kdbench.report.pictures import colourise, contact_sheet
+from kdbench.report.records import Resolved, read_record, record_path
+from kdbench.report.samples import (
+    ORDER,
+    Picture,
+    Samples,
+    Scene,
+    read_predictions,
+    write_predictions,
+    write_samples,
+)
 from kdbench.spec import RunSpec
 
 IMAGES = 2
 """Validation images of each target."""
+WIDTH = 512
+"""Pixels that a picture is kept with at most."""
 
 
 def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]:
-    """One PNG for each benchmark, pair and seed, beside the records."""
-    groups: dict[tuple[str, str, str, int], list[Cell]] = {}
+    """Keeps the predictions of cells that are done; one PNG for each of their benchmarks, pairs and seeds.
+
+    A PNG shows all that is kept there, from this run and from those before.
+    """
+    folders: dict[Path, Samples] = {}
+    sheets: dict[Path, Path] = {}
     for cell in cells:
+        run = CellRun(lab, cell, spec.passed())
+        path = spec.results / record_path(run.resolved())
+        folder = path.parents[1]
+        if folder not in folders:
+            folders[folder] = _samples(lab, cell.benchmark)
+            write_samples(folder, folders[folder])
+        if spec.fresh or _kept(path, folders[folder]) is None:
+            write_predictions(path, read_record(path), folders[folder], _predictions(lab, cell.benchmark, run))
         if cell.student is not None:
-            groups.setdefault((cell.benchmark.name, cell.teacher.name, cell.student.name, cell.seed), []).append(cell)
-    for (benchmark, teacher, student, seed), members in groups.items():
-        alone = [
-            c
-            for c in cells
-            if c.student is None and (c.benchmark.name, c.teacher.name, c.seed) == (benchmark, teacher, seed)
-        ]
-        folder = spec.results / lab.protocol.id / lab.worlds.world_of(members[0].benchmark) / benchmark
-        path = folder / f"{teacher}--{student}" / f"pictures-s{seed}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sheet(lab, [*members, *alone], spec).save(path)
-        yield path
+            sheets[path.with_name(f"pictures-s{cell.seed}.png")] = path
+    for sheet, path in sheets.items():
+        buffer = io.BytesIO()
+        _sheet(path, folders[path.parents[1]]).save(buffer, "PNG")
+        write_atomically(sheet, buffer.getvalue())
+        yield sheet
 
 
-def _sheet(lab: Lab, cells: list[Cell], spec: RunSpec) -> Image:
-    benchmark = cells[0].benchmark
-    palette = benchmark.labels.palette
-    rows, samples = [], {}
-    for domain in benchmark.targets:
-        chosen = _chosen(len(lab.worlds.val(domain)))
-        samples[domain.name] = [lab.worlds.val(domain).read(index) for index in chosen]
-    predictions = [_predictions(lab, cell, spec, samples) for cell in cells]
-    for domain in benchmark.targets:
-        for place, (image, label) in enumerate(samples[domain.name]):
-            shown = vision.resize(image, list(label.shape), antialias=True)
-            tiles = [shown.permute(1, 2, 0).numpy(), colourise(label.numpy(), palette)]
-            tiles += [colourise(found[domain.name][place], palette) for found in predictions]
-            rows.append((domain_name(domain.name, lab.worlds.val(domain).world), tiles))
-    world = lab.worlds.world_of(benchmark)
-    titles = [_title(cell) for cell in cells]
-    return contact_sheet(
-        rows,
-        ["image", "label", *titles],
-        legend=list(zip(benchmark.labels.classes, palette, strict=True)),
-        title=f"{benchmark.name}: {benchmark_title(benchmark.title, world)}, {_pair(cells[0])}, world {world}, "
-        f"protocol {lab.protocol.id}, decoder {lab.protocol.decoder}",
+def _samples(lab: Lab, benchmark: Benchmark) -> Samples:
+    scenes = tuple(_scene(samples, index) for samples, index in _places(lab, benchmark))
+    return Samples(benchmark.labels.classes, benchmark.labels.palette, scenes)
+
+
+def _places(lab: Lab, benchmark: Benchmark) -> Iterator[tuple[DomainSet, int]]:
+    """The same of every target for all models, spread over the set."""
+    for samples in map(lab.worlds.val, benchmark.targets):
+        shown = min(IMAGES, len(samples))
+        yield from ((samples, int((place + 0.5) * len(samples) / shown)) for place in range(shown))
+
+
+def _scene(samples: DomainSet, index: int) -> Scene:
+    image, label = samples.read(index)
+    size = _size(label)
+    return Scene(
+        samples.domain,
+        index,
+        samples.world,
+        f"{samples.scan.adapter.title} ({samples.scan.adapter.licence})" if isinstance(samples, RealSet) else "",
+        vision.resize(image, size, antialias=True).permute(1, 2, 0).numpy(),
+        _shrunk(label, size),
     )
 
 
-def _predictions(
-    lab: Lab, cell: Cell, spec: RunSpec, samples: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
-) -> dict[str, list[np.ndarray]]:
-    model, device = CellRun(lab, cell, spec.passed()).deployed(), lab.fabric.device
-    found: dict[str, list[np.ndarray]] = {}
+def _predictions(lab: Lab, benchmark: Benchmark, run: CellRun) -> Iterator[Picture]:
+    model = run.deployed()
     with torch.no_grad(), lab.fabric.autocast():
-        for name, pairs in samples.items():
-            found[name] = []
-            for image, label in pairs:
-                scaled = image[None].to(device).float().div_(255)
-                size = (label.shape[-2], label.shape[-1])
-                classes = predict(model, scaled, lab.protocol.evaluation, size)[0]
-                found[name].append(classes.to(torch.uint8).cpu().numpy())
-    return found
+        for samples, index in _places(lab, benchmark):
+            image, label = samples.read(index)
+            scaled = image[None].to(lab.fabric.device).float().div_(255)
+            shape = (label.shape[-2], label.shape[-1])
+            classes = predict(model, scaled, lab.protocol.evaluation, shape)[0]
+            yield _shrunk(classes.to(torch.uint8).cpu(), _size(label))
 
 
-def _chosen(count: int) -> list[int]:
-    return [int((i + 0.5) * count / IMAGES) for i in range(min(IMAGES, count))]
+def _size(label: Tensor) -> list[int]:
+    """The label's own (H, W), or what it becomes at the greatest width."""
+    height, width = label.shape
+    return [height, width] if width <= WIDTH else [round(height * WIDTH / width), WIDTH]
 
 
-def _title(cell: Cell) -> str:
-    if cell.method is None:
-        return f"teacher {model_name(cell.teacher.name, cell.protocol.zoo)}"
-    return f"{cell.method.name} {cell.variant}".strip()
+def _shrunk(classes: Tensor, size: list[int]) -> Picture:
+    """Classes (H, W) without any in between."""
+    shrunk: Tensor = vision.resize(classes[None], size, InterpolationMode.NEAREST_EXACT)[0]
+    return shrunk.numpy()
 
 
-def _pair(cell: Cell) -> str:
-    roles = [cell.teacher] + ([cell.student] if cell.student else [])
-    return " -> ".join(model_name(role.name, cell.protocol.zoo) for role in roles)
+def _kept(path: Path, samples: Samples) -> tuple[Resolved, tuple[Picture, ...]] | None:
+    """A record's cell with its predictions; a damaged file is as good as none, and boards tell of it."""
+    try:
+        record = read_record(path)
+        maps = read_predictions(path, record, samples)
+    except KdbenchError:
+        return None
+    return None if maps is None else (record.spec.resolved, maps)
+
+
+def _sheet(path: Path, samples: Samples) -> Image:
+    """All models that are kept of a record's pair and seed, and the teacher's own."""
+    cell, palette = read_record(path).spec.resolved, samples.palette
+    ending = f"-s{cell.seed}.json"
+    files = [*path.parent.glob(f"*{ending}"), *path.parents[1].glob(f"{cell.teacher}--none/*{ending}")]
+    kept = [found for file in files if (found := _kept(file, samples)) is not None]
+    kept.sort(key=lambda found: (ORDER.index(found[0].role), found[0].method, found[0].variant))
+    rows = []
+    for place, scene in enumerate(samples.scenes):
+        maps = [scene.label, *(maps[place] for _, maps in kept)]
+        tiles = [scene.image, *(colourise(classes, palette) for classes in maps)]
+        rows.append((domain_name(scene.domain, scene.world), tiles))
+    return contact_sheet(
+        rows,
+        ["image", "label", *(_column(found) for found, _ in kept)],
+        legend=list(zip(samples.classes, palette, strict=True)),
+        title=_title(cell, samples),
+    )
+
+
+def _column(cell: Resolved) -> str:
+    if cell.role == "teacher":
+        return f"teacher {model_name(cell.teacher, cell.zoo)}"
+    return f"{cell.method} {cell.variant}".strip()
+
+
+def _title(cell: Resolved, samples: Samples) -> str:
+    pair = " -> ".join(model_name(name, cell.zoo) for name in (cell.teacher, cell.student) if name)
+    few = "" if cell.label_fraction == "1" else f", {cell.label_fraction} of the source's labels"
+    licences = "".join(f"; {licence}" for licence in samples.licences)
+    return (
+        f"{cell.benchmark}: {benchmark_title(cell.title, cell.world)}, {pair}, world {cell.world}, "
+        f"protocol {cell.protocol_id}, decoder {cell.decoder}{few}{licences}"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -22,9 +21,12 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.compiling import compile_encoder
+from kdbench.engine.costs import inference_of, stage_flops
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.failing import explain, failure_of
+from kdbench.engine.journal import Journal
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
+from kdbench.engine.memory import peak, reset_peak
 from kdbench.engine.parts import Encode, views
 from kdbench.engine.processes import Failure, failures, gather_interleaved, share
 from kdbench.engine.revision import revision
@@ -54,11 +56,14 @@ class Outcome:
 class CellRun:
     """One cell from its plan to its record."""
 
-    def __init__(self, lab: Lab, cell: Cell, passed: dict[str, Any]) -> None:
+    def __init__(self, lab: Lab, cell: Cell, passed: dict[str, Any], journal: Journal | None = None) -> None:
         self._lab, self._cell, self._passed = lab, cell, passed
+        self._journal = journal or Journal()
         self._started = time.perf_counter()
         self._began = datetime.datetime.now(datetime.UTC)
         self._seconds: dict[str, float] = {}
+        self._memory: dict[str, float] = {}
+        self._latency: float | None = None
         self._cached: list[str] = []
         self._key, self._remark = "", ""
 
@@ -95,9 +100,14 @@ class CellRun:
 
     def _run(self) -> Outcome:
         self.prepare()
-        stages = [self._run_stage(step) for step in self.plan.stages]
+        self._journal.open(self.resolved(), self._began.isoformat(timespec="seconds"), revision())
+        flops = stage_flops(self._lab, self._cell)
+        stages = [
+            self._run_stage(step).model_copy(update={"flops": flops[step.stage.name]}) for step in self.plan.stages
+        ]
         domains, per_image = self._evaluate_all()
-        result = Result(domains=domains, stages=stages, parameters=self._parameters())
+        operations, self._latency = inference_of(self._lab, self._deploy_last())
+        result = Result(domains=domains, stages=stages, parameters=self._parameters(), inference_flops=operations)
         return Outcome(self._record("done", result=result), per_image)
 
     def deployed(self) -> nn.Module:
@@ -120,6 +130,7 @@ class CellRun:
                     step.folder.clear()
             if fabric.broadcast(step.folder.done):
                 self._cached.append(step.stage.name)
+                self._journal.stored(step.stage.name, step.steps)
             else:
                 summary = self._train(step, what)
                 if fabric.is_global_zero:
@@ -127,6 +138,8 @@ class CellRun:
             fabric.barrier()
             summary = step.folder.summary()
         self._seconds[step.stage.name] = round(summary["seconds"], 2)
+        if summary.get("memory_mb"):
+            self._memory[step.stage.name] = summary["memory_mb"]
         return StageResult(
             name=step.stage.name,
             phase=step.stage.phase,
@@ -169,7 +182,11 @@ class CellRun:
             skipped=skipped.errors,
             broken=Broken(lab.protocol.most_broken, lab.progress.note),
         )  # fmt: skip
-        summary = train(self._lab.fabric, job, step.folder, self._lab.progress)
+        from_here = reset_peak(lab.fabric.device)
+        heard = self._journal.stage(stage.name, self.plan.before(step), lab.progress)
+        summary = train(self._lab.fabric, job, step.folder, heard)
+        if from_here:
+            summary["memory_mb"] = peak(lab.fabric.device)
         idle = [
             name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
         ]
@@ -214,7 +231,7 @@ class CellRun:
         return placed.eval()
 
     def _evaluate_all(self) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
-        domains = self._evaluated()
+        domains, last = self._evaluated(), self.plan.stages[-1]
         self._deploy_last()
         results, per_image = [], {}
         self._lab.progress.begin(f"{self._cell.name} · testing", len(domains))
@@ -222,6 +239,7 @@ class CellRun:
             for done, domain in enumerate(domains, 1):
                 result, counts = self._evaluate(domain)
                 results.append(result)
+                self._journal.validation(result, last.stage.name, last.kept, self.plan.before(last))
                 per_image[domain.name] = counts
                 self._lab.progress.advance(done, {})
         finally:
@@ -326,8 +344,10 @@ class CellRun:
                 started=self._began.isoformat(timespec="seconds"),
                 seconds=round(time.perf_counter() - self._started, 2),
                 stage_seconds=self._seconds,
+                stage_memory_mb=self._memory,
+                latency_ms=self._latency,
                 cached=self._cached,
-                peak_memory_mb=_peak_memory(self._lab.fabric.device),
+                peak_memory_mb=peak(self._lab.fabric.device),
                 host={
                     "machine": platform.machine(),
                     "system": platform.system(),
@@ -342,13 +362,6 @@ class CellRun:
                 revision=revision(),
             ),
         )
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def _processor() -> str:

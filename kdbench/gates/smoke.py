@@ -32,8 +32,8 @@ ENOUGH = 3
 """Pinned seeds of a cell from which on their differences are taken for what chance does."""
 CODE = {"stages": {"key"}}
 """Names the code that ran, which may have changed."""
-COMPUTED = {"domains": {"confusion", "earlier"}, "stages": {"losses", "pieces"}}
-"""What depends on the machine; all else of a result is counted."""
+COMPUTED = {"domains": {"confusion", "earlier"}, "stages": {"losses", "pieces", "flops"}}
+"""What depends on the machine or its libraries; all else of a result is counted."""
 
 
 def gates(reference: Path | None) -> Iterator[Gate]:

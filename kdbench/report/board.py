@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kdbench.errors import KdbenchError
 from kdbench.report.comparison import Comparison, Difference, compare
+from kdbench.report.costs import pareto
 from kdbench.report.entries import Entry, Place
 from kdbench.report.images import Resampled, interval, read_targets
 from kdbench.report.names import benchmark_title, domain_name, model_name
@@ -64,6 +65,12 @@ class Board:
     def conditions(self) -> str:
         """Who was tested, and the setting."""
         return " -> ".join(self.models) + (f" ({self.family})" if self.family else "") + f"; {self.setting}"
+
+    @property
+    def front(self) -> set[str]:
+        """The students that no other of those that compete beats at once in mean and in operations of training."""
+        competing = ranked(self.rows, self.comparison)
+        return pareto(row for row in self.rows if row.method in competing)
 
 
 def boards(entries: Iterable[Entry]) -> list[Board]:

@@ -1,9 +1,11 @@
-"""What a board shows on request: pixels and classes, and what other rules of selection give."""
+"""What a board shows on request: pixels and classes, what other rules of selection give, and costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
+from kdbench.report.amounts import amount
 from kdbench.report.board import Board, ranked
 from kdbench.report.rows import Row
 from kdbench.report.selection import RULES, oracle_gap
@@ -87,3 +89,46 @@ def selection(board: Board) -> Table:
             "The oracle's gap: what it has over the last"
         ),
     )
+
+
+def costs(board: Board) -> Table:
+    """What training and inference take, and whom nobody beats in score and training at once."""
+
+    def cost(title: str, measure: Callable[[Row], float | None], unit: str) -> Column[Row]:
+        return Column(title, lambda row: "" if (value := measure(row)) is None else amount(value, unit))
+
+    columns: list[Column[Row]] = [
+        Column("method", label),
+        plain("mean", lambda row: row.mean),
+        Column[Row]("front", lambda row: "yes" if row.method in board.front else ""),
+        cost("student passes", lambda row: row.cost.passes, ""),
+        cost("training", lambda row: row.cost.flops, "FLOP"),
+        Column[Row]("time", lambda row: _time(row.cost.seconds)),
+        cost("memory", lambda row: _bytes(row.cost.memory_mb), "B"),
+        cost("params", lambda row: row.parameters, ""),
+        cost("an image", lambda row: row.cost.inference_flops, "FLOP"),
+        cost("latency", lambda row: _seconds(row.cost.latency_ms), "s"),
+    ]
+    return make_table(
+        columns,
+        board.rows,
+        title=f"{board.benchmark}: costs",
+        conditions=board.conditions,
+        about=(
+            "Mean mIoU of the targets in %; means over seeds of all stages together, wherever they were computed; front: "
+            "no other ranked student has at once a higher mean and less training. An image, latency: of what is deployed. "
+            "Blank where a record does not tell"
+        ),
+    )
+
+
+def _bytes(megabytes: float | None) -> float | None:
+    return None if megabytes is None else megabytes * 2**20
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000

@@ -94,6 +94,8 @@ def _row(board: Board, row: Row) -> Values:
                 rule: asdict(chosen) | {"points": list(chosen.points)} for rule, chosen in row.chosen.items()
             },
             "oracle_gap": oracle_gap(row.chosen),
+            "cost": asdict(row.cost),
+            "points": {"targets": row.points.targets, "source": row.points.source},
         }
     )
 

@@ -1,4 +1,4 @@
-"""Tables as text: for the terminal, in markdown, LaTeX and HTML."""
+"""Tables as text: for the terminal, in markdown and in LaTeX."""
 
 from __future__ import annotations
 
@@ -127,71 +127,8 @@ def _latex_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _html(tables: Sequence[Table]) -> str:
-    from jinja2 import Environment
-
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    return template.render(tables=[(table, alignment(table)) for table in tables]) + "\n"
-
-
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>kdbench leaderboard</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-section { margin-bottom: 3rem; overflow-x: auto; }
-h2 { font-size: 1.15rem; margin-bottom: .2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: #666; padding-bottom: .6rem; }
-th, td { padding: .3rem .8rem; }
-.left { text-align: left; }
-.right { text-align: right; }
-thead th { border-bottom: 2px solid #222; max-width: 9rem; vertical-align: bottom; }
-tbody td { border-bottom: 1px solid #ddd; }
-.note { color: #666; margin: .3rem 0 0; }
-</style>
-</head>
-<body>
-<h1>kdbench leaderboard</h1>
-{% for table, sides in tables %}
-<section>
-<h2>{{ table.title }}</h2>
-<table>
-<caption>{{ table.conditions }}<br>{{ table.about }}</caption>
-<thead><tr>
-{% for title in table.header %}
-<th scope="col" class="{{ sides[loop.index0] }}">{{ title }}</th>
-{% endfor %}
-</tr></thead>
-<tbody>
-{% for line in table.lines %}
-<tr>
-{%- for cell in line -%}
-<td class="{{ sides[loop.index0] }}">
-{%- if cell.place == 1 %}<b>{{ cell.text }}</b>
-{%- elif cell.place == 2 %}<u>{{ cell.text }}</u>
-{%- else %}{{ cell.text }}
-{%- endif %}</td>
-{%- endfor -%}
-</tr>
-{% endfor %}
-</tbody>
-</table>
-{% for note in table.notes %}
-<p class="note">{{ note }}</p>
-{% endfor %}
-</section>
-{% endfor %}
-</body>
-</html>
-"""
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "table": _plain,
     "markdown": _markdown,
     "latex": _latex,
-    "html": _html,
 }

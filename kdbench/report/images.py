@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,7 +60,7 @@ def read_targets(path: Path, record: Record) -> dict[str, Resampled] | None:
     try:
         with np.load(file, allow_pickle=False) as held:
             counts = {domain.domain: held[domain.domain] for domain in domains(record, "target")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise KdbenchError(f"{file} is not readable as counts by image ({error}). {repair}") from error
     for domain in domains(record, "target"):
         if not np.array_equal(counts[domain.domain].sum(0), hits(domain.confusion)):

@@ -100,7 +100,8 @@ class StageResult(_Model):
 
     data: the domains that it trained on, with their worlds. broken: training files that could not be read and were
     replaced by others. pieces: in how many a batch went through the networks, where memory did not hold it whole.
-    losses: each term's means over tenths of the stage.
+    flops: floating point operations of all its steps, forward and back, as counted on the real modules; None where they
+    were not counted. losses: each term's means over tenths of the stage.
     """
 
     name: str
@@ -110,25 +111,33 @@ class StageResult(_Model):
     steps: int
     images: int
     student_passes: int
+    flops: int | None = None
     broken: int = 0
     pieces: int = 1
     losses: dict[str, list[float]]
 
 
 class Result(_Model):
-    """Bit-identical on a rerun on the same machine."""
+    """Bit-identical on a rerun on the same machine. inference_flops: of what is deployed, for one image."""
 
     domains: list[DomainResult]
     stages: list[StageResult]
     parameters: dict[str, int]
+    inference_flops: int | None = None
 
 
 class RunInfo(_Model):
-    """How the run went; differs from run to run."""
+    """How the run went; differs from run to run.
+
+    stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; memory is the peak of
+    the device, on a CPU that of the process. latency_ms: of what is deployed, an image of the protocol's size.
+    """
 
     started: str
     seconds: float
     stage_seconds: dict[str, float]
+    stage_memory_mb: dict[str, float] = {}
+    latency_ms: float | None = None
     cached: list[str]
     peak_memory_mb: float
     host: dict[str, Any]

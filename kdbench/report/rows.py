@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 
 import numpy as np
 
+from kdbench.report.costs import Cost, mean_cost
+from kdbench.report.curves import Losses, Points, losses_of, points_of
 from kdbench.report.entries import Entry
 from kdbench.report.records import DomainResult
 from kdbench.report.scores import domain_miou, known_mean, labelled_iou, pixel_accuracy
@@ -23,7 +26,7 @@ class Row:
 
     by_seed: each seed's targets. deviation: of the mean, over seeds. worst: the lowest target. gap: source minus mean.
     accuracy: pixels that are right, mean of the targets. classes: IoU of every class, mean of the targets whose labels
-    show it. chosen: what other rules of selection give.
+    show it. chosen: what other rules of selection give. paths: each seed's file, where it was read from one.
     """
 
     method: str
@@ -39,6 +42,10 @@ class Row:
     classes: tuple[float | None, ...]
     chosen: Mapping[str, Chosen]
     parameters: int | None
+    cost: Cost
+    points: Points
+    losses: Losses
+    paths: Mapping[int, Path]
     reference: bool
     remark: str
 
@@ -70,6 +77,7 @@ def make_row(seeds: list[Entry], targets: list[str], sources: list[str]) -> Row:
     scores = [mean_of(values) for values in by_seed.values()]
     mean = mean_of(scores)
     source = mean_of(_value(domain_miou, domains, name) for domains in held for name in sources)
+    records = [entry.record for entry in seeds]
     parameters = {entry.record.result.parameters.get("deployed") for entry in seeds if entry.record.result}
     return Row(
         method=seeds[0].label,
@@ -83,8 +91,12 @@ def make_row(seeds: list[Entry], targets: list[str], sources: list[str]) -> Row:
         gap=None if mean is None or source is None else source - mean,
         accuracy=mean_of(_value(_accuracy, domains, name) for domains in held for name in targets),
         classes=_classes(held, targets, len(seeds[0].cell.classes)),
-        chosen=choose([entry.record for entry in seeds]) if mean is not None else {},
+        chosen=choose(records) if mean is not None else {},
         parameters=parameters.pop() if len(parameters) == 1 else None,
+        cost=mean_cost(records) if mean is not None else Cost(),
+        points=points_of(records) if mean is not None else Points(),
+        losses=losses_of(records) if mean is not None else {},
+        paths={entry.cell.seed: entry.path for entry in seeds if entry.path},
         reference=all(entry.reference for entry in seeds),
         remark="; ".join(dict.fromkeys(_remarks(seeds))),
     )

@@ -11,8 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from kdbench.report.records import DomainResult, Record
-from kdbench.report.scores import domains, mious, points
+from kdbench.report.curves import curve
+from kdbench.report.records import Record
+from kdbench.report.scores import domains
 from kdbench.report.statistics import deviation
 
 LAST: Final = "last"
@@ -53,18 +54,12 @@ def _over_seeds(seeds: list[tuple[int, float]]) -> Chosen:
 
 def _pick(record: Record) -> dict[str, tuple[int, float]]:
     """Each rule's point and its score on the targets."""
-    targets, sources = _curve(domains(record, "target")), _curve(domains(record, "source"))
+    targets, sources = curve(domains(record, "target")), curve(domains(record, "source"))
     if targets is None:
         return {}
     curves = {LAST: np.arange(len(targets)), SOURCE: sources, ORACLE: targets}
     found = {rule: _latest_best(curve) for rule, curve in curves.items() if curve is not None}
     return {rule: (point, float(targets[point])) for rule, point in found.items()}
-
-
-def _curve(domains: list[DomainResult]) -> np.ndarray | None:
-    """Mean mIoU of the domains at every point (P,); None where one is missing."""
-    curve = np.mean([mious(points(domain)) for domain in domains], axis=0) if domains else None
-    return None if curve is None or not np.isfinite(curve).all() else np.asarray(curve)
 
 
 def _latest_best(curve: np.ndarray) -> int:

@@ -14,15 +14,15 @@ from kdbench.report.summary import Families, FamilyRow, Summary, SummaryRow, fam
 from kdbench.report.table import REFERENCE, Column, Table, label, make_table, number, plain, signed, signs, spread
 
 
-def tables(boards: Sequence[Board], classes: bool = False, selection: bool = False) -> list[Table]:
+def tables(boards: Sequence[Board], classes: bool = False, selection: bool = False, costs: bool = False) -> list[Table]:
     """Every board's ranking and differences, and what was asked for besides; then the summaries."""
-    shown = [table for board in boards for table in _of_board(board, classes, selection)]
+    shown = [table for board in boards for table in _of_board(board, classes, selection, costs)]
     found = summaries(boards)
     shown += [table for summary in found for table in _of_summary(summary)]
     return shown + [_families(each) for each in families(found)]
 
 
-def _of_board(board: Board, classes: bool, selection: bool) -> Iterator[Table]:
+def _of_board(board: Board, classes: bool, selection: bool, costs: bool) -> Iterator[Table]:
     yield _ranking(board)
     yield from differences(
         board.benchmark, board.conditions, board.rows, board.comparison, board.over_images, board.faults
@@ -32,6 +32,8 @@ def _of_board(board: Board, classes: bool, selection: bool) -> Iterator[Table]:
         yield from details.classes(board)
     if selection:
         yield details.selection(board)
+    if costs:
+        yield details.costs(board)
 
 
 def _of_summary(summary: Summary) -> Iterator[Table]:

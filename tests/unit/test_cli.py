@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdbench.cli.shared import parse_seeds
 from kdbench.report.records import read_record, record_files
+from kdbench.report.samples import predictions_file
 
 
 def kdbench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -51,6 +53,13 @@ def test_pictures_are_written_beside_the_records(ran: tuple[Path, subprocess.Com
     with Image.open(path) as image:
         assert image.width > 300
         assert len(image.convert("RGB").getcolors(2**24)) > 50
+    records = list(record_files(folder / "results"))
+    assert len(records) == 3
+    assert all(predictions_file(record).is_file() for record in records)
+    page = folder / "page.html"
+    kdbench("leaderboard", "--results", str(folder / "results"), "--format", "html", "--output", str(page))
+    # Two images of the one target: image, label, three models.
+    assert page.read_text(encoding="utf-8").count('src="data:image/png') == 2 * 5
 
 
 def test_a_second_run_does_nothing_over(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -103,7 +112,10 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--device", "tpu"), "tpu"),
         (("run", "--pair", "dinov2-s:deit-s"), "--method"),
         (("leaderboard", "--results", "/nowhere", "--protocol", "mni"), "kdbench"),
+        (("leaderboard", "--include-images"), "add --format html"),
         (("data", "preview", "g3c"), "unknown benchmark"),
+        (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "4-0"), "seeds are whole numbers"),
+        (("check", "--method", "gdk"), "Did you mean 'gkd'"),
     ],
 )
 def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, ...], said: str) -> None:
@@ -111,6 +123,11 @@ def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, .
     assert done.returncode == 2, done.stdout
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_seeds_are_numbers_and_ranges() -> None:
+    assert parse_seeds("0,2") == (0, 2)
+    assert parse_seeds("0-2, 7") == (0, 1, 2, 7)
 
 
 def test_all_pairs_are_those_that_the_list_names(tmp_path: Path) -> None:

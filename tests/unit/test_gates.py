@@ -438,6 +438,18 @@ def test_every_check_that_failed_is_a_line_with_what_is_asked(plugin: Callable[[
     assert "The contract: Every stage returns named scalars" in gate.detail
 
 
+def test_a_fault_that_shows_everywhere_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "PAIRS", ("dinov2-s:deit-s", "dinov2-b:deit-s"))
+    path = tmp_path / "flat.py"
+    path.write_text(
+        dedent(PLUGIN).replace("* WEIGHT for", "for").replace("{name: value", "[value").replace("()}", "()]")
+    )
+    first, *others = contract.gates(str(path))
+    assert first.name == f"method {path} losses_are_finite_scalars dinov2-s:deit-s"
+    assert re.search(r"The same in [1-9]\d* further checks and pairs\.", first.detail)
+    assert len({gate.detail.partition(" The contract")[0] for gate in (first, *others)}) == 1 + len(others)
+
+
 @pytest.mark.parametrize(("name", "said"), [("nowhere.py", "there is no method file"), ("nobody", "unknown method")])
 def test_a_plug_in_that_is_not_there_fails(name: str, said: str) -> None:
     gate = only(contract.gates(name))

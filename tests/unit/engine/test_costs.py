@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kdbench.engine import costs
 from kdbench.engine.cell import Cell, Lab, make_plan
-from kdbench.engine.costs import Kept, amount, cost_of
+from kdbench.engine.costs import Kept, cost_of, inference_of, stage_flops
 from kdbench.engine.grid import expand, make_lab
+from kdbench.engine.memory import peak, reset_peak
+from kdbench.engine.parts import views
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS
 from kdbench.spec import RunSpec
+from kdbench.types import Batch, SegOutput
 
 
 def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> None:
@@ -63,6 +69,81 @@ def test_what_the_backward_pass_needs_is_counted_once() -> None:
     assert kept.numbers == 3 * 5 + 3 * 5
 
 
-@pytest.mark.parametrize(("number", "text"), [(12.0, "12 B"), (3.25e12, "3.25 TB"), (1e22, "10 ZB"), (999.0, "999 B")])
-def test_amounts_have_prefixes(number: float, text: str) -> None:
-    assert amount(number, "B") == text
+class Heard(Silent):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_stage_costs_its_steps_times_its_images(plan_cells: Callable[..., tuple[Lab, list[Cell]]]) -> None:
+    lab, cells = plan_cells(methods=("gkd",))
+    plan = make_plan(lab, cells[0])
+    found = stage_flops(lab, cells[0])
+    assert list(found) == ["proxy", "source", "task"]
+    for step in plan.stages:
+        images = step.steps * lab.protocol.recipes[step.stage.phase].batch
+        assert found[step.stage.name] == images * cost_of(lab, plan, step).flops
+
+
+def test_images_that_pass_the_student_twice_are_counted_as_often(
+    plan_cells: Callable[..., tuple[Lab, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, cells = plan_cells(methods=("gkd",))
+    seen = []
+
+    def counted(*given: Any) -> tuple[Any, Any]:
+        seen.append(views(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(costs, "views", counted)
+    plan = make_plan(lab, cells[0])
+    for step in plan.stages:
+        cost_of(lab, plan, step)
+    assert [step.stage.passes for step in plan.stages] == [1.5, 1.5, 1.0]
+    assert [student.images for student, _ in seen] == [3, 3, 1]
+
+
+def test_a_loss_that_cannot_do_with_one_image_is_not_counted(
+    plan_cells: Callable[..., tuple[Lab, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, cells = plan_cells(methods=("logit_kd",))
+    assert cells[0].method is not None
+
+    def loss(self: object, batch: Batch, student: object, teacher: object) -> None:
+        raise ValueError(f"{len(batch.image)} image")
+
+    monkeypatch.setattr(cells[0].method.method, "loss", loss)
+    heard = Heard()
+    found = stage_flops(replace(lab, progress=heard), cells[0])
+    assert found["fit_teacher"] is not None
+    assert found["joint"] is None
+    assert heard.notes == ["g2c · logit_kd · joint: operations are not counted (1 image)"]
+
+
+def test_what_is_deployed_is_counted_and_timed(plan_cells: Callable[..., tuple[Lab, list[Cell]]]) -> None:
+    lab, _ = plan_cells(methods=("logit_kd",))
+    wide = torch.nn.Conv2d(3, 5, 3, padding=1)
+    height, width = lab.protocol.image_size
+
+    def model(image: torch.Tensor) -> SegOutput:
+        return SegOutput(features=None, logits=wide(image))  # type: ignore[arg-type]
+
+    flops, latency = inference_of(lab, model)  # type: ignore[arg-type]
+    assert flops == 2 * height * width * 5 * 3 * 3 * 3
+    assert latency > 0
+
+
+def test_the_peak_of_memory_begins_anew() -> None:
+    cpu = torch.device("cpu")
+    if not reset_peak(cpu):
+        pytest.skip("optional: a peak that can be reset")
+    before = peak(cpu)
+    held = bytearray(200 * 2**20)
+    assert peak(cpu) >= before + 190
+    del held
+    assert reset_peak(cpu)
+    assert peak(cpu) <= before + 100

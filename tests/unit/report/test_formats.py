@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -92,38 +91,6 @@ def test_latex(found: list[Table]) -> None:
     assert r"odd \& new\_" in text
     assert r"mIoU in \%" in text
     assert not re.search(r"[±°†‡§¶]", text)
-
-
-class Tags(HTMLParser):
-    """Fails on a tag that is closed out of order; keeps the text of marked cells."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.marked: dict[str, list[str]] = {"b": [], "u": []}
-
-    def handle_starttag(self, tag, attrs) -> None:
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        if self.open and self.open[-1] in self.marked:
-            self.marked[self.open[-1]].append(data)
-
-
-def test_html(found: list[Table]) -> None:
-    text, tags = render("html", found), Tags()
-    tags.feed(text)
-    tags.close()
-    assert tags.open == []
-    assert "42.0 ± 0.0" in tags.marked["b"]
-    assert "36.0 ± 0.0" in tags.marked["u"]
-    assert text.count("<table>") == len(found)
-    assert "no memory &lt;at all&gt;" in text
-    assert "http" not in text
 
 
 def test_words_stand_left_and_numbers_right() -> None:

@@ -113,7 +113,7 @@ def test_a_single_image_has_no_interval(tmp_path: Path, make_record, make_domain
     assert read_targets(path, load(tmp_path, None).entries[0].record) is None
 
 
-@pytest.mark.parametrize("fault", ["cut off", "no archive", "of another record", "without a target"])
+@pytest.mark.parametrize("fault", ["cut off", "overwritten", "no archive", "of another record", "without a target"])
 def test_a_damaged_side_file_is_named_and_harms_no_board(
     tmp_path: Path, make_record, make_domain, write, fault: str
 ) -> None:
@@ -124,6 +124,8 @@ def test_a_damaged_side_file_is_named_and_harms_no_board(
     whole = side.read_bytes()
     if fault == "cut off":
         side.write_bytes(whole[: len(whole) // 2])
+    elif fault == "overwritten":
+        side.write_bytes(whole[:80] + b"\xff" * 40 + whole[120:])
     elif fault == "no archive":
         side.write_text("{}")
     else:

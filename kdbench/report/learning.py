@@ -1,0 +1,89 @@
+"""Figures of how methods learned: mIoU at the kept points, and losses over the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from kdbench.report.board import Board
+from kdbench.report.curves import Losses
+from kdbench.report.labels import log_ticks, put_end_labels, short
+from kdbench.report.looks import COLOURS, Look, leading
+from kdbench.report.rows import Row
+from kdbench.report.svg import INK, STYLE
+
+SIZE = (10.4, 4.2)
+ACROSS = 5
+PANEL = (2.08, 1.55)
+"""Inches of a panel of losses."""
+
+
+@rc_context(STYLE)
+def points(board: Board, looks: Mapping[str, Look]) -> Figure:
+    """Mean mIoU of the targets (solid) and of the sources (dashed) at the kept points of the last stage."""
+    shown = leading(board.rows, board.comparison.undistilled)
+    figure = Figure(figsize=SIZE)
+    for index, (name, style) in enumerate((("targets", "-"), ("source", "--"))):
+        axes = figure.add_axes((0.055 + 0.5 * index, 0.12, 0.36, 0.78))
+        curves = {row.method: curve for row in board.rows if (curve := getattr(row.points, name))}
+        for method, curve in curves.items():
+            _curve(axes, curve, style, looks[method] if method in shown else None)
+        axes.set(xlabel="kept point of the last stage", ylabel="mIoU in %")
+        axes.set_title(name, loc="left")
+        axes.set_xticks(range(1, 1 + max(map(len, curves.values()), default=0)))
+        axes.grid(axis="y")
+        ends = {method: (len(curve), curve[-1]) for method, curve in curves.items() if method in shown}
+        put_end_labels(axes, ends)
+    return figure
+
+
+def _curve(axes: Any, values: Sequence[float], style: str, look: Look | None) -> None:
+    """Without a look it stands back."""
+    x = range(1, 1 + len(values))
+    if look is None:
+        axes.plot(x, values, style, color=INK, alpha=0.18, linewidth=0.8)
+    else:
+        axes.plot(x, values, style, marker=look.marker, color=look.colour, linewidth=1.4, markersize=5, zorder=3)
+
+
+@rc_context(STYLE)
+def losses(board: Board) -> Figure:
+    """A panel a method: the terms of its losses over tenths of its stages, one stage after the other."""
+    rows = trained(board)
+    down = -(-len(rows) // ACROSS)
+    figure = Figure(figsize=(ACROSS * PANEL[0], down * PANEL[1]))
+    for index, row in enumerate(rows):
+        x, y = index % ACROSS, down - 1 - index // ACROSS
+        axes = figure.add_axes(((x + 0.15) / ACROSS, (y + 0.1) / down, 0.52 / ACROSS, 0.72 / down))
+        axes.set_title(short(row.method), loc="left", pad=3)
+        _panel(axes, row.losses)
+    return figure
+
+
+def trained(board: Board) -> list[Row]:
+    """Those whose losses are known."""
+    return [row for row in board.rows if any(row.losses.values())]
+
+
+def _panel(axes: Any, losses: Losses) -> None:
+    names = dict.fromkeys(term for terms in losses.values() for term in terms)
+    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    start, last = 0, {}
+    for stage, terms in losses.items():
+        for name, values in terms.items():
+            axes.plot(range(start, start + len(values)), values, color=colours[name], linewidth=1.2)
+            last[name] = values[-1]
+        axes.annotate(stage, (start, 0), (0, -2), ("data", "axes fraction"), "offset points", fontsize=6, va="top")
+        start += max(map(len, terms.values()), default=0)
+        axes.axvline(start - 0.5, color=INK, linewidth=0.4, alpha=0.4)
+    axes.set(yscale="log", xticks=[], xlim=(-0.5, start - 0.5))
+    low, high = axes.get_ylim()
+    axes.set_yticks(log_ticks(low, high, most=4))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.tick_params(axis="y", labelsize=6, length=2, pad=1)
+    axes.minorticks_off()
+    put_end_labels(axes, {name: (start - 0.5, value) for name, value in last.items() if value > 0}, 6, colours)

@@ -1,0 +1,180 @@
+"""The page in a real browser: it sorts, complains of nothing, asks the network for nothing and fits a phone."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from kdbench.report.board import boards
+from kdbench.report.entries import Entry
+from kdbench.report.gallery import Gallery, GalleryRow
+from kdbench.report.page import to_html
+from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
+
+pytestmark = pytest.mark.slow
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+)  # fmt: skip
+PHONE = 360
+PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+METHODS = {"kd": 30.0, "cwd": 42.0, "a-method[with=a-long-name,and=knobs]": 35.0, "broken": None}
+PROBE = """
+addEventListener("load", () => {
+  const table = document.querySelector("section#b0 table"), headers = [...table.tHead.rows[0].cells];
+  const at = name => headers.findIndex(header => header.textContent === name);
+  const column = name => [...table.tBodies[0].rows].map(row => row.cells[at(name)].textContent.trim());
+  const press = name => headers[at(name)].querySelector("button").click();
+  const found = { before: column("method"), width: innerWidth };
+  const score = "synthetic a-city-like";
+  for (const [key, name] of [["down", score], ["up", score], ["az", "method"], ["za", "method"]]) {
+    press(name);
+    found[key] = column(name);
+    found[key + "_sort"] = headers.map(header => header.getAttribute("aria-sort"));
+  }
+  const buttons = headers.map(header => header.firstElementChild);
+  found.focusable = buttons.every(button => { button.focus(); return document.activeElement === button; });
+  for (const each of document.querySelectorAll("details")) each.open = true;
+  found.scroll = document.documentElement.scrollWidth;
+  found.requests = performance.getEntriesByType("resource").map(entry => entry.name);
+  found.images = [...document.images].map(image => { image.loading = "eager"; return image.naturalWidth; });
+  found.figures = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect().height);
+  parent.postMessage(JSON.stringify(found), "*");
+});
+"""
+# A window of the browser is never as narrow as a phone; a frame is.
+FRAME = """
+<!DOCTYPE html>
+<pre id="found"></pre>
+<script>addEventListener("message", event => { document.getElementById("found").textContent = event.data; });</script>
+<iframe src="page.html" style="width: {width}px; height: 800px; border: 0"></iframe>
+"""
+
+
+class Seen(NamedTuple):
+    """What the probe found, and what the browser said of the page."""
+
+    found: dict[str, Any]
+    console: list[str]
+
+
+def record(method: str, score: float | None, seed: int, role: str = "distilled") -> Record:
+    """A record with this IoU in percent for both of its classes; None makes it a failed one."""
+    right = round(10 * (score or 0))
+    confusion = np.array([[right, (1000 - right) // 2], [(1000 - right) // 2, right]])
+    domains = [
+        DomainResult(
+            domain=name, role=kind, world="synthetic-1", images=4, confusion=confusion,
+            earlier=np.stack([[[right, right], [9, 9]]] * 3),
+        )
+        for name, kind in (("a-city", "target"), ("a-game", "source"))
+    ]  # fmt: skip
+    stage = StageResult(
+        name="joint", phase="task", key="0", data={}, steps=5, images=20, student_passes=20, losses={"task": [2.0, 1.0]}
+    )
+    cell = Resolved(
+        protocol="mini", protocol_id="mini-1", decoder="light", world="synthetic-1", benchmark="a2b", title="A to B",
+        classes=["road", "sky"], teacher="big", student="small", zoo="mini", family="F2L", method=method, role=role,
+        knobs={}, variant="", seed=seed, remark="", key="0",
+    )  # fmt: skip
+    result = Result(domains=domains, stages=[stage], parameters={"deployed": 1000})
+    run = RunInfo(
+        started="", seconds=1, stage_seconds={}, cached=[], peak_memory_mb=1, host={}, versions={}, revision=""
+    )
+    failed = score is None
+    return Record(
+        status="failed" if failed else "done",
+        error="no memory" if failed else None,
+        spec=Spec(passed={}, resolved=cell),
+        result=None if failed else result,
+        run=run,
+    )
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """One board with a blank mean, an undistilled student, long names and a gallery."""
+    entries = [Entry(record(method, score, 0)) for method, score in METHODS.items()]
+    entries.append(Entry(record("plain", 9.5, 0, role="undistilled")))
+    tiles = GalleryRow("synthetic a-city-like", (PNG,) * 12)
+    gallery = Gallery(0, (tiles,), tuple(f"column {k}" for k in range(12)), (("road", "#804080"),), "")
+    return to_html(boards(entries), {0: gallery})
+
+
+def look(page: str, folder: Path, width: int = 1200) -> Seen:
+    """Opens a copy of the page that has the probe in it, in a frame of this width."""
+    if BROWSER is None:
+        pytest.skip("optional: chromium")
+    (folder / "page.html").write_text(page.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
+    frame = folder / "frame.html"
+    frame.write_text(FRAME.replace("{width}", str(width)), encoding="utf-8")
+    command = [BROWSER, *QUIET, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [*command, frame.as_uri()], capture_output=True, timeout=120, check=True, encoding="utf-8", errors="replace"
+    )
+    held = re.search(r'<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert held, done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return Seen(json.loads(html.unescape(held[1])), console)
+
+
+def test_a_click_sorts_numbers_and_words_both_ways_and_leaves_blanks_last(page: str, tmp_path: Path) -> None:
+    found = look(page, tmp_path).found
+    known = sorted((value for value in METHODS.values() if value is not None), reverse=True)
+    assert [float(text) for text in found["down"][:4]] == pytest.approx([*known, 9.5], abs=0.2)
+    assert found["down"][4] == ""
+    assert found["up"] == [*reversed(found["down"][:4]), ""]
+    names = ["a-method[with=a-long-name,and=knobs]", "broken*", "cwd", "kd", "plain, undistilled"]
+    assert found["az"] == names
+    assert found["za"] == names[::-1]
+    assert found["before"] not in (found["az"], found["za"])
+    assert [sorted(set(found[f"{key}_sort"])) for key in ("down", "up", "az", "za")] == [
+        [way, "none"] for way in ("descending", "ascending", "ascending", "descending")
+    ]
+    assert found["focusable"]
+
+
+def test_the_browser_complains_of_nothing_and_asks_nobody(page: str, tmp_path: Path) -> None:
+    found, console = look(page, tmp_path)
+    assert console == []
+    assert found["requests"] == []
+    assert found["images"] == [1] * 12
+    assert len(found["figures"]) == 5
+    assert min(found["figures"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [
+        ("<script>throw new Error('a fault')</script>", "a fault"),
+        ('<img src="http://127.0.0.1:9/a.png">', "127.0.0.1"),
+        ("<script>fetch('http://127.0.0.1:9/b').catch(() => 0)</script>", "127.0.0.1"),
+    ],
+)
+def test_the_browser_would_complain_of_a_fault(page: str, tmp_path: Path, fault: str, word: str) -> None:
+    console = look(page.replace('<body id="top">', f'<body id="top">{fault}'), tmp_path).console
+    assert any(word in line for line in console)
+
+
+def test_the_page_never_scrolls_sideways_on_a_phone(page: str, tmp_path: Path) -> None:
+    found = look(page, tmp_path, PHONE).found
+    assert found["width"] == PHONE
+    assert found["scroll"] <= PHONE
+
+
+def test_a_wide_thing_would_be_seen_to_scroll(page: str, tmp_path: Path) -> None:
+    wide = page.replace('<body id="top">', '<body id="top"><div style="width: 700px">wide</div>')
+    assert look(wide, tmp_path, PHONE).found["scroll"] > PHONE

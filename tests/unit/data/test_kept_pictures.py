@@ -1,0 +1,39 @@
+"""Pictures of a real data set carry its licence, and are left out of a page that does not ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdbench.data.real import ADAPTERS
+from kdbench.engine.grid import expand, make_lab, run_grid
+from kdbench.engine.pictures import write_pictures
+from kdbench.progress import Silent
+from kdbench.report.board import boards
+from kdbench.report.entries import load
+from kdbench.report.gallery import gallery_of
+from kdbench.report.samples import read_samples
+from kdbench.spec import RunSpec
+
+
+def test_real_pictures_know_their_licence(trees: Any, make_spec: Callable[..., RunSpec]) -> None:
+    for dataset in ("gtav", "mapillary"):
+        trees.make(dataset)
+    spec = make_spec(methods=("baseline",), benchmarks=("g2m",), data_root=trees.root, workers=0)
+    lab = make_lab(spec, Silent())
+    cells = expand(spec, lab)
+    list(run_grid(spec, lab, cells))
+    (sheet,) = write_pictures(lab, cells, spec)
+    samples = read_samples(sheet.parents[1])
+    assert samples is not None
+    assert len({scene.label.shape for scene in samples.scenes}) == 2
+    assert {(scene.domain, scene.world) for scene in samples.scenes} == {("mapillary", "real")}
+    (licence,) = samples.licences
+    assert ADAPTERS["mapillary"].licence in licence
+    (board,) = boards(load(spec.results, None).entries)
+    hidden, asked = gallery_of(board, include_images=False), gallery_of(board, include_images=True)
+    assert hidden is not None
+    assert asked is not None
+    assert hidden.rows == ()
+    assert licence in asked.note
+    assert len(asked.rows) == len(samples.scenes)
