@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -16,6 +18,7 @@ from kdbench.spec import split_list
 
 if TYPE_CHECKING:
     from kdbench.report.board import Board
+    from kdbench.report.table import Table
 
 Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
 
@@ -42,93 +45,96 @@ def leaderboard(
     ] = False,
 ) -> None:
     """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
-    benchmarks = None if benchmark in (None, "all") else list(split_list(benchmark))
-    pairs = None if pair in (None, "all") else list(split_list(pair))
     if results is not None and not results.exists():
         raise KdbenchError(f"--results {results} does not exist. Leave it out for the records of this checkout's runs.")
     if include_images and (published or format_ != "html"):
         raise KdbenchError("--include-images is for the page of boards: add --format html, without --published.")
-    results, terminal = results or default_results(), Console()
+    asked = Asked(results or default_results(), protocol, _names(benchmark), _names(pair))
     if published:
-        print_published(format_, output, results, protocol, benchmarks, pairs, terminal)
+        print_published(asked, Output(format_, output))
     else:
-        print_boards(
-            format_, output, results, protocol, benchmarks, pairs, terminal, classes, selection, costs, include_images
-        )
+        flags = {"classes": classes, "selection": selection, "costs": costs}
+        also = {name for name, wanted in flags.items() if wanted}
+        print_boards(asked, Output(format_, output), also, include_images)
 
 
-def print_boards(
-    format_: Format,
-    output: Path | None,
-    results: Path,
-    protocol: str | None,
-    benchmarks: list[str] | None,
-    pairs: list[str] | None,
-    terminal: Console,
-    classes: bool = False,
-    selection: bool = False,
-    costs: bool = False,
-    include_images: bool = False,
-) -> None:
-    """The boards of all records; see leaderboard."""
-    from kdbench.report import board, entries, exports, formats, views
+class Asked(NamedTuple):
+    """Of which records boards are made: of all where something is None."""
 
+    results: Path
+    protocol: str | None = None
+    benchmarks: list[str] | None = None
+    pairs: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """How boards are written and where: to a file, or to the terminal."""
+
+    format: Format = "table"
+    file: Path | None = None
+    terminal: Console = field(default_factory=Console)
+
+    def render(self, tables: Sequence[Table]) -> str:
+        """Tables in the format, with colours on a terminal."""
+        from kdbench.report.formats import render
+
+        return render(self.format, tables, self.file is None and self.terminal.is_terminal)
+
+    def deliver(self, text: str, faults: Sequence[str]) -> None:
+        """Writes the text, and to the errors what was left out of it."""
+        for fault in faults:
+            complain(fault)
+        if self.file is None:
+            out(text)
+        else:
+            write_atomically(self.file, (text.rstrip("\n") + "\n").encode())
+            out(f"written: {self.file}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text in (None, "all") else list(split_list(text))
+
+
+def print_boards(asked: Asked, output: Output, also: Collection[str] = (), include_images: bool = False) -> None:
+    """The boards of all records; also: what is shown besides, by its name in DETAILS."""
+    from kdbench.report import board, entries, exports, views
+
+    results, protocol, benchmarks, pairs = asked
     loaded = entries.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
     found = board.boards(loaded.entries)
-    if format_ in exports.EXPORTS:
-        text = exports.EXPORTS[format_](found)
-    elif format_ == "html":
+    if output.format in exports.EXPORTS:
+        text = exports.EXPORTS[output.format](found)
+    elif output.format == "html":
         text = _page(found, include_images)
     else:
-        text = formats.render(format_, views.tables(found, classes, selection, costs), _coloured(output, terminal))
-    _deliver(text, output, loaded.faults)
+        text = output.render(views.tables(found, also))
+    output.deliver(text, loaded.faults)
 
 
 def _page(found: list[Board], include_images: bool) -> str:
-    from kdbench.report import gallery, page
+    from kdbench.report.page import gallery, page
 
     drawn = {index: gallery.gallery_of(board, include_images) for index, board in enumerate(found)}
     return page.to_html(found, {index: each for index, each in drawn.items() if each})
 
 
-def print_published(
-    format_: Format,
-    output: Path | None,
-    results: Path,
-    protocol: str | None,
-    benchmarks: list[str] | None,
-    pairs: list[str] | None,
-    terminal: Console,
-) -> None:
+def print_published(asked: Asked, output: Output) -> None:
     """Published numbers, with what was measured for them, if anything was."""
-    from kdbench.report import board, entries, formats, ledger, published
+    from kdbench.report import board, entries, ledger, published
 
-    numbers = published.choose(published.read_published(), protocol, benchmarks, pairs)
-    loaded = entries.read(results, default_reference())
+    numbers = published.choose(published.read_published(), asked.protocol, asked.benchmarks, asked.pairs)
+    loaded = entries.read(asked.results, default_reference())
     matches = published.match(numbers, board.boards(loaded.entries))
-    if format_ in ledger.EXPORTS:
-        text = ledger.EXPORTS[format_](matches)
-    elif format_ == "html":
-        from kdbench.report import page
+    if output.format in ledger.EXPORTS:
+        text = ledger.EXPORTS[output.format](matches)
+    elif output.format == "html":
+        from kdbench.report.page import page
 
         text = page.tables_to_html(ledger.tables(matches))
     else:
-        text = formats.render(format_, ledger.tables(matches), _coloured(output, terminal))
-    _deliver(text, output, loaded.faults)
-
-
-def _coloured(output: Path | None, terminal: Console) -> bool:
-    return output is None and terminal.is_terminal
-
-
-def _deliver(text: str, output: Path | None, faults: list[str]) -> None:
-    for fault in faults:
-        complain(fault)
-    if output is None:
-        out(text)
-    else:
-        write_atomically(output, (text.rstrip("\n") + "\n").encode())
-        out(f"written: {output}")
+        text = output.render(ledger.tables(matches))
+    output.deliver(text, loaded.faults)
 
 
 def list_(

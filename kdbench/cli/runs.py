@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from kdbench import __version__
-from kdbench.cli.boards import print_boards
+from kdbench.cli.boards import Asked, Output, print_boards
 from kdbench.cli.shared import (
     DataRoot,
     Device,
@@ -147,8 +147,8 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
             succeeded.append(done.cell)
         console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
     console.print()
-    benchmarks = [cell.benchmark.name for cell in cells]
-    print_boards("table", None, spec.results, lab.protocol.id, benchmarks, list(spec.pairs), terminal=console)
+    asked = Asked(spec.results, lab.protocol.id, [cell.benchmark.name for cell in cells], list(spec.pairs))
+    print_boards(asked, Output(terminal=console))
     if pictures:
         from kdbench.engine.pictures import write_pictures
 

@@ -15,7 +15,7 @@ SHOWN_CLASSES = 2
 METHODS_ACROSS = 7
 
 
-def gains(board: Board) -> Table:
+def _gains(board: Board) -> Table:
     """Right pixels, parameters, and the classes that gained and lost most against the undistilled student."""
     alone = next((row for row in board.rows if row.method == board.comparison.undistilled), None)
 
@@ -51,7 +51,8 @@ def _class_changes(board: Board, row: Row, alone: Row | None) -> dict[str, float
 
 
 def classes(board: Board) -> Iterator[Table]:
-    """A line a class, over several tables where there are many methods."""
+    """Pixels and gains, then a line a class, over several tables where there are many methods."""
+    yield _gains(board)
     rows = [row for row in board.rows if row.mean is not None]
     for start in range(0, len(rows), METHODS_ACROSS):
         across = rows[start : start + METHODS_ACROSS]
@@ -67,7 +68,7 @@ def classes(board: Board) -> Iterator[Table]:
         )
 
 
-def selection(board: Board) -> Table:
+def selection(board: Board) -> Iterator[Table]:
     """The same runs under every rule that chooses one of their points."""
 
     def by(rule: str) -> Column[Row]:
@@ -78,7 +79,7 @@ def selection(board: Board) -> Table:
         *map(by, RULES),
         Column[Row]("oracle's gap", lambda row: signed(oracle_gap(row.chosen))),
     ]
-    return make_table(
+    yield make_table(
         columns,
         board.rows,
         title=f"{board.benchmark}: rules of selection",
@@ -91,7 +92,7 @@ def selection(board: Board) -> Table:
     )
 
 
-def costs(board: Board) -> Table:
+def costs(board: Board) -> Iterator[Table]:
     """What training and inference take, and whom nobody beats in score and training at once."""
 
     def cost(title: str, measure: Callable[[Row], float | None], unit: str) -> Column[Row]:
@@ -109,15 +110,15 @@ def costs(board: Board) -> Table:
         cost("an image", lambda row: row.cost.inference_flops, "FLOP"),
         cost("latency", lambda row: _seconds(row.cost.latency_ms), "s"),
     ]
-    return make_table(
+    yield make_table(
         columns,
         board.rows,
         title=f"{board.benchmark}: costs",
         conditions=board.conditions,
         about=(
-            "Mean mIoU of the targets in %; means over seeds of all stages together, wherever they were computed; front: "
-            "no other ranked student has at once a higher mean and less training. An image, latency: of what is deployed. "
-            "Blank where a record does not tell"
+            "Mean mIoU of the targets in %; means over seeds of all stages together, wherever they were computed; "
+            "front: no other ranked student has at once a higher mean and less training. An image, latency: of what is "
+            "deployed. Blank where a record does not tell"
         ),
     )
 
@@ -132,3 +133,7 @@ def _time(seconds: float | None) -> str:
 
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
+
+
+DETAILS: dict[str, Callable[[Board], Iterator[Table]]] = {"classes": classes, "selection": selection, "costs": costs}
+"""What can be asked for."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from kdbench.report import details
 from kdbench.report.board import Board, Scored, ranked
 from kdbench.report.comparison import Comparison
+from kdbench.report.details import DETAILS
 from kdbench.report.differences import differences
 from kdbench.report.rows import Row
 from kdbench.report.statistics import ENOUGH
@@ -14,32 +14,34 @@ from kdbench.report.summary import Families, FamilyRow, Summary, SummaryRow, fam
 from kdbench.report.table import REFERENCE, Column, Table, label, make_table, number, plain, signed, signs, spread
 
 
-def tables(boards: Sequence[Board], classes: bool = False, selection: bool = False, costs: bool = False) -> list[Table]:
-    """Every board's ranking and differences, and what was asked for besides; then the summaries."""
-    shown = [table for board in boards for table in _of_board(board, classes, selection, costs)]
-    found = summaries(boards)
-    shown += [table for summary in found for table in _of_summary(summary)]
-    return shown + [_families(each) for each in families(found)]
+def tables(boards: Sequence[Board], also: Collection[str] = ()) -> list[Table]:
+    """Every board's own tables with those of DETAILS that are asked for, then those over several boards."""
+    return [table for board in boards for table in (*of_board(board), *on_request(board, also))] + over_boards(boards)
 
 
-def _of_board(board: Board, classes: bool, selection: bool, costs: bool) -> Iterator[Table]:
-    yield _ranking(board)
-    yield from differences(
+def of_board(board: Board) -> list[Table]:
+    """Its ranking and its differences."""
+    found = differences(
         board.benchmark, board.conditions, board.rows, board.comparison, board.over_images, board.faults
     )
-    if classes:
-        yield details.gains(board)
-        yield from details.classes(board)
-    if selection:
-        yield details.selection(board)
-    if costs:
-        yield details.costs(board)
+    return [_ranking(board), *found]
 
 
-def _of_summary(summary: Summary) -> Iterator[Table]:
-    yield _averages(summary)
+def on_request(board: Board, names: Collection[str]) -> list[Table]:
+    """What DETAILS has under these names, in its own order."""
+    return [table for name, make in DETAILS.items() if name in names for table in make(board)]
+
+
+def over_boards(boards: Sequence[Board]) -> list[Table]:
+    """The summaries of every pair, then those of families."""
+    found = summaries(boards)
+    return [table for each in found for table in of_summary(each)] + [of_families(each) for each in families(found)]
+
+
+def of_summary(summary: Summary) -> list[Table]:
+    """The averages over benchmarks and their differences."""
     title = f"{len(summary.boards)} benchmarks"
-    yield from differences(title, summary.boards[0].conditions, summary.rows, summary.comparison)
+    return [_averages(summary), *differences(title, summary.boards[0].conditions, summary.rows, summary.comparison)]
 
 
 def _ranking(board: Board) -> Table:
@@ -133,7 +135,8 @@ def _source(index: int, name: str) -> Column[SummaryRow]:
     return Column(name, lambda row: number(row.sources[index]), lambda row: row.sources[index])
 
 
-def _families(found: Families) -> Table:
+def of_families(found: Families) -> Table:
+    """The averages of families of pairs."""
     board = found.summaries[0].boards[0]
     columns = [Column[FamilyRow]("method", lambda row: row.method)]
     for index, name in enumerate(found.families):

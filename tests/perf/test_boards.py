@@ -84,6 +84,6 @@ def test_a_board_of_1000_records(benchmark, tmp_path: Path, side_files: bool, fo
         loaded = load(tmp_path, None)
         assert len(loaded.entries) == 1000
         found = boards(loaded.entries)
-        return to_json(found) if format == "json" else render("table", tables(found, classes=True, selection=True))
+        return to_json(found) if format == "json" else render("table", tables(found, {"classes", "selection"}))
 
     assert "method23" in benchmark.pedantic(text, rounds=2)

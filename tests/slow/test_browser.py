@@ -15,8 +15,8 @@ import pytest
 
 from kdbench.report.board import boards
 from kdbench.report.entries import Entry
-from kdbench.report.gallery import Gallery, GalleryRow
-from kdbench.report.page import to_html
+from kdbench.report.page.gallery import Gallery, GalleryRow
+from kdbench.report.page.page import to_html
 from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 
 pytestmark = pytest.mark.slow

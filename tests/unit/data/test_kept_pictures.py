@@ -11,7 +11,7 @@ from kdbench.engine.pictures import write_pictures
 from kdbench.progress import Silent
 from kdbench.report.board import boards
 from kdbench.report.entries import load
-from kdbench.report.gallery import gallery_of
+from kdbench.report.page.gallery import gallery_of
 from kdbench.report.samples import read_samples
 from kdbench.spec import RunSpec
 

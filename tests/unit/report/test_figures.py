@@ -13,15 +13,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from kdbench.report import figures, heat, learning, radar
 from kdbench.report.board import Board, boards
 from kdbench.report.entries import Entry
-from kdbench.report.labels import inches, log_ticks, put_end_labels, put_labels, short
-from kdbench.report.looks import BEST, SHOWN, leading, looks
+from kdbench.report.page import figures, heat, learning, radar
+from kdbench.report.page.labels import inches, log_ticks, put_end_labels, put_labels, short
+from kdbench.report.page.looks import BEST, SHOWN, leading, looks
+from kdbench.report.page.svg import INK, PAPER, STYLE, inline
 from kdbench.report.records import StageResult
 from kdbench.report.statistics import Interval
 from kdbench.report.summary import summaries
-from kdbench.report.svg import INK, PAPER, STYLE, inline
 
 SCORES = {"plain": 30.0, "kd": 34.0, "cwd": 28.0}
 PASSES = {"plain": 1_000, "kd": 2_000, "cwd": 4_000}
@@ -40,7 +40,11 @@ def board(make_record) -> Board:
 
     def one(method: str, score: float, seed: int, **more: Any) -> Entry:
         scatter = (-1) ** (seed + len(method)) * seed / 2
-        stages = [stage("source", 500, kd=[8.0, 4.0]), stage("task", PASSES.get(method, 700), task=[2.0, 1.0, 0.5])]
+        stages = [
+            stage("source", 500, kd=[8.0, 4.0]),
+            stage("task", PASSES.get(method, 700), task=[2.0, 1.0, 0.5]),
+            stage("again", 0, task=[0.4]),
+        ]
         targets = {"cityscapes": score + scatter}
         return Entry(make_record(targets, method=method, seed=seed, stages=stages, **more))
 
@@ -166,12 +170,11 @@ def test_losses_stand_one_stage_after_the_other(board: Board) -> None:
     figure = learning.losses(board)
     assert len(figure.axes) == len(board.rows)
     by_title = {axes.get_title(loc="left"): axes for axes in figure.axes}
-    kd = {
-        tuple(line.get_xdata()): tuple(line.get_ydata()) for line in by_title["kd"].lines if len(line.get_xdata()) > 1
-    }
+    kd = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in by_title["kd"].lines}
     assert kd[(0, 1)] == (8.0, 4.0)
     assert kd[(2, 3, 4)] == (2.0, 1.0, 0.5)
-    assert {"source", "task", "kd"} <= set(texts(by_title["kd"]))
+    assert kd[(5,)] == (0.4,)
+    assert {"source", "task", "again", "kd"} <= set(texts(by_title["kd"]))
 
 
 def test_the_radar_scales_every_axis_by_its_own_lowest_and_highest(make_record) -> None:
@@ -211,6 +214,18 @@ def test_the_best_of_a_board_differ_in_colour_and_keep_it_on_the_page(make_recor
     assert len(shown) == BEST + 1 < SHOWN
     assert len({drawn[method].colour for method in shown}) == len(shown)
     assert len(set(drawn.values())) == len(drawn) == 36
+
+
+def test_who_stands_out_on_a_later_board_differs_from_those_beside(make_record) -> None:
+    first = [Entry(make_record({"cityscapes": 60.0 - k}, method=f"m{k}")) for k in range(7)]
+    first.append(Entry(make_record({"cityscapes": 20.0}, method="plain", role="undistilled")))
+    later = [
+        Entry(make_record({"cityscapes": 50.0 - k}, method=name, benchmark="g2x")) for k, name in enumerate(("m0", "n"))
+    ]
+    found = boards([*first, *later])
+    drawn = looks(found)
+    assert drawn["m0"].colour != drawn["n"].colour
+    assert all(drawn[method] == look for method, look in looks(found[:1]).items())
 
 
 def overlapping(axes: Any) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ def found(make_record) -> list[Table]:
         Entry(make_record({"cityscapes": 24.0}, method="plain", role="undistilled", seed=2)),
         Entry(make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, {"cityscapes": 70.0}, benchmark="c2a")),
     ]
-    return tables(boards(entries), classes=True, selection=True)
+    return tables(boards(entries), {"classes", "selection"})
 
 
 @pytest.mark.parametrize("name", FORMATS)

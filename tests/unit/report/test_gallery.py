@@ -14,7 +14,7 @@ from PIL import Image
 from kdbench.errors import KdbenchError
 from kdbench.report.board import Board, boards
 from kdbench.report.entries import load
-from kdbench.report.gallery import Gallery, gallery_of
+from kdbench.report.page.gallery import Gallery, gallery_of
 from kdbench.report.records import Record, read_record
 from kdbench.report.samples import (
     SAMPLES,

@@ -10,9 +10,10 @@ import pytest
 
 from kdbench.report import ledger
 from kdbench.report.board import Board, boards
+from kdbench.report.details import DETAILS
 from kdbench.report.entries import Entry
-from kdbench.report.gallery import Gallery, GalleryRow
-from kdbench.report.page import sort_key, tables_to_html, to_html
+from kdbench.report.page.gallery import Gallery, GalleryRow
+from kdbench.report.page.page import sort_key, tables_to_html, to_html
 from kdbench.report.published import match, read_published
 from kdbench.report.records import StageResult
 from kdbench.report.table import Cell, Table
@@ -86,7 +87,7 @@ class Page(HTMLParser):
 
 
 def test_every_table_stands_on_the_page_once(found: list[Board]) -> None:
-    shown = tables(found, classes=True, selection=True, costs=True)
+    shown = tables(found, DETAILS)
     page = Page(to_html(found, {}))
     assert [tag for tag, _ in page.tags].count("table") == len(shown) > 12
     cells = sorted(

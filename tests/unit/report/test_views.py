@@ -8,7 +8,7 @@ import pytest
 from kdbench.report.board import boards
 from kdbench.report.entries import Entry
 from kdbench.report.images import Interval
-from kdbench.report.records import Record
+from kdbench.report.records import Record, StageResult
 from kdbench.report.table import Table, number, signed, signs, spread
 from kdbench.report.views import tables
 
@@ -36,9 +36,9 @@ def runs(make_record):
     return of
 
 
-def shown(records: list[Record], **views: bool) -> dict[str, Table]:
+def shown(records: list[Record], *also: str) -> dict[str, Table]:
     """Tables by title, of records that are not from the committed folder."""
-    found = tables(boards(map(Entry, records)), **views)
+    found = tables(boards(map(Entry, records)), also)
     assert len({table.title for table in found}) == len(found)
     return {table.title: table for table in found}
 
@@ -215,7 +215,7 @@ def test_classes_gained_and_lost(make_record, make_domain) -> None:
         return make_record(domains=[make_domain("city", "target", confusion)], method=method, role=role, seed=seed)
 
     records = [record("plain", "undistilled", (50, 50, 50)), record("a", "distilled", (90, 60, 20))]
-    found = shown([*records, record("b", "distilled", (99, 99, 99), seed=1)], classes=True)
+    found = shown([*records, record("b", "distilled", (99, 99, 99), seed=1)], "classes")
     table = found["g2c: pixels and classes"]
     assert column(table, "pixels right") == {"plain, undistilled": "50.0", "a": "56.7", "b": "99.0"}
     # IoU of road: 90 / (100 + 80) against 50 / 150; building: 60 / 110; sky: 20 / 140.
@@ -230,7 +230,7 @@ def test_classes_gained_and_lost(make_record, make_domain) -> None:
 
 def test_many_methods_stand_in_several_tables_of_classes(make_record) -> None:
     records = [make_record(method=f"m{index}") for index in range(9)]
-    found = [table for table in tables(boards(map(Entry, records)), classes=True) if table.header[0] == "class"]
+    found = [table for table in tables(boards(map(Entry, records)), {"classes"}) if table.header[0] == "class"]
     assert [name for table in found for name in table.header[1:]] == [f"m{index}" for index in range(9)]
     assert max(len(table.header) for table in found) == 8
 
@@ -238,7 +238,7 @@ def test_many_methods_stand_in_several_tables_of_classes(make_record) -> None:
 def test_rules_of_selection_stand_apart(make_record) -> None:
     title = "g2c: rules of selection"
     assert title not in shown([make_record()])
-    table = shown([make_record()], selection=True)[title]
+    table = shown([make_record()], "selection")[title]
     assert table.header == ("method", "last", "best on the source", "oracle", "oracle's gap")
     assert [cell.text for cell in table.lines[0]][1] == "40.0"
 
@@ -272,3 +272,25 @@ def test_summaries_and_families_come_last(make_record) -> None:
         ["plain", "45.0", "", "45.0", ""], ["a", "41.0", "-4.0", "41.0", "-4.0"]
     ]  # fmt: skip
     assert "mini:dinov2-l -> mini:resnet50" in families.about
+
+
+def test_costs_and_the_front_stand_apart(make_record) -> None:
+    def stage(flops: int) -> StageResult:
+        return StageResult(
+            name="joint", phase="task", key="k", data={}, steps=1, images=8, student_passes=8, flops=flops, losses={}
+        )
+
+    records = [
+        make_record({"cityscapes": score}, method=method, role=role, stages=[stage(flops)])
+        for method, role, score, flops in (
+            ("alone", "undistilled", 30.0, 2_000_000), ("a", "distilled", 40.0, 3_000_000),
+            ("b", "distilled", 35.0, 4_000_000),
+        )
+    ]  # fmt: skip
+    table = shown(records, "costs")["g2c: costs"]
+    column = {title: [line[place].text for line in table.lines] for place, title in enumerate(table.header)}
+    assert column["method"] == ["alone, undistilled", "a", "b"]
+    assert column["front"] == ["yes", "yes", ""]
+    assert column["training"] == ["2 MFLOP", "3 MFLOP", "4 MFLOP"]
+    assert column["time"] == ["0:00:20"] * 3
+    assert column["memory"] == column["latency"] == [""] * 3

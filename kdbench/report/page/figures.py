@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 
 from kdbench.report.board import Board, ranked
 from kdbench.report.costs import Cost
-from kdbench.report.labels import inches, log_ticks, put_labels, short
-from kdbench.report.looks import BLUE, VERMILION, Look
+from kdbench.report.page.labels import inches, log_ticks, put_labels, short
+from kdbench.report.page.looks import BLUE, VERMILION, Look
+from kdbench.report.page.svg import INK, PAPER, STYLE
 from kdbench.report.rows import Row
-from kdbench.report.svg import INK, PAPER, STYLE
 
 WIDTH = 5.2
 """Inches of a figure that another stands beside."""
@@ -133,9 +133,8 @@ def costs(board: Board, looks: Mapping[str, Look]) -> Figure:
 
 def _front(board: Board, name: str) -> set[str]:
     """The board's front, with this measure as what is paid."""
-    return replace(
-        board, rows=tuple(replace(row, cost=Cost(flops=getattr(row.cost, name))) for row in board.rows)
-    ).front
+    rows = tuple(replace(row, cost=Cost(flops=getattr(row.cost, name))) for row in board.rows)
+    return replace(board, rows=rows).front
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:

@@ -10,10 +10,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdbench.report.labels import short
-from kdbench.report.looks import Look, leading
+from kdbench.report.page.labels import short
+from kdbench.report.page.looks import Look, leading
+from kdbench.report.page.svg import INK, STYLE
 from kdbench.report.summary import Summary
-from kdbench.report.svg import INK, STYLE
 
 AXES = 3
 """Fewer span no area."""
@@ -22,14 +22,10 @@ INNER = 0.2
 
 
 def scores(summary: Summary) -> dict[str, tuple[float, ...]]:
-    """Of whom the radar shows: mean mIoU by benchmark. Nobody who lacks a benchmark."""
-    held: dict[str, tuple[float, ...]] = {}
-    for method in leading(summary.rows, summary.comparison.undistilled):
-        rows = [next((row for row in board.rows if row.method == method), None) for board in summary.boards]
-        values = [row.mean for row in rows if row and row.mean is not None]
-        if len(values) == len(rows):
-            held[method] = tuple(values)
-    return held
+    """Of whom the radar shows: mean mIoU by benchmark. Nobody who lacks a benchmark: such a row has no average."""
+    means = [{row.method: row.mean for row in board.rows if row.mean is not None} for board in summary.boards]
+    shown = leading(summary.rows, summary.comparison.undistilled)
+    return {method: tuple(held[method] for held in means) for method in shown}
 
 
 @rc_context(STYLE)

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from kdbench.report.board import Board
 from kdbench.report.curves import Losses
-from kdbench.report.labels import log_ticks, put_end_labels, short
-from kdbench.report.looks import COLOURS, Look, leading
+from kdbench.report.page.labels import log_ticks, put_end_labels, short
+from kdbench.report.page.looks import COLOURS, Look, leading
+from kdbench.report.page.svg import INK, STYLE
 from kdbench.report.rows import Row
-from kdbench.report.svg import INK, STYLE
 
 SIZE = (10.4, 4.2)
 ACROSS = 5

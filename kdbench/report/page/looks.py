@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kdbench.report.board import Board, Scored
-from kdbench.report.svg import INK
+from kdbench.report.page.svg import INK
 
 # Okabe and Ito's colours as seaborn's "colorblind" has them, without those too pale for paper; INK is no method's.
 COLOURS = ("#0173b2", "#d55e00", "#029e73", "#cc78bc", "#de8f05", "#56b4e9", "#949494")

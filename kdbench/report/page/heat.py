@@ -10,8 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from kdbench.report.board import Board
-from kdbench.report.labels import SMALL, inches, short
-from kdbench.report.svg import PAPER, STYLE
+from kdbench.report.page.labels import SMALL, inches, short
+from kdbench.report.page.svg import PAPER, STYLE
 
 LINE, CELL = 0.19, 0.42
 """Inches of a method's line and of a class's column."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from kdbench.report import figures, heat, learning, radar
 from kdbench.report.board import Board
-from kdbench.report.looks import BEST, SHOWN, Look
+from kdbench.report.page import figures, heat, learning, radar
+from kdbench.report.page.looks import BEST, SHOWN, Look
+from kdbench.report.page.svg import inline
 from kdbench.report.summary import Summary
-from kdbench.report.svg import inline
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Picture:
     folded: bool = False
 
 
-def of_board(board: Board, prefix: str, looks: Mapping[str, Look]) -> Iterator[Picture]:
+def board_pictures(board: Board, prefix: str, looks: Mapping[str, Look]) -> Iterator[Picture]:
     """Those for which there are numbers. prefix: unique on the page."""
 
     def picture(name: str, figure: Figure, title: str, text: str, wide: bool = True, folded: bool = False) -> Picture:
@@ -49,7 +49,7 @@ def of_board(board: Board, prefix: str, looks: Mapping[str, Look]) -> Iterator[P
         yield picture("l", learning.losses(board), "Losses", LOSSES, folded=True)
 
 
-def of_summary(summary: Summary, prefix: str, looks: Mapping[str, Look]) -> Iterator[Picture]:
+def summary_pictures(summary: Summary, prefix: str, looks: Mapping[str, Look]) -> Iterator[Picture]:
     """The radar, where enough benchmarks span one."""
     if len(summary.boards) >= radar.AXES and radar.scores(summary):
         svg = Markup(inline(radar.radar(summary, looks), prefix, "Radar over benchmarks"))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from kdbench.report.svg import INK
+from kdbench.report.page.svg import INK
 
 LONGEST = 28
 """Characters of a name."""

@@ -11,13 +11,14 @@ from itertools import groupby
 from jinja2 import Environment
 
 from kdbench.report.board import Board
-from kdbench.report.captions import Picture, of_board, of_summary
+from kdbench.report.details import DETAILS
 from kdbench.report.formats import alignment
-from kdbench.report.gallery import Gallery
-from kdbench.report.looks import Look, looks
-from kdbench.report.summary import summaries
+from kdbench.report.page.captions import Picture, board_pictures, summary_pictures
+from kdbench.report.page.gallery import Gallery
+from kdbench.report.page.looks import Look, looks
+from kdbench.report.summary import families, summaries
 from kdbench.report.table import Table
-from kdbench.report.views import tables
+from kdbench.report.views import of_board, of_families, of_summary, on_request
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,22 @@ def tables_to_html(shown: Sequence[Table]) -> str:
 def _render(sections: Sequence[Section], loaded: Sequence[str]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(alignment=alignment, sort_key=sort_key)
-    template = environment.from_string(files("kdbench.report").joinpath("page.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     contents = [(group, list(each)) for group, each in groupby(sections, lambda section: section.group)]
     return template.render(sections=sections, contents=contents, loaded=loaded) + "\n"
 
 
 def _boards(boards: Sequence[Board], galleries: Mapping[int, Gallery], drawn: Mapping[str, Look]) -> Iterator[Section]:
     for index, board in enumerate(boards):
-        shown = tables([board])
-        more = [table for table in tables([board], classes=True, selection=True, costs=True) if table not in shown]
+        more = on_request(board, DETAILS)
         yield Section(
             id=f"b{index}",
             group=f"{board.benchmark}: {board.title}",
             short=" → ".join(board.models),
             conditions=board.conditions,
-            tables=shown,
+            tables=of_board(board),
             folded=[(title, list(each)) for title, each in groupby(more, lambda table: table.title)],
-            pictures=list(of_board(board, f"b{index}", drawn)),
+            pictures=list(board_pictures(board, f"b{index}", drawn)),
             gallery=galleries.get(index),
             illustrated=True,
         )
@@ -85,25 +85,19 @@ def _boards(boards: Sequence[Board], galleries: Mapping[int, Gallery], drawn: Ma
 
 def _over_benchmarks(boards: Sequence[Board], drawn: Mapping[str, Look]) -> Iterator[Section]:
     """The averages of every pair, then those of families."""
-    shown = 0
-    for index, summary in enumerate(summaries(boards)):
-        averages, board = _beyond(summary.boards), summary.boards[0]
-        shown += len(averages)
+    found = summaries(boards)
+    for index, summary in enumerate(found):
         yield Section(
             id=f"s{index}",
             group="Over benchmarks",
-            short=" → ".join(board.models),
-            conditions=board.conditions,
-            tables=averages,
-            pictures=list(of_summary(summary, f"s{index}", drawn)),
+            short=" → ".join(summary.boards[0].models),
+            conditions=summary.boards[0].conditions,
+            tables=of_summary(summary),
+            pictures=list(summary_pictures(summary, f"s{index}", drawn)),
         )
-    for index, table in enumerate(_beyond(boards)[shown:]):
+    for index, each in enumerate(families(found)):
+        table = of_families(each)
         yield Section(f"f{index}", "Over benchmarks", table.title, table.conditions, [table])
-
-
-def _beyond(boards: Sequence[Board]) -> list[Table]:
-    """The tables of several boards that none of them has alone."""
-    return tables(boards)[sum(len(tables([board])) for board in boards) :]
 
 
 PREFIXES = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
