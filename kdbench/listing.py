@@ -12,8 +12,8 @@ from kdbench.places import default_reference
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
-NO_ROOM = ("stages", "knobs")
-"""Columns that a terminal is too narrow for; JSON and the methods' page have them."""
+NO_ROOM = ("stages", "knobs", "levels from blocks", "normalised as", "stand-in (mini)", "read inside", "from")
+"""Columns that a terminal is too narrow for; JSON and markdown have them."""
 
 
 def listing(what: str) -> Rows:
