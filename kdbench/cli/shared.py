@@ -68,11 +68,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds from a comma-separated list of numbers and ranges: 0,1 or 0-4."""
     seeds: list[int] = []
     for part in split_list(text):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas, or 0-4.")
-        seeds += range(int(first), int(last or first) + 1)
-    return tuple(seeds)
+        seeds += range(int(first), int(last) + 1)
+    return tuple(dict.fromkeys(seeds))
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +41,16 @@ class Cost:
         return round(self.flops * step.recipe.batch * step.steps)
 
 
-def stage_flops(lab: Lab, cell: Cell) -> dict[str, int | None]:
-    """Operations of every stage; None, with a note, where a loss cannot do with blank images, one or few.
+def stage_flops(lab: Lab, cell: Cell, names: Collection[str]) -> dict[str, int | None]:
+    """Operations of these stages; None, with a note, where a loss cannot do with two blank images.
 
     Counted on networks of their own: nothing that a loss does to its modules reaches those that are trained.
     """
+    if not names:
+        return {}
     plan = make_plan(lab, cell)
     found: dict[str, int | None] = {}
-    for step in plan.stages:
+    for step in [step for step in plan.stages if step.stage.name in names]:
         try:
             found[step.stage.name] = cost_of(lab, plan, step).of_all(step)
         except Exception as error:  # a plug-in's own code: its training may do where one blank image does not
@@ -64,13 +68,12 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
             segmentor.encoder.adapt(geometry)
     trained = networks.freeze_all_but(step.stage.trains)
     networks.forget(frozenset(networks.modules()))
-    # As few images as a loss needs that sends every second one through the student twice.
-    count = Fraction(step.stage.passes).limit_denominator(8).denominator
+    # Two at least: a loss may send every second one through the student twice, or need statistics of a batch.
+    count = max(2, Fraction(step.stage.passes).limit_denominator(8).denominator)
     label = torch.zeros(count, *size, dtype=torch.int64) if step.stage.phase.labelled else None
     batch = Batch(torch.zeros(count, 3, *size), label, ("blank",) * count, torch.arange(count))
     kept = Kept(tensor for module in networks.modules().values() for tensor in module.state_dict().values())
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+    with counted() as counter, torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
         terms = step.stage.loss(batch, *views(networks, step.stage))
         torch.autograd.backward(torch.stack([term.float() for term in terms.values()]).sum())
     learning = sum(p.numel() for module in trained.values() for p in module.parameters())
@@ -88,13 +91,28 @@ TIMED = 7
 """Forward passes after one that is not timed. The quickest counts: whatever else a machine does only slows them."""
 
 
+class Inference(NamedTuple):
+    """Operations, and milliseconds on the lab's device, of one blank image of the protocol's size; None: not known."""
+
+    flops: int | None = None
+    latency_ms: float | None = None
+
+
 @torch.no_grad()
-def inference_of(lab: Lab, model: nn.Module) -> tuple[int, float]:
-    """Operations, and milliseconds on the lab's device, of one blank image of the protocol's size."""
+def inference_of(lab: Lab, model: nn.Module) -> Inference:
+    """What is deployed, measured; where its code cannot do with a blank image, nothing is known of it, with a note."""
+    try:
+        return _inference(lab, model)
+    except Exception as error:  # hours of training are not lost for it
+        lab.progress.note(f"inference is not measured ({error})")
+        return Inference()
+
+
+def _inference(lab: Lab, model: nn.Module) -> Inference:
     device = lab.fabric.device
     image = torch.zeros(1, 3, *lab.protocol.image_size, device=device)
     with lab.fabric.autocast():
-        with FlopCounterMode(display=False) as counter:
+        with counted() as counter:
             class_scores(model, image, lab.protocol.evaluation)
         times = []
         for _ in range(TIMED):
@@ -103,7 +121,34 @@ def inference_of(lab: Lab, model: nn.Module) -> tuple[int, float]:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(1000 * (time.perf_counter() - started))
-    return counter.get_total_flops(), round(min(times), 3)
+    return Inference(counter.get_total_flops(), round(min(times), 3))
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Counts operations, a product with its sum as two. Attention's fused path of torch.nn would not be seen."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class Peak:
+    """The most memory that a GPU's tensors take while it is open, in MB; nothing is known of a CPU, whose process holds
+    the libraries and whatever ran in it before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @property
+    def megabytes(self) -> float | None:
+        """So far (2**20 bytes)."""
+        return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1) if self._device.type == "cuda" else None
 
 
 class Kept:

@@ -179,7 +179,8 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
 
 
 def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:
-    journal = Journal(spec.results, trackers, spec.fresh) if lab.fabric.is_global_zero else Journal()
+    first = lab.fabric.is_global_zero
+    journal = Journal(spec.results, trackers, spec.fresh, lab.progress.note) if first else Journal()
     run = CellRun(lab, cell, spec.passed(), journal)
     path = spec.results / record_path(run.resolved())
     stored = lab.fabric.broadcast(None if spec.fresh or not lab.fabric.is_global_zero else _stored(path, run))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.engine.trackers import Trackers
-from kdbench.files import naming_a_full_disk, write_atomically
+from kdbench.errors import KdbenchError
+from kdbench.files import write_atomically
 from kdbench.progress import Progress
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import DomainResult, Record, Resolved, record_path
@@ -27,13 +28,21 @@ class Journal:
     is continued: they are passed over, and dropped from where this run has something else to say.
     """
 
-    def __init__(self, results: Path | None = None, trackers: Trackers | None = None, fresh: bool = False) -> None:
-        """results: the folder of the records; without one nothing is written. fresh: earlier lines do not count."""
-        self._results, self._trackers, self._fresh = results, trackers, fresh
+    def __init__(
+        self,
+        results: Path | None = None,
+        trackers: Trackers | None = None,
+        fresh: bool = False,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """results: the folder of the records; without one nothing is written. fresh: earlier lines do not count. note:
+        hears that no more lines can be written, which stops no training."""
+        self._results, self._trackers, self._fresh, self._note = results, trackers, fresh, note
         self._path: Path | None = None
         self._lines: list[Line] = []
         self._held = 0
         self._appends = False
+        self._broken = False
 
     def open(self, cell: Resolved, started: str, revision: str) -> None:
         """The header. started: the time in ISO 8601."""
@@ -84,15 +93,24 @@ class Journal:
         """Appends a line, in the place of what an earlier run said from here on; if that is the same, it stays."""
         if self._path is None or self._pass_over(lambda earlier: earlier == line, most=1):
             return
-        if self._appends:
-            self._lines.append(line)
-            with naming_a_full_disk(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(_text(line))
-        else:
-            self._lines[self._held :] = [line]
-            write_atomically(self._path, "".join(map(_text, self._lines)).encode())
-            self._appends = True
+        self._lines[self._held :] = [line]
+        self._keep()
         self._hold()
+
+    def _keep(self) -> None:
+        """Writes the last line: the first time with all before it, in the place of what an earlier run left."""
+        if self._path is None or self._broken:
+            return
+        try:
+            if self._appends:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(_text(self._lines[-1]))
+            else:
+                write_atomically(self._path, "".join(map(_text, self._lines)).encode())
+                self._appends = True
+        except (OSError, KdbenchError) as error:
+            self._broken = True
+            self._note(f"{self._path} is not continued: {error}")
 
     def pass_over_losses(self, stage: str, step: int) -> float:
         """Keeps an earlier run's losses before a step of the stage. Returns the seconds of training that they tell."""
@@ -156,7 +174,7 @@ def read_lines(path: Path) -> list[Line]:
     """A journal's lines, up to one that a killed run has left unfinished; none of a file that is no journal."""
     lines: list[Line] = []
     try:
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_bytes().split(b"\n"):
             line = json.loads(text)
             if not (isinstance(line, dict) and "event" in line):
                 break
@@ -167,7 +185,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def _text(line: Line) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return json.dumps(line) + "\n"
 
 
 def _number(value: float) -> float | None:

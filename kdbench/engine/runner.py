@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
+import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -21,12 +22,11 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import Broken, training_batches
 from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
 from kdbench.engine.compiling import compile_encoder
-from kdbench.engine.costs import inference_of, stage_flops
+from kdbench.engine.costs import Inference, Peak, inference_of, stage_flops
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.failing import explain, failure_of
 from kdbench.engine.journal import Journal
 from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
-from kdbench.engine.memory import peak, reset_peak
 from kdbench.engine.parts import Encode, views
 from kdbench.engine.processes import Failure, failures, gather_interleaved, share
 from kdbench.engine.revision import revision
@@ -63,7 +63,8 @@ class CellRun:
         self._began = datetime.datetime.now(datetime.UTC)
         self._seconds: dict[str, float] = {}
         self._memory: dict[str, float] = {}
-        self._latency: float | None = None
+        self._flops: dict[str, int | None] = {}
+        self._inference = Inference()
         self._cached: list[str] = []
         self._key, self._remark = "", ""
 
@@ -101,13 +102,13 @@ class CellRun:
     def _run(self) -> Outcome:
         self.prepare()
         self._journal.open(self.resolved(), self._began.isoformat(timespec="seconds"), revision())
-        flops = stage_flops(self._lab, self._cell)
-        stages = [
-            self._run_stage(step).model_copy(update={"flops": flops[step.stage.name]}) for step in self.plan.stages
-        ]
+        self._flops = self._operations()
+        stages = [self._run_stage(step) for step in self.plan.stages]
         domains, per_image = self._evaluate_all()
-        operations, self._latency = inference_of(self._lab, self._deploy_last())
-        result = Result(domains=domains, stages=stages, parameters=self._parameters(), inference_flops=operations)
+        self._inference = inference_of(self._lab, self._deploy_last())
+        result = Result(
+            domains=domains, stages=stages, parameters=self._parameters(), inference_flops=self._inference.flops
+        )
         return Outcome(self._record("done", result=result), per_image)
 
     def deployed(self) -> nn.Module:
@@ -115,6 +116,20 @@ class CellRun:
         for step in self.plan.stages:
             self._run_stage(step)
         return self._deploy_last()
+
+    def _operations(self) -> dict[str, int | None]:
+        """Operations of every stage: as kept with those that are stored, counted for the rest."""
+
+        def kept() -> dict[str, int | None]:
+            done = (step for step in self.plan.stages if step.folder.done)
+            held = {step.stage.name: step.folder.summary() for step in done}
+            return {name: summary["flops"] for name, summary in held.items() if "flops" in summary}
+
+        # One process looks, for all: a loss that is counted may wait for the other processes.
+        fabric = self._lab.fabric
+        known: dict[str, int | None] = fabric.broadcast(kept() if fabric.is_global_zero else {})
+        names = [step.stage.name for step in self.plan.stages]
+        return stage_flops(self._lab, self._cell, [name for name in names if name not in known]) | known
 
     def _deploy_last(self) -> nn.Module:
         return self._deploy(len(self.plan.stages[-1].keep) - 1)
@@ -149,6 +164,7 @@ class CellRun:
             images=summary["images"],
             student_passes=summary["passes"],
             broken=len(summary["broken"]),
+            flops=self._flops[step.stage.name],
             pieces=summary.get("pieces", 1),
             losses=summary["losses"],
         )
@@ -182,11 +198,10 @@ class CellRun:
             skipped=skipped.errors,
             broken=Broken(lab.protocol.most_broken, lab.progress.note),
         )  # fmt: skip
-        from_here = reset_peak(lab.fabric.device)
+        peak = Peak(lab.fabric.device)
         heard = self._journal.stage(stage.name, self.plan.before(step), lab.progress)
         summary = train(self._lab.fabric, job, step.folder, heard)
-        if from_here:
-            summary["memory_mb"] = peak(lab.fabric.device)
+        summary |= {"memory_mb": peak.megabytes, "flops": self._flops[stage.name]}
         idle = [
             name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
         ]
@@ -345,9 +360,9 @@ class CellRun:
                 seconds=round(time.perf_counter() - self._started, 2),
                 stage_seconds=self._seconds,
                 stage_memory_mb=self._memory,
-                latency_ms=self._latency,
+                latency_ms=self._inference.latency_ms,
                 cached=self._cached,
-                peak_memory_mb=peak(self._lab.fabric.device),
+                peak_memory_mb=max([_peak_memory(self._lab.fabric.device), *self._memory.values()]),
                 host={
                     "machine": platform.machine(),
                     "system": platform.system(),
@@ -362,6 +377,13 @@ class CellRun:
                 revision=revision(),
             ),
         )
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def _processor() -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +31,14 @@ from kdbench.spec import RunSpec, make_knobs
 PROTOCOL = "smoke"
 ENOUGH = 3
 """Pinned seeds of a cell from which on their differences are taken for what chance does."""
-CODE = {"stages": {"key"}}
+CODE: dict[str, Any] = {"stages": {"__all__": {"key"}}}
 """Names the code that ran, which may have changed."""
-COMPUTED = {"domains": {"confusion", "earlier"}, "stages": {"losses", "pieces", "flops"}}
-"""What depends on the machine or its libraries; all else of a result is counted."""
+COMPUTED: dict[str, Any] = {
+    "domains": {"__all__": {"confusion", "earlier"}},
+    "stages": {"__all__": {"key", "losses", "pieces", "flops"}},
+    "inference_flops": True,
+}
+"""The same, and what depends on the machine or its libraries; all else of a result is counted."""
 
 
 def gates(reference: Path | None) -> Iterator[Gate]:
@@ -78,7 +83,7 @@ def compare(pin: Record, fresh: Record, allowed: float | None) -> tuple[Outcome,
     """Whether a cell's record agrees with its pin, and how. allowed: points of mIoU in another environment."""
     if pin.result is None or fresh.result is None:
         return Outcome.FAIL, f"the {'cell' if pin.result else 'pin'} failed: {fresh.error or pin.error}."
-    counted = _differing(pin.result, fresh.result, CODE, COMPUTED)
+    counted = _differing(pin.result, fresh.result, COMPUTED)
     if counted:
         return Outcome.FAIL, f"{counted}: not the pin's domains, steps, images, passes or parameters."
     computed = _differing(pin.result, fresh.result, CODE)
@@ -96,10 +101,9 @@ def compare(pin: Record, fresh: Record, allowed: float | None) -> tuple[Outcome,
     return outcome, f"{what}, in another environment (allowed {allowed:.2f}: the range of the pinned seeds)."
 
 
-def _differing(pin: Result, fresh: Result, *left_out: dict[str, set[str]]) -> str:
-    """The parts of two results that are not the same. left_out: fields of every domain and stage."""
-    exclude = {part: {"__all__": {field for each in left_out for field in each.get(part, ())}} for part in COMPUTED}
-    ours, theirs = (each.model_dump(mode="json", exclude=exclude) for each in (pin, fresh))
+def _differing(pin: Result, fresh: Result, left_out: dict[str, Any]) -> str:
+    """The parts of two results that are not the same. left_out: as pydantic's exclude."""
+    ours, theirs = (each.model_dump(mode="json", exclude=left_out) for each in (pin, fresh))
     return " and ".join(part for part in ours if ours[part] != theirs[part])
 
 

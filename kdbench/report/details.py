@@ -98,16 +98,17 @@ def costs(board: Board) -> Iterator[Table]:
     def cost(title: str, measure: Callable[[Row], float | None], unit: str) -> Column[Row]:
         return Column(title, lambda row: "" if (value := measure(row)) is None else amount(value, unit))
 
+    front = board.front
     columns: list[Column[Row]] = [
         Column("method", label),
         plain("mean", lambda row: row.mean),
-        Column[Row]("front", lambda row: "yes" if row.method in board.front else ""),
+        Column[Row]("Pareto", lambda row: "yes" if row.method in front else ""),
         cost("student passes", lambda row: row.cost.passes, ""),
         cost("training", lambda row: row.cost.flops, "FLOP"),
         Column[Row]("time", lambda row: _time(row.cost.seconds)),
         cost("memory", lambda row: _bytes(row.cost.memory_mb), "B"),
         cost("params", lambda row: row.parameters, ""),
-        cost("an image", lambda row: row.cost.inference_flops, "FLOP"),
+        cost("inference", lambda row: row.cost.inference_flops, "FLOP"),
         cost("latency", lambda row: _seconds(row.cost.latency_ms), "s"),
     ]
     yield make_table(
@@ -117,8 +118,8 @@ def costs(board: Board) -> Iterator[Table]:
         conditions=board.conditions,
         about=(
             "Mean mIoU of the targets in %; means over seeds of all stages together, wherever they were computed; "
-            "front: no other ranked student has at once a higher mean and less training. An image, latency: of what is "
-            "deployed. Blank where a record does not tell"
+            "Pareto: no other ranked student is as good in mean and training and better in one of them. Inference: an "
+            "image through what is deployed. Operations: a product with its sum counts as two. Blank: not known"
         ),
     )
 

@@ -95,7 +95,8 @@ def _row(board: Board, row: Row) -> Values:
             },
             "oracle_gap": oracle_gap(row.chosen),
             "cost": asdict(row.cost),
-            "points": {"targets": row.points.targets, "source": row.points.source},
+            "pareto": row.method in board.front,
+            "points": {name: list(values) if values else None for name, values in asdict(row.points).items()},
         }
     )
 

@@ -115,6 +115,7 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("leaderboard", "--include-images"), "add --format html"),
         (("data", "preview", "g3c"), "unknown benchmark"),
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "4-0"), "seeds are whole numbers"),
+        (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "3-"), "seeds are whole numbers"),
         (("check", "--method", "gdk"), "Did you mean 'gkd'"),
     ],
 )
@@ -127,7 +128,7 @@ def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, .
 
 def test_seeds_are_numbers_and_ranges() -> None:
     assert parse_seeds("0,2") == (0, 2)
-    assert parse_seeds("0-2, 7") == (0, 1, 2, 7)
+    assert parse_seeds("0-2, 7,1") == (0, 1, 2, 7)
 
 
 def test_all_pairs_are_those_that_the_list_names(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ COSTS = (
 )
 LOSSES = (
     "Means over seeds of each term over tenths of each stage, one stage after the other; logarithmic. Each panel "
-    "has its own scale: terms of different methods have different units."
+    "has its own scale: terms of different methods have different units. Zero is not shown."
 )
 RADAR = (
     "Mean mIoU of each benchmark's targets in %. Each axis runs from the lowest value shown on it (inner ring) to the "

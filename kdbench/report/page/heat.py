@@ -36,11 +36,14 @@ def heat_map(board: Board) -> Figure:
         other = {row.method for row in rows if row.seeds != alone.seeds}
         more = more.rename(lambda method: f"{short(method)} *" if method in other else short(method))
         seaborn.heatmap(own, fmt=".0f", cmap="Greys", vmin=0, vmax=250, ax=upper, **style)
-        limit = colour_limit(board)
-        style["annot"] = more.map(_change)
-        seaborn.heatmap(more, fmt="", cmap="vlag_r", vmin=-limit, vmax=limit, ax=lower, **style)
-        lower.tick_params(bottom=False, labelbottom=False)
-        lower.tick_params(axis="y", length=0)
+        if more.empty:
+            lower.remove()
+        else:
+            limit = colour_limit(board)
+            style["annot"] = more.map(_change)
+            seaborn.heatmap(more, fmt="", cmap="vlag_r", vmin=-limit, vmax=limit, ax=lower, **style)
+            lower.tick_params(bottom=False, labelbottom=False)
+            lower.tick_params(axis="y", length=0)
     upper.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     upper.tick_params(axis="y", length=0, labelrotation=0)
     upper.set_xticklabels(board.classes, rotation=40, ha="left", rotation_mode="anchor")

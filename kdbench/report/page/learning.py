@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from math import nan
 from typing import Any
 
 from matplotlib import rc_context
@@ -69,14 +70,19 @@ def trained(board: Board) -> list[Row]:
     return [row for row in board.rows if any(row.losses.values())]
 
 
+def _positive(values: Sequence[float]) -> list[float]:
+    """With gaps where a logarithm has nothing to show."""
+    return [value if value > 0 else nan for value in values]
+
+
 def _panel(axes: Any, losses: Losses) -> None:
     names = dict.fromkeys(term for terms in losses.values() for term in terms)
     colours = dict(zip(names, cycle(COLOURS), strict=False))
-    start, last = 0, {}
+    start, ends = 0, {}
     for stage, terms in losses.items():
         for name, values in terms.items():
-            axes.plot(range(start, start + len(values)), values, color=colours[name], linewidth=1.2)
-            last[name] = values[-1]
+            axes.plot(range(start, start + len(values)), _positive(values), color=colours[name], linewidth=1.2)
+            ends[name] = (start + len(values) - 0.5, values[-1])
         axes.annotate(stage, (start, 0), (0, -2), ("data", "axes fraction"), "offset points", fontsize=6, va="top")
         start += max(map(len, terms.values()), default=0)
         axes.axvline(start - 0.5, color=INK, linewidth=0.4, alpha=0.4)
@@ -86,4 +92,4 @@ def _panel(axes: Any, losses: Losses) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(axis="y", labelsize=6, length=2, pad=1)
     axes.minorticks_off()
-    put_end_labels(axes, {name: (start - 0.5, value) for name, value in last.items() if value > 0}, 6, colours)
+    put_end_labels(axes, {name: end for name, end in ends.items() if end[1] > 0}, 6, colours)

@@ -289,6 +289,39 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
+class Heard(Silent):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_journal_that_cannot_be_written_stops_no_run(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    run(spec)
+    journal(spec).unlink()
+    path = next(record_files(spec.results)).with_suffix(SUFFIX)
+    path.mkdir()
+    heard = Heard()
+    (done,) = run(spec.model_copy(update={"fresh": True}), heard)
+    assert done.record.status == "done"
+    assert [note for note in heard.notes if str(path) in note] == heard.notes[:1] != []
+
+
+def test_a_line_is_one_line_whatever_an_error_says(tmp_path: Path, whole: tuple[Record, list[Line]]) -> None:
+    record = whole[0].model_copy(update={"status": "failed", "error": "one\u2028two\x85three\nfour"})
+    log = Journal(tmp_path)
+    log.close(record)
+    (path,) = tmp_path.rglob(f"*{SUFFIX}")
+    *earlier, last = read_lines(path)
+    assert last["error"] == record.error
+    path.write_bytes(path.read_bytes()[:-4])
+    assert read_lines(path) == earlier
+
+
 @pytest.mark.parametrize("text", ["", "no json\n", "[1]\n", '{"event": "cell"}', '{"a": 1}\n', b"\xff\n"])
 def test_what_is_no_journal_does_not_stop_a_run(make_spec: MakeSpec, tmp_path: Path, text: Any) -> None:
     path = tmp_path / "x.log.jsonl"

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from kdbench.engine import grid
+from kdbench.engine.journal import SUFFIX, read_lines
 from kdbench.engine.processes import check_shares, failures, gather_interleaved, processes, share
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
@@ -126,6 +127,10 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
     # Both shares are counted: 8 test images a domain, and in the proxy stage 8 batches of 4, half of them once more.
     assert [domain.images for domain in record.result.domains] == [8, 8, 8]
     assert record.result.stages[0].student_passes == 8 * (4 + 2)
+    logs = {path.name: read_lines(path) for path in (tmp_path / "results").rglob(f"*{SUFFIX}")}
+    assert set(logs) == {name.replace(".json", SUFFIX) for name in found}
+    told = [line["event"] for line in logs[f"gkd-s0{SUFFIX}"]]
+    assert (told.count("cell"), told.count("end"), told.count("done")) == (1, 3, 1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     started(*TWO, *arguments)
     assert {path: path.stat().st_mtime_ns for path in before} == before

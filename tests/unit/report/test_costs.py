@@ -68,7 +68,17 @@ def test_the_front_holds_whom_nobody_beats_in_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(12.0, "12 B"), (3.25e12, "3.25 TB"), (1e22, "10 ZB"), (999.0, "999 B"), (0.0067, "6.7 mB")]
+    ("number", "text"),
+    [
+        (12.0, "12 B"),
+        (3.25e12, "3.25 TB"),
+        (1e22, "10 ZB"),
+        (999.0, "999 B"),
+        (0.0067, "6.7 mB"),
+        (0.0, "0 B"),
+        (999.6e9, "1 TB"),
+        (0.9996, "1 B"),
+    ],
 )
 def test_amounts_have_prefixes(number: float, text: str) -> None:
     assert amount(number, "B") == text

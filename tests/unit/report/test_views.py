@@ -290,7 +290,7 @@ def test_costs_and_the_front_stand_apart(make_record) -> None:
     table = shown(records, "costs")["g2c: costs"]
     column = {title: [line[place].text for line in table.lines] for place, title in enumerate(table.header)}
     assert column["method"] == ["alone, undistilled", "a", "b"]
-    assert column["front"] == ["yes", "yes", ""]
+    assert column["Pareto"] == ["yes", "yes", ""]
     assert column["training"] == ["2 MFLOP", "3 MFLOP", "4 MFLOP"]
     assert column["time"] == ["0:00:20"] * 3
     assert column["memory"] == column["latency"] == [""] * 3
