@@ -136,6 +136,13 @@ class Method(nn.Module):
         return student
 
 
+def named(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The terms; an author's `terms` that returns something else is told so."""
+    if not isinstance(terms, Mapping):
+        raise TypeError(f"terms() returns a {type(terms).__name__}; return a dict of named scalar tensors")
+    return terms
+
+
 class LogitMethod(Method):
     """A method that compares the class logits of labelled source images, beside the task loss."""
 
@@ -143,7 +150,7 @@ class LogitMethod(Method):
         output = student(batch.image)
         assert batch.label is not None
         ours, theirs = same_grid(output.logits, teacher(batch.image).logits)
-        return {**student.task_loss(output, batch.label), **self.terms(batch, ours, theirs)}
+        return {**student.task_loss(output, batch.label), **named(self.terms(batch, ours, theirs))}
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """Named losses, already weighted, of logits (B, K, h, w) on one grid."""
@@ -175,7 +182,7 @@ class FeatureMethod(Method):
         output = student.decode(student.encode(batch.image, blocks=self.blocks))
         theirs = teacher.encode(batch.image, blocks=self.blocks)
         assert batch.label is not None
-        terms = {**student.task_loss(output, batch.label), **self.terms(batch, output.features, theirs)}
+        terms = {**student.task_loss(output, batch.label), **named(self.terms(batch, output.features, theirs))}
         if self.accompanied:
             logits = same_grid(output.logits, teacher.decode(theirs).logits)
             terms |= {name: companion(*logits) for name, companion in self.companions.items()}

@@ -45,8 +45,8 @@ def leaderboard(
     ] = False,
 ) -> None:
     """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
-    if results is not None and not results.exists():
-        raise KdbenchError(f"--results {results} does not exist. Leave it out for the records of this checkout's runs.")
+    if results is not None and not results.is_dir():
+        raise KdbenchError(f"--results {results} is no folder. Leave it out for the records of this checkout's runs.")
     if include_images and (published or format_ != "html"):
         raise KdbenchError("--include-images is for the page of boards: add --format html, without --published.")
     asked = Asked(results or default_results(), protocol, _names(benchmark), _names(pair))
@@ -88,7 +88,12 @@ class Output:
         if self.file is None:
             out(text)
         else:
-            write_atomically(self.file, (text.rstrip("\n") + "\n").encode())
+            try:
+                write_atomically(self.file, (text.rstrip("\n") + "\n").encode())
+            except OSError as error:
+                raise KdbenchError(
+                    f"--output '{self.file}' cannot be written: {error.strerror}. Name a file."
+                ) from error
             out(f"written: {self.file}")
 
 

@@ -36,7 +36,7 @@ def check(
 
     for option, folder in (("--results", results), ("--reference", reference), ("--against", against)):
         if folder is not None and not folder.is_dir():
-            raise KdbenchError(f"{option} {folder}: there is no such folder. Name one that exists, or leave it out.")
+            raise KdbenchError(f"{option} {folder} is no folder. Name one that exists, or leave it out.")
     if method:
         from kdbench.plugins import method_origin
 

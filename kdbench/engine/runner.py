@@ -164,7 +164,7 @@ class CellRun:
             images=summary["images"],
             student_passes=summary["passes"],
             broken=len(summary["broken"]),
-            flops=self._flops[step.stage.name],
+            flops=self._flops.get(step.stage.name),
             pieces=summary.get("pieces", 1),
             losses=summary["losses"],
         )
@@ -201,7 +201,7 @@ class CellRun:
         peak = Peak(lab.fabric.device)
         heard = self._journal.stage(stage.name, self.plan.before(step), lab.progress)
         summary = train(self._lab.fabric, job, step.folder, heard)
-        summary |= {"memory_mb": peak.megabytes, "flops": self._flops[stage.name]}
+        summary |= {"memory_mb": peak.megabytes, "flops": self._flops.get(stage.name)}
         idle = [
             name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
         ]

@@ -112,6 +112,8 @@ def find_trackers(text: str | None) -> tuple[str, ...]:
     if names == (NONE,):
         return ()
     for name in names:
+        if name == NONE:
+            raise KdbenchError(f"--watch {text}: '{NONE}' stands alone. Leave it out, or the others.")
         if name not in TRACKERS:
             raise unknown("tracker (in --watch)", name, [*TRACKERS, NONE])
         if not _installed(name):

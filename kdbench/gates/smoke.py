@@ -41,6 +41,9 @@ COMPUTED: dict[str, Any] = {
 """The same, and what depends on the machine or its libraries; all else of a result is counted."""
 
 
+FAILED = "the cell failed"
+
+
 def gates(reference: Path | None) -> Iterator[Gate]:
     """One line for every pinned cell."""
     entries = read(NOWHERE, reference).entries
@@ -75,14 +78,16 @@ def _gate(pin: Entry, allowed: float | None, folder: Path) -> Gate:
         outcome, detail = compare(pin.record, _rerun(pin.record, folder), allowed)
     except KdbenchError as error:
         outcome, detail = Outcome.FAIL, str(error)
-    repair = f" If that is meant, pin again: {_command(pin)}" if outcome == Outcome.FAIL else ""
+    meant = outcome == Outcome.FAIL and not detail.startswith(FAILED)
+    repair = f" If that is meant, pin again: {_command(pin)}" if meant else ""
     return Gate(name, outcome, detail + repair, pin.path)
 
 
 def compare(pin: Record, fresh: Record, allowed: float | None) -> tuple[Outcome, str]:
     """Whether a cell's record agrees with its pin, and how. allowed: points of mIoU in another environment."""
     if pin.result is None or fresh.result is None:
-        return Outcome.FAIL, f"the {'cell' if pin.result else 'pin'} failed: {fresh.error or pin.error}."
+        what = "the pin is of a failed cell" if pin.result is None else FAILED
+        return Outcome.FAIL, f"{what}: {fresh.error or pin.error}."
     counted = _differing(pin.result, fresh.result, COMPUTED)
     if counted:
         return Outcome.FAIL, f"{counted}: not the pin's domains, steps, images, passes or parameters."

@@ -112,14 +112,15 @@ def costs(board: Board) -> Iterator[Table]:
         cost("latency", lambda row: _seconds(row.cost.latency_ms), "s"),
     ]
     yield make_table(
-        columns,
+        [column for column in columns if any(column.text(row) for row in board.rows)],
         board.rows,
         title=f"{board.benchmark}: costs",
         conditions=board.conditions,
         about=(
             "Mean mIoU of the targets in %; means over seeds of all stages together, wherever they were computed; "
             "Pareto: no other ranked student is as good in mean and training and better in one of them. Inference: an "
-            "image through what is deployed. Operations: a product with its sum counts as two. Blank: not known"
+            "image through what is deployed. Operations: a product with its sum counts as two. What no record tells is "
+            "left out"
         ),
     )
 

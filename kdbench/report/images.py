@@ -58,6 +58,8 @@ def read_targets(path: Path, record: Record) -> dict[str, Resampled] | None:
         return None
     repair = "Remove it, or run its cell again with --fresh."
     try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("no archive of arrays")
         with np.load(file, allow_pickle=False) as held:
             counts = {domain.domain: held[domain.domain] for domain in domains(record, "target")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

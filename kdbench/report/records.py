@@ -180,7 +180,7 @@ def read_record(path: Path) -> Record:
         _check_shapes(record)
     except (ValidationError, OSError, ValueError, KeyError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))) if first else str(error)
         raise KdbenchError(
             f"{path} is not a valid record of schema {SCHEMA} ({fault}). Remove it and run its cell again."
         ) from error

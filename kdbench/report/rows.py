@@ -146,4 +146,4 @@ def _remarks(seeds: list[Entry]) -> Iterator[str]:
         yield "blank: its seeds were run with different knobs"
     committed = [str(entry.cell.seed) for entry in seeds if entry.reference]
     if 0 < len(committed) < len(seeds):
-        yield f"seed {', '.join(committed)}: reference"
+        yield f"seed{'s' * (len(committed) > 1)} {', '.join(committed)}: reference"

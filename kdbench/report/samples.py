@@ -109,16 +109,16 @@ def write_predictions(record_file: Path, record: Record, samples: Samples, maps:
 
 
 def read_predictions(record_file: Path, record: Record, samples: Samples) -> tuple[Picture, ...] | None:
-    """Predicted classes (H, W) of every scene; None where there are none of this very record on these very samples.
+    """Predicted classes (H, W) of every scene; None where there are none.
 
-    KdbenchError: the file is damaged.
+    KdbenchError: the file is damaged, or not of this very record on these very samples.
     """
     path = predictions_file(record_file)
     if record.status != "done" or not path.is_file():
         return None
     with _opened(path) as (header, held):
         if header["key"] != record.spec.resolved.key or header["samples"] != samples.identity:
-            return None
+            raise ValueError("they are of another record, or of other images")
         return tuple(_checked(held[scene.name], scene.label.shape) for scene in samples.scenes)
 
 
@@ -132,11 +132,13 @@ def _packed(header: Mapping[str, Any], arrays: Mapping[str, Picture]) -> bytes:
 def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Mapping[str, NDArray[Any]]]]:
     """A file's header and arrays; whatever is wrong with them is an error that names the file and the repair."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no archive of arrays")
         with np.load(path, allow_pickle=False) as held:
             yield json.loads(str(held[_HEADER])), held
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise KdbenchError(
-            f"{path} is not readable as pictures ({error}). Remove it, or run the same cells again with --pictures."
+            f"{path} cannot be shown ({error}). Remove it, or run the same cells again with --pictures."
         ) from error
 
 

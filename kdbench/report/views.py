@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kdbench.report.board import Board, Scored, ranked
 from kdbench.report.comparison import Comparison
@@ -67,7 +67,7 @@ def _ranking(board: Board) -> Table:
         title=f"{board.benchmark}: {board.title}",
         conditions=board.conditions,
         about="mIoU in %, mean ± standard deviation over seeds; gap: source minus mean of targets",
-        notes=(*notes, *_committed(board), *_unranked(found)),
+        notes=(*notes, *_committed(board.rows), *_unranked(found)),
     )
 
 
@@ -99,8 +99,8 @@ def _listed(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _committed(board: Board) -> list[str]:
-    return [f"{REFERENCE} committed reference"] if any(row.reference for row in board.rows) else []
+def _committed(rows: Iterable[Scored]) -> list[str]:
+    return [f"{REFERENCE} committed reference"] if any(row.reference for row in rows) else []
 
 
 def _unranked(found: Comparison) -> list[str]:
@@ -110,7 +110,7 @@ def _unranked(found: Comparison) -> list[str]:
 
 
 def _averages(summary: Summary) -> Table:
-    found = summary.comparison
+    found, rows = summary.comparison, [row for row in summary.rows if row.mean is not None]
     columns: list[Column[SummaryRow]] = [
         *_rank(found),
         Column("method", label),
@@ -122,13 +122,18 @@ def _averages(summary: Summary) -> Table:
     sources = "; ".join(f"{name}: {', '.join(benchmarks)}" for name, benchmarks in summary.sources.items())
     return make_table(
         columns,
-        summary.rows,
-        ranked(summary.rows, found),
+        rows,
+        ranked(rows, found),
         title=f"{len(summary.boards)} benchmarks: average over {len(summary.sources)} sources",
         conditions=summary.boards[0].conditions,
         about=f"mIoU in %, mean ± standard deviation over seeds. Benchmarks of one source count as one: {sources}",
-        notes=_unranked(found),
+        notes=(*_left_out(summary), *_committed(rows), *_unranked(found)),
     )
+
+
+def _left_out(summary: Summary) -> list[str]:
+    missing = [row.method for row in summary.rows if row.mean is None]
+    return [f"Left out, since not all benchmarks have them: {', '.join(missing)}."] if missing else []
 
 
 def _source(index: int, name: str) -> Column[SummaryRow]:
@@ -142,10 +147,11 @@ def of_families(found: Families) -> Table:
     for index, name in enumerate(found.families):
         columns += _family(index, name)
     pairs = "; ".join(f"{name}: {', '.join(pairs)}" for name, pairs in found.families.items())
+    rows = [row for row in found.rows if any(mean is not None for mean in row.means)]
     return make_table(
         columns,
-        found.rows,
-        {row.method for row in found.rows},
+        rows,
+        {row.method for row in rows},
         title=f"{len(found.summaries[0].boards)} benchmarks: {' and '.join(found.families)}",
         conditions=board.setting,
         about=f"Average over sources in % and gain on the undistilled student, means over pairs. {pairs}",

@@ -117,6 +117,8 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "4-0"), "seeds are whole numbers"),
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "3-"), "seeds are whole numbers"),
         (("check", "--method", "gdk"), "Did you mean 'gkd'"),
+        (("leaderboard", "--protocol", "smoke", "--output", "/dev/null/x"), "--output '/dev/null/x' cannot be written"),
+        (("leaderboard", "--results", "/dev/null"), "--results /dev/null is no folder"),
     ],
 )
 def test_a_wrong_request_gives_status_2_and_no_traceback(arguments: tuple[str, ...], said: str) -> None:

@@ -232,7 +232,7 @@ def test_what_is_counted_agrees_on_every_machine() -> None:
 
 def test_a_failed_pin_fails() -> None:
     outcome, detail = smoke.compare(make_record(error="no memory"), make_record(), 9.0)
-    assert (outcome, detail) == (Outcome.FAIL, "the pin failed: no memory.")
+    assert (outcome, detail) == (Outcome.FAIL, "the pin is of a failed cell: no memory.")
 
 
 @pytest.mark.parametrize(

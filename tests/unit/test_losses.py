@@ -24,6 +24,7 @@ from kdbench.losses import (
     same_grid,
     tokens,
 )
+from kdbench.method import named
 from kdbench.types import Features, FeatureSpec
 
 
@@ -208,3 +209,9 @@ def test_a_generator_keeps_the_grid_and_sees_two_positions_around(random) -> Non
     assert not changed[:2].any()
     assert not changed[7:].any()
     assert changed[2:7, 2:7].any()
+
+
+def test_an_author_who_returns_no_dict_is_told_so() -> None:
+    assert named({"a": torch.ones(())}) == {"a": torch.ones(())}
+    with pytest.raises(TypeError, match=r"terms\(\) returns a Tensor; return a dict of named scalar tensors"):
+        named(torch.ones(()))  # type: ignore[arg-type]

@@ -63,8 +63,8 @@ DIFFERENCES = (
 )
 MEANS = "Mean mIoU of the targets; lines: standard deviation over seeds."
 COSTS = (
-    "Mean mIoU of the targets against what the training took, all stages together. Solid line: the front of those whom "
-    "no other beats in both; dashed: the teacher. Hollow: not ranked, because of other seeds than the ranking has."
+    "Mean mIoU of the targets against what the training took, all stages together. Solid line: the Pareto front; "
+    "dashed: the teacher. Hollow: takes no part, because it has other seeds than most."
 )
 LOSSES = (
     "Means over seeds of each term over tenths of each stage, one stage after the other; logarithmic. Each panel "

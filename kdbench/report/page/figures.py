@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kdbench.report.amounts import amount
 from kdbench.report.board import Board, ranked
 from kdbench.report.costs import Cost
 from kdbench.report.page.labels import inches, log_ticks, put_labels, short
@@ -92,7 +92,8 @@ def _lines(names: Sequence[str], below: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-MEASURES = {"flops": "floating point operations of the training", "passes": "images through the student in training"}
+MEASURES = {"flops": "operations of the training (logarithmic)", "passes": "images through the student (logarithmic)"}
+UNITS = {"flops": "FLOP", "passes": ""}
 
 
 def measure(board: Board) -> str:
@@ -124,7 +125,7 @@ def costs(board: Board, looks: Mapping[str, Look]) -> Figure:
         if row.role == "teacher" and row.mean is not None:
             axes.axhline(row.mean, color=INK, linewidth=0.8, linestyle=(0, (5, 3)))
             axes.annotate(row.method, (1, row.mean), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
-    _logarithmic(axes, [x for x, _ in spots.values()])
+    _logarithmic(axes, [x for x, _ in spots.values()], UNITS[name])
     axes.set(xlabel=MEASURES[name], ylabel="mean mIoU of the targets in %")
     axes.grid()
     put_labels(axes, spots)
@@ -137,16 +138,11 @@ def _front(board: Board, name: str) -> set[str]:
     return replace(board, rows=rows).front
 
 
-def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+def _logarithmic(axes: Any, values: Sequence[float], unit: str) -> None:
     """An x axis from well below to well above the values."""
     low, high = min(values), max(values)
     room = max((high / low) ** 0.3, 1.5)
     axes.set(xscale="log", xlim=(low / room, high * room))
     axes.set_xticks(log_ticks(low / room, high * room, most=5))
-    axes.xaxis.set_major_formatter(lambda value, _: _scientific(value))
+    axes.xaxis.set_major_formatter(lambda value, _: amount(value, unit))
     axes.minorticks_off()
-
-
-def _scientific(value: float) -> str:
-    power = math.floor(math.log10(value) + 1e-9)
-    return f"{value:,.0f}" if value < 1e6 else f"{value / 10**power:.0f}e{power}"

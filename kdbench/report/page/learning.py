@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kdbench.report.board import Board
 from kdbench.report.curves import Losses
@@ -26,7 +27,7 @@ PANEL = (2.08, 1.55)
 @rc_context(STYLE)
 def points(board: Board, looks: Mapping[str, Look]) -> Figure:
     """Mean mIoU of the targets (solid) and of the sources (dashed) at the kept points of the last stage."""
-    shown = leading(board.rows, board.comparison.undistilled)
+    shown = leading(board.rows, board.comparison)
     figure = Figure(figsize=SIZE)
     for index, (name, style) in enumerate((("targets", "-"), ("source", "--"))):
         axes = figure.add_axes((0.055 + 0.5 * index, 0.12, 0.36, 0.78))
@@ -79,16 +80,19 @@ def _panel(axes: Any, losses: Losses) -> None:
     names = dict.fromkeys(term for terms in losses.values() for term in terms)
     colours = dict(zip(names, cycle(COLOURS), strict=False))
     start, ends = 0, {}
-    for stage, terms in losses.items():
+    for number, (stage, terms) in enumerate(losses.items()):
         for name, values in terms.items():
             axes.plot(range(start, start + len(values)), _positive(values), color=colours[name], linewidth=1.2)
             ends[name] = (start + len(values) - 0.5, values[-1])
-        axes.annotate(stage, (start, 0), (0, -2), ("data", "axes fraction"), "offset points", fontsize=6, va="top")
+        # Every second name stands lower: short stages are narrower than their names.
+        below = (0, -2 - 7 * (number % 2))
+        axes.annotate(stage, (start, 0), below, ("data", "axes fraction"), "offset points", fontsize=6, va="top")
         start += max(map(len, terms.values()), default=0)
         axes.axvline(start - 0.5, color=INK, linewidth=0.4, alpha=0.4)
     axes.set(yscale="log", xticks=[], xlim=(-0.5, start - 0.5))
     low, high = axes.get_ylim()
-    axes.set_yticks(log_ticks(low, high, most=4))
+    # Within less than a decade a logarithm hardly bends, and its round ticks may all lie outside.
+    axes.set_yticks(log_ticks(low, high, most=4) if high > 10 * low else MaxNLocator(4).tick_values(low, high)[1:-1])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(axis="y", labelsize=6, length=2, pad=1)
     axes.minorticks_off()

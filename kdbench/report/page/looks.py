@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from kdbench.report.board import Board, Scored
+from kdbench.report.board import Board, Scored, ranked
+from kdbench.report.comparison import Comparison
 from kdbench.report.page.svg import INK
 
 # Okabe and Ito's colours as seaborn's "colorblind" has them, without those too pale for paper; INK is no method's.
@@ -31,7 +32,7 @@ def looks(boards: Sequence[Board]) -> dict[str, Look]:
     """By method. Those that stand out on one board differ in colour, as far as there are colours."""
     held = {row.method: REFERENCES[row.role] for board in boards for row in board.rows if row.role in REFERENCES}
     for board in boards:
-        best = leading(board.rows, board.comparison.undistilled)
+        best = leading(board.rows, board.comparison)
         for method in (*best, *(row.method for row in board.rows if row.method not in best)):
             if method not in held:
                 held[method] = Look(_colour(held, best if method in best else []), MARKERS[len(held) % len(MARKERS)])
@@ -45,11 +46,16 @@ def _colour(held: Mapping[str, Look], beside: Sequence[str]) -> str:
     return min(COLOURS, key=lambda colour: (near[colour], used[colour]))
 
 
-def leading(rows: Sequence[Scored], undistilled: str | None) -> list[str]:
-    """Who is brought out: all of a few methods, else the teacher, the undistilled student and the best."""
+def leading(rows: Sequence[Scored], found: Comparison) -> list[str]:
+    """Who is brought out: all of a few methods, else the teacher, the undistilled student and the best.
+
+    Those that compete on the board come before those with fewer seeds, whatever their means.
+    """
     there = [row for row in rows if row.mean is not None]
     if len(there) <= SHOWN:
         return [row.method for row in there]
-    references = [row.method for row in there if row.role == "teacher" or row.method == undistilled]
-    distilled = sorted((row for row in there if row.role == "distilled"), key=lambda row: -(row.mean or 0.0))
+    references = [row.method for row in there if row.role == "teacher" or row.method == found.undistilled]
+    competing = ranked(there, found)
+    distilled = [row for row in there if row.role == "distilled"]
+    distilled.sort(key=lambda row: (row.method not in competing, -(row.mean or 0.0)))
     return references + [row.method for row in distilled[:BEST]]

@@ -24,7 +24,7 @@ INNER = 0.2
 def scores(summary: Summary) -> dict[str, tuple[float, ...]]:
     """Of whom the radar shows: mean mIoU by benchmark. Nobody who lacks a benchmark: such a row has no average."""
     means = [{row.method: row.mean for row in board.rows if row.mean is not None} for board in summary.boards]
-    shown = leading(summary.rows, summary.comparison.undistilled)
+    shown = leading(summary.rows, summary.comparison)
     return {method: tuple(held[method] for held in means) for method in shown}
 
 

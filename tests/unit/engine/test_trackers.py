@@ -217,6 +217,8 @@ def test_a_request_does_not_change_with_who_looks_on(make_spec: MakeSpec) -> Non
 def test_names_are_checked_and_kept_in_order() -> None:
     assert find_trackers("none") == ()
     assert find_trackers("tensorboard") == ("tensorboard",)
+    with pytest.raises(KdbenchError, match="'none' stands alone"):
+        find_trackers("none,tensorboard")
     with pytest.raises(KdbenchError, match=r"unknown tracker .*'tensorbord'.*Did you mean 'tensorboard'"):
         find_trackers("tensorbord")
     with pytest.raises(KdbenchError, match="names nothing"):

@@ -234,7 +234,7 @@ def test_a_run_replaces_the_same_cell_of_the_reference(tmp_path: Path, make_reco
 def test_a_row_that_is_partly_reference_says_which_seeds(make_record) -> None:
     entries = [Entry(make_record(seed=seed), reference=seed > 0) for seed in range(3)]
     row = boards(entries)[0].rows[0]
-    assert (row.reference, row.remark) == (False, "seed 1, 2: reference")
+    assert (row.reference, row.remark) == (False, "seeds 1, 2: reference")
 
 
 def test_invalid_files_are_reported_and_harm_nothing(tmp_path: Path, make_record, write) -> None:
