@@ -13,10 +13,11 @@ import pytest
 
 from kdbench.benchmark import CITYSCAPES
 from kdbench.report.board import boards
+from kdbench.report.details import DETAILS
 from kdbench.report.entries import load
 from kdbench.report.exports import to_json
 from kdbench.report.formats import render
-from kdbench.report.records import SIDE_FILE, DomainResult, Record, Resolved, Result, RunInfo, Spec
+from kdbench.report.records import SIDE_FILE, DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.report.scores import hits
 from kdbench.report.views import tables
 
@@ -55,7 +56,14 @@ def record(domains: list[DomainResult], benchmark: str, method: str, seed: int) 
     run = RunInfo(
         started="", seconds=1, stage_seconds={}, cached=[], peak_memory_mb=1, host={}, versions={}, revision=""
     )
-    result = Result(domains=domains, stages=[], parameters={"deployed": 1})
+    stages = [
+        StageResult(
+            name=f"stage{number}", phase="task", key="0", data={}, steps=100, images=800, student_passes=800,
+            flops=10**12, losses={f"term{term}": [1.0] * 10 for term in range(4)},
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    result = Result(domains=domains, stages=stages, parameters={"deployed": 1})
     return Record(status="done", spec=Spec(passed={}, resolved=cell), result=result, run=run)
 
 
@@ -84,6 +92,6 @@ def test_a_board_of_1000_records(benchmark, tmp_path: Path, side_files: bool, fo
         loaded = load(tmp_path, None)
         assert len(loaded.entries) == 1000
         found = boards(loaded.entries)
-        return to_json(found) if format == "json" else render("table", tables(found, {"classes", "selection"}))
+        return to_json(found) if format == "json" else render("table", tables(found, DETAILS))
 
     assert "method23" in benchmark.pedantic(text, rounds=2)
