@@ -137,17 +137,20 @@ def distances(
 
     Writes a matrix of mIoU (CSV) and its heat map (PNG) for each kind of domain.
     """
+    from kdbench.data.synthetic import WORLD
     from kdbench.display import progress_for
     from kdbench.engine.distances import Distances
     from kdbench.report.charts import heat_map
 
+    def likeness(domain: str) -> str:
+        return f"{domain}-like"
+
     measured = Distances(store or default_store(), device, progress_for(Console()))
     output.mkdir(parents=True, exist_ok=True)
     for name in ("street", "aerial") if kind == "all" else (kind,):
-        matrix = measured.matrix(name)
+        matrix = measured.matrix(name).rename(index=likeness, columns=likeness)
         matrix.round(1).to_csv(output / f"distances-{name}.csv")
-        heat_map(matrix, "trained on", "tested on", f"mIoU (%) of a reference network, {name} domains").savefig(
-            output / f"distances-{name}.png"
-        )
+        title = f"mIoU (%) of a reference network, {name} domains of {WORLD}"
+        heat_map(matrix, "trained on", "tested on", title).savefig(output / f"distances-{name}.png")
         out(matrix.round(1).to_markdown())
         out(f"written: {output}/distances-{name}.csv and .png")

@@ -16,7 +16,7 @@ def heat_map(matrix: pd.DataFrame, rows: str, columns: str, title: str) -> Figur
 
     figure, axes = _figure(1.9 + 0.85 * matrix.shape[1], 1.6 + 0.55 * matrix.shape[0])
     seaborn.heatmap(
-        matrix, annot=True, fmt=".0f", cmap="cividis", vmin=0, vmax=100, square=False, cbar=False, linewidths=1, ax=axes
+        matrix, annot=True, fmt=".0f", cmap="cividis", vmin=0, square=False, cbar=False, linewidths=1, ax=axes
     )
     axes.set(xlabel=columns, ylabel=rows)
     axes.set_title(title, fontsize=11, loc="left")
