@@ -64,7 +64,7 @@ DIFFERENCES = (
 MEANS = "Mean mIoU of the targets; lines: standard deviation over seeds."
 COSTS = (
     "Mean mIoU of the targets against what the training took, all stages together. Solid line: the Pareto front; "
-    "dashed: the teacher. Hollow: takes no part, because it has other seeds than most."
+    "dashed: the teacher. Hollow: takes no part, because it lacks seeds that the others were compared over."
 )
 LOSSES = (
     "Means over seeds of each term over tenths of each stage, one stage after the other; logarithmic. Each panel "
