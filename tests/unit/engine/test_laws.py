@@ -50,7 +50,8 @@ def test_labels_and_targets_never_reach_an_unlabelled_stage(
     (done,) = run_cells(methods=(str(plugin),), benchmarks=(name,), fresh=True)
     assert done.record.status == "done", done.record.error
     source = {"c2a": "cityscapes", "p2r": "potsdam-rgb"}[name]
-    lines = [line.split() for line in seen.read_text(encoding="utf-8").splitlines()]
+    # Operations are counted with blank images, before anything is trained.
+    lines = [line.split() for line in seen.read_text(encoding="utf-8").splitlines() if " blank" not in line]
     assert {tuple(line[:2]) for line in lines} == {("none", "proxy"), ("none", source), ("labels", source)}
     assert {line[2] for line in lines} == {"4"}
     progress = [float(line[3]) for line in lines if line[0] == "labels"]
