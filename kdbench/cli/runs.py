@@ -35,7 +35,13 @@ from kdbench.types import Phase
 
 def run(
     method: Annotated[str, typer.Option(help="Methods by name or file, comma-separated, or `all`.")],
-    pair: Annotated[str, typer.Option(help="teacher:student, comma-separated, e.g. dinov2-l:resnet50.")],
+    pair: Annotated[
+        str,
+        typer.Option(
+            help="teacher:student, comma-separated, e.g. dinov2-l:resnet50; under --protocol paper also timm/NAME, and "
+            "detectron2/CONFIG as a student."
+        ),
+    ],
     benchmark: Annotated[
         str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
     ] = "all",

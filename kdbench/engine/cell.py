@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from lightning.fabric import Fabric
+from torch import nn
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
@@ -168,8 +169,11 @@ def _build(lab: Lab, cell: Cell) -> Networks:
 
     def segmentor(role: Role, encoder: Part, decoder: Part) -> Segmentor:
         body = seeded(lambda: lab.zoo.build(role), cell.seed, encoder, role.name)
-        head = seeded(lambda: build_decoder(lab.protocol.decoder, body.spec, classes), cell.seed, decoder)
-        return Segmentor(body, head)
+
+        def build_head() -> nn.Module:
+            return body.own_decoder(classes) or build_decoder(lab.protocol.decoder, body.spec, classes)
+
+        return Segmentor(body, seeded(build_head, cell.seed, decoder))
 
     teacher = segmentor(cell.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER)
     if cell.student is None or cell.method is None:

@@ -20,7 +20,7 @@ from kdbench.engine.evaluator import predict
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
-from kdbench.report.names import benchmark_title, domain_name, model_name
+from kdbench.report.names import benchmark_title, domain_name, file_name, model_name
 from kdbench.report.pictures import colourise, contact_sheet
 from kdbench.report.records import Resolved, read_record, record_path
 from kdbench.report.samples import (
@@ -127,7 +127,7 @@ def _sheet(path: Path, samples: Samples) -> Image:
     """All models that are kept of a record's pair and seed, and the teacher's own."""
     cell, palette = read_record(path).spec.resolved, samples.palette
     ending = f"-s{cell.seed}.json"
-    files = [*path.parent.glob(f"*{ending}"), *path.parents[1].glob(f"{cell.teacher}--none/*{ending}")]
+    files = [*path.parent.glob(f"*{ending}"), *path.parents[1].glob(f"{file_name(cell.teacher)}--none/*{ending}")]
     kept = [found for file in files if (found := _kept(file, samples)) is not None]
     kept.sort(key=lambda found: (ORDER.index(found[0].role), found[0].method, found[0].variant))
     rows = []

@@ -327,10 +327,11 @@ class CellRun:
         """What is run, in the words of a record."""
         cell, lab = self._cell, self._lab
         method = cell.method
+        own = cell.student.decoder if cell.student else ""
         return Resolved(
             protocol=lab.protocol.name,
             protocol_id=lab.protocol.id,
-            decoder=lab.protocol.decoder,
+            decoder=lab.protocol.decoder + (f" (student: {own})" if own else ""),
             world=lab.worlds.world_of(cell.benchmark),
             benchmark=cell.benchmark.name,
             title=cell.benchmark.title,

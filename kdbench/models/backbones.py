@@ -50,6 +50,10 @@ class Encoder(nn.Module):
     def take_geometry(self, state: Mapping[str, Tensor]) -> None:
         """Brings the network to the patch size and the grid of a state dict; one without patches stays as it is."""
 
+    def own_decoder(self, classes: int) -> nn.Module | None:
+        """The decoder that comes with the network and takes the place of the protocol's; None, as a rule."""
+        return None
+
     def forward(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
         """image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool, True = hidden; blocks: which extra block outputs."""
         self._mask = mask
@@ -75,7 +79,11 @@ KERNEL, POSITIONS = "body.patch_embed.proj.weight", "body.pos_embed"
 
 
 class TokenEncoder(Encoder):
-    """A plain transformer (ViT, EVA-02). Levels are four blocks before the final norm, as GKD's decoders read them."""
+    """A plain transformer (ViT, EVA-02). Levels are four blocks before the final norm, as GKD's decoders read them.
+
+    An image that its patches do not divide is padded at the right and the bottom with the mean colour, and the maps are
+    cut back to the image.
+    """
 
     def __init__(self, body: nn.Module, patch: int, position_offset: bool = False) -> None:
         width, depth = int(body.embed_dim), len(body.blocks)  # type: ignore[arg-type]
@@ -132,17 +140,37 @@ class TokenEncoder(Encoder):
 
     def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
         wanted = sorted({*self.taps, *blocks})
-        last, maps = self.body.forward_intermediates(image, indices=wanted, norm=False)  # type: ignore[operator]
-        by_block = dict(zip(wanted, maps, strict=True))
+        size = (image.shape[-2], image.shape[-1])
+        bottom, right = (-side % self.patch for side in size)
+        whole = F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+        last, maps = self.body.forward_intermediates(whole, indices=wanted, norm=False)  # type: ignore[operator]
+        by_block = {block: _cut(map_, size, self.patch) for block, map_ in zip(wanted, maps, strict=True)}
         prefix = int(self.body.num_prefix_tokens)  # type: ignore[arg-type]
-        grid = (image.shape[-2] // self.patch, image.shape[-1] // self.patch)
-        final = last[:, prefix:].transpose(1, 2).unflatten(2, grid)
+        grid = (whole.shape[-2] // self.patch, whole.shape[-1] // self.patch)
+        final = _cut(last[:, prefix:].transpose(1, 2).unflatten(2, grid), size, self.patch)
         return Features(
             levels=tuple(by_block[tap] for tap in self.taps),
             final=final,
             pooled=last[:, 0] if self._class_token else final.mean((2, 3)),
             blocks={block: by_block[block] for block in blocks},
         )
+
+
+def _cut(map_: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """A padded image's map (B, C, h, w), to cells in the same number that cover the image (height, width) alone.
+
+    The last cells reach over the image's edge: without a resampling, decoders would take the map for the image's and
+    shift what they find by up to a patch less a pixel.
+    """
+    grid = (map_.shape[-2], map_.shape[-1])
+    if grid == (size[0] / patch, size[1] / patch):
+        return map_
+    scale = (grid[0] * patch / size[0], grid[1] * patch / size[1])
+    # The factors decide the places that are read, and not the sizes, which they would round.
+    resampled = F.interpolate(
+        map_, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False
+    )
+    return resampled[..., : grid[0], : grid[1]]
 
 
 class PyramidEncoder(Encoder):

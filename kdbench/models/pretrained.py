@@ -1,4 +1,7 @@
-"""Pretrained weights: from a folder of files in their authors' layouts, or from timm's and transformers' hub."""
+"""Pretrained weights: from a folder of files in their authors' layouts, or from timm's and transformers' hub.
+
+A detectron2 config's are a file in the folder, or the local file that it names; where it names none at all, random.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from kdbench.identity import code_digest, digest
 from kdbench.models import real
 from kdbench.models.backbones import Encoder
 from kdbench.models.real import MIT, build_real
+from kdbench.models.segmentor import seeded
 from kdbench.models.zoo import Role, find_role
 
 State = dict[str, Tensor]
@@ -60,17 +64,21 @@ class Pretrained:
 
     def build(self, role: Role) -> Encoder:
         """As Weights.build."""
-        return build_real(role)
+        return build_real(role, trained=not self.random(role))
 
     def key(self, role: Role) -> str:
-        """A file's checksum, or the name on the hub."""
+        """A file's checksum, or the name on the hub, or `random`."""
         file = self.find(role)
         weights = f"hub-{role.weights}" if file is None else f"file-{_checksum(file)}"
-        return f"{role.network}-{weights}-{digest([code_digest(Path(path)) for path in (__file__, real.__file__)], 8)}"
+        network = _detectron2().config_key(role.network) if role.of_detectron2 else role.network
+        code = digest([code_digest(Path(path)) for path in (__file__, real.__file__)], 8)
+        return f"{network}-{'random' if self.random(role) else weights}-{code}"
 
     def load(self, name: str) -> State:
         """As Weights.load."""
         role = find_role(name)
+        if role.of_detectron2:
+            return _of_config(self, role)
         encoder, file = build_real(role), self.find(role)
         if role.network.startswith(MIT):
             return _with_mask_token(encoder, _mit(role, file), None)
@@ -81,22 +89,60 @@ class Pretrained:
         """As Weights.check."""
         self.load(name)
 
+    def random(self, role: Role) -> bool:
+        """Whether a role has no pretrained weights: a detectron2 config that names none, without a file of its own."""
+        return role.of_detectron2 and not _stated(role) and self.find(role) is None
+
     def find(self, role: Role) -> Path | None:
-        """The file in the folder that holds a role's weights, by the role's name or its authors' name for it."""
-        if self.folder is None:
-            return None
-        if not self.folder.is_dir():
-            raise KdbenchError(f"--weights-dir {self.folder} is not a folder.")
-        return next((self.folder / n for n in self.names(role) if (self.folder / n).exists()), None)
+        """The file in the folder that holds a role's weights, by the role's name or its authors' name for it.
+
+        Without one, the local file that a detectron2 config names.
+        """
+        if self.folder is not None:
+            if not self.folder.is_dir():
+                raise KdbenchError(f"--weights-dir {self.folder} is not a folder.")
+            for name in self.names(role):
+                if (self.folder / name).exists():
+                    return self.folder / name
+        return stated if role.of_detectron2 and (stated := Path(_stated(role))).is_file() else None
 
     def names(self, role: Role) -> list[str]:
         """The names under which a role's weights are looked for."""
+        if role.of_detectron2:
+            stems = dict.fromkeys(Path(name).stem for name in (role.network, _stated(role)) if name)
+            return [f"{stem}.{ending}" for stem in stems for ending in ENDINGS]
         own = role.name.replace("/", "--")
         if role.network.startswith(MIT):
             return [own]
         known = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
         published = str(known.url).rpartition("/")[2] if known is not None and known.url else ""
         return [*(f"{own}.{ending}" for ending in ENDINGS), *filter(None, (published, role.file))]
+
+
+def _detectron2() -> Any:
+    # Optional, and seconds to load.
+    from kdbench.models import detectron2
+
+    return detectron2
+
+
+def _stated(role: Role) -> str:
+    """What a detectron2 config says of its weights: an address, a file, or nothing."""
+    return str(_detectron2().read_config(role.network).MODEL.WEIGHTS)
+
+
+def _of_config(weights: Pretrained, role: Role) -> State:
+    """A detectron2 config's encoder. What its file lacks (the FPN, of an ImageNet model) is the same for every seed."""
+    file = weights.find(role)
+    if file is None and not weights.random(role):
+        raise KdbenchError(
+            f"'{role.name}' starts from {_stated(role)}, which is no file here and is not downloaded. "
+            f"{_put(weights, role)} {_detectron2().CONVERT}"
+        )
+    encoder = seeded(lambda: weights.build(role), "detectron2", 0)
+    if file is not None:
+        _detectron2().load_encoder(encoder, file)
+    return encoder.state_dict()
 
 
 def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The real networks by role: timm's, wrapped as encoders, and MiT from transformers."""
+"""The real networks by role: timm's, wrapped as encoders, MiT from transformers, and detectron2's by their configs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,16 @@ _MIT_SIZES = {
 }  # fmt: skip
 
 
-def build_real(role: Role) -> Encoder:
-    """The network that a role names, with random weights, for images of the size that it was pretrained on."""
+def build_real(role: Role, trained: bool = True) -> Encoder:
+    """The network that a role names, with random weights, for images of the size that it was pretrained on.
+
+    trained: whether pretrained weights follow, without which a detectron2 config's frozen norms would be of no use.
+    """
+    if role.of_detectron2:
+        # Optional, and seconds to load.
+        from kdbench.models.detectron2 import build_encoder
+
+        return build_encoder(role.network, trained)
     if role.network.startswith(MIT):
         body = MixTransformer(role.network.removeprefix(MIT))
         return PyramidEncoder(body, body.stem, body.widths[0], "NCHW", (0, 1, 2, 3))

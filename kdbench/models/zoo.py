@@ -9,6 +9,8 @@ from kdbench.errors import KdbenchError, unknown
 
 Family = Literal["foundation", "local"]
 Kind = Literal["vit", "eva", "resnet", "pvt", ""]
+TIMM, DETECTRON2 = "timm/", "detectron2/"
+"""What a name begins with that is no role's: a network of timm's, a config of detectron2's."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Role:
 
     kind, stand_in: the architecture's kind and the small size of the mini zoo; empty where it has no stand-in.
     network, weights: names of the real one and of its pretrained weights in timm (MiT: in transformers' hub). file: the
-    name under which its authors publish the weights, where timm does not tell it.
+    name under which its authors publish the weights, where timm does not tell it. decoder: the one that it brings in
+    place of the protocol's, in words.
     """
 
     name: str
@@ -27,6 +30,12 @@ class Role:
     network: str = ""
     weights: str = ""
     file: str = ""
+    decoder: str = ""
+
+    @property
+    def of_detectron2(self) -> bool:
+        """Whether it is a config of detectron2's."""
+        return self.name.startswith(DETECTRON2)
 
 
 def _vit(width: int, **more: Any) -> dict[str, Any]:
@@ -110,13 +119,17 @@ def _role(name: str, family: Family, network: str) -> Role:
 ROLES = {name: _role(name, "foundation", network) for name, network in _FOUNDATION.items()} | {
     name: _role(name, "local", network) for name, network in _LOCAL.items()
 }
-TIMM = "timm/"
 
 
 def find_role(name: str, where: str = "model") -> Role:
-    """A role by its name, or any network of timm as `timm/NAME`; an unknown one is an error that lists the roles."""
+    """A role by its name, any network of timm as `timm/NAME`, or a student as `detectron2/CONFIG`.
+
+    An unknown one is an error that lists the roles.
+    """
     if name.startswith(TIMM):
         return Role(name, "local", network=(network := name.removeprefix(TIMM)), weights=network)
+    if name.startswith(DETECTRON2):
+        return Role(name, "local", network=name.removeprefix(DETECTRON2), decoder="its config's head")
     if name not in ROLES:
         raise unknown(where, name, ROLES)
     return ROLES[name]

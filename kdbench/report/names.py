@@ -1,6 +1,8 @@
-"""What is small or drawn never goes by the bare name of the real thing that it stands for."""
+"""Names in files, and as shown: what is small or drawn never goes by the bare name of the real thing."""
 
 from __future__ import annotations
+
+from kdbench.identity import digest
 
 REAL = "real"
 
@@ -8,6 +10,13 @@ REAL = "real"
 def model_name(name: str, zoo: str) -> str:
     """A model's name, marked where it is a small stand-in."""
     return f"mini:{name}" if zoo.startswith("mini") else name
+
+
+def file_name(model: str) -> str:
+    """A model's name as part of a file's: without slashes, and of a path the last part alone, with a digest."""
+    kind, _, rest = model.partition("/")
+    last = rest.rpartition("/")[2]
+    return "--".join(filter(None, (kind, last))) + (f"-{digest(model, 8)}" if last != rest else "")
 
 
 def domain_name(name: str, world: str) -> str:

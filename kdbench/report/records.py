@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from kdbench.errors import KdbenchError
+from kdbench.report.names import file_name
 
 SCHEMA: Final = 1
 SIDE_FILE = ".counts.npz"
@@ -167,7 +168,7 @@ class Record(_Model):
 def record_path(cell: Resolved) -> Path:
     """protocol / world / benchmark[@fraction of labels] / pair / method[@variant]-s<seed>.json."""
     variant = f"@{cell.variant}" if cell.variant else ""
-    pair = f"{cell.teacher}--{cell.student or 'none'}"
+    pair = f"{file_name(cell.teacher)}--{file_name(cell.student or 'none')}"
     name = f"{cell.method}{variant}-s{cell.seed}.json"
     labels = "" if cell.label_fraction == "1" else f"@{cell.label_fraction.replace('/', '-')}"
     return Path(cell.protocol_id, cell.world, f"{cell.benchmark}{labels}", pair, name)

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdbench.engine.cell import make_plan
+from kdbench.engine.parts import Networks
+from kdbench.models.backbones import PyramidEncoder
+from kdbench.models.decoders import LightDecoder, LinearDecoder
 from kdbench.protocol import PROTOCOLS, Augmentation
 
 Plan = Callable[..., tuple]
@@ -62,6 +66,25 @@ def test_a_recipe_changes_its_own_phase_and_what_builds_on_it(
     assert before["proxy"] == after["proxy"]
     assert before["source"] != after["source"]
     assert before["task"] != after["task"]
+
+
+def test_a_network_with_a_decoder_of_its_own_keeps_it(plan_cells: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(encoder: PyramidEncoder, classes: int) -> LinearDecoder:
+        return LinearDecoder(encoder.spec, classes)
+
+    monkeypatch.setattr(PyramidEncoder, "own_decoder", own)
+
+    def networks(seed: int) -> Networks:
+        lab, cells = plan_cells(methods=("cwd",), pairs=("dinov2-s:resnet18",), seeds=(seed,))
+        return make_plan(lab, cells[-1]).networks
+
+    first, again, other = networks(0), networks(0), networks(1)
+    assert isinstance(first.student.decoder, LinearDecoder)
+    assert isinstance(first.teacher.decoder, LightDecoder)
+    weights = [built.student.decoder.classify[1].weight for built in (first, again, other)]
+    assert weights[0].shape[0] == 19
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_code_of_a_loss_counts_but_its_comments_do_not(plan_cells: Plan, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""detectron2: what it reads is what our adapters decode, its network is a student, its evaluator agrees with ours."""
+"""detectron2: what it reads is what our adapters decode, its configs are students, its evaluator agrees with ours."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from kdbench import benchmark
+from kdbench import protocol as protocols
 from kdbench.benchmark import Benchmark, Domain, LabelSpace, RealData
-from kdbench.conformance import CHECKS, Bench, make_bench
+from kdbench.cli import app
 from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.real.cityscapes import ID_TO_CLASS
 from kdbench.data.sizing import Native
 from kdbench.engine.evaluator import evaluate as our_counts
 from kdbench.errors import KdbenchError
-from kdbench.models.zoo import parse_pair
-from kdbench.plugins import load_method
-from kdbench.protocol import Evaluation
+from kdbench.models.real import build_real
+from kdbench.models.zoo import find_role
+from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
+from kdbench.report.records import Record, read_record
 from kdbench.report.scores import class_iou, hits, miou
-from kdbench.types import IGNORE, FeatureSpec, PairSpec
+from kdbench.types import IGNORE, Phase
 
 CONFIG = "Misc/semantic_R_50_FPN_1x.yaml"
-PANOPTIC = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
-CLASSES = 5
 CPU = torch.device("cpu")
 
 
@@ -81,7 +82,7 @@ def test_a_missing_detectron2_is_one_sentence_and_leaves_the_rest_alone() -> Non
     code = """
 import sys
 sys.modules["detectron2"] = None
-import kdbench, kdbench.cli, kdbench.integrations
+import kdbench, kdbench.cli, kdbench.engine.grid, kdbench.integrations
 from kdbench.errors import KdbenchError
 try:
     import kdbench.integrations.detectron2
@@ -92,6 +93,21 @@ except KdbenchError as error:
     assert "pip install" in done.stdout
     assert "facebookresearch/detectron2" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_a_config_as_a_student_without_detectron2_is_a_wrong_request(trees: Any, tmp_path: Path) -> None:
+    for name in ("gtav", "cityscapes", "imagenet"):
+        trees.make(name)
+    code = "import sys; sys.modules['detectron2'] = None; from kdbench.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "--method", "cwd", "--pair", f"dinov2-s:detectron2/{CONFIG}",
+         "--benchmark", "g2c", "--protocol", "paper", "--data-root", str(trees.root), "--dry-run",
+         "--no-references", "--store", str(tmp_path / "store")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "detectron2 cannot be imported" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # Catalogs
@@ -228,9 +244,12 @@ def test_detectron2_trains_on_a_domain_by_its_name(d2: ModuleType, trees: Any) -
     from detectron2.data import build_detection_train_loader
     from detectron2.modeling import build_model
 
+    from kdbench.models.detectron2 import read_config
+
     trees.make("gtav")
     d2.register(trees.root)
-    config = d2.student._prepared(CONFIG, 19)
+    config = read_config(CONFIG)
+    config.MODEL.SEM_SEG_HEAD.NUM_CLASSES, config.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 19, IGNORE
     config.DATASETS.TRAIN = ("kdbench/gtav/train",)
     config.DATALOADER.NUM_WORKERS, config.SOLVER.IMS_PER_BATCH = 0, 2
     config.INPUT.MIN_SIZE_TRAIN, config.MODEL.DEVICE, config.MODEL.RESNETS.NORM = (64,), "cpu", "BN"
@@ -270,180 +289,76 @@ def test_one_name_for_different_images_is_refused(d2: ModuleType) -> None:
         collect([made("one", "train"), made("two", "val")])
 
 
-# The student
+# A config as a student, on the command line
+
+SMALL = Path(__file__).parents[1] / "models" / "small_fpn.yaml"
+TEACHER = "timm/test_vit"
 
 
-@pytest.fixture(scope="module")
-def student_parts() -> tuple[Any, Any]:
-    """A student in eval mode and its config."""
-    pytest.importorskip("detectron2", reason="optional: detectron2")
-    from kdbench.integrations.detectron2 import student as module
-
-    return module.student_from_config(CONFIG, CLASSES).eval(), module._prepared(CONFIG, CLASSES)
-
-
-def images(count: int = 2, height: int = 64, width: int = 128) -> Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+def shortened() -> Protocol:
+    """PAPER with two steps a phase, a light decoder and small windows; all other numbers as they are."""
+    recipes = {}
+    for phase, recipe in PAPER.recipes.items():
+        views: Any = SegmentationViews(crop=224) if phase.labelled else DistillationViews(crop=224)
+        recipes[phase] = recipe.model_copy(update={"steps": 2, "epochs": 0, "batch": 2, "augmentation": views})
+    window = Evaluation(window=(224, 224), stride=(224, 224), batch=2)
+    changes = {"decoder": "light", "recipes": recipes, "keep": (1.0,), "precision": "32-true", "evaluation": window}
+    return PAPER.model_copy(update=changes)
 
 
-@torch.no_grad()
-def test_features_have_the_shapes_of_the_spec(student_parts: tuple[Any, Any]) -> None:
-    student, _ = student_parts
-    assert student.spec == FeatureSpec((256,) * 4, (4, 8, 16, 32), 256, 32, class_token=False, convolutional=True)
-    features = student.encode(images(), blocks=(0, 4))
-    assert [tuple(level.shape) for level in features.levels] == [(2, 256, 64 // s, 128 // s) for s in (4, 8, 16, 32)]
-    assert features.final is features.levels[-1]
-    assert torch.allclose(features.pooled, features.final.flatten(2).mean(2))
-    assert {block: tuple(found.shape) for block, found in features.blocks.items()} == {
-        0: (2, 64, 16, 32),
-        4: (2, 2048, 2, 4),
+@pytest.mark.slow
+def test_a_config_runs_as_a_student_through_all_phases(
+    d2: ModuleType, trees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gtav", "cityscapes", "imagenet"):
+        trees.make(name)
+    weights, config, results = tmp_path / "weights", tmp_path / "mine.yaml", tmp_path / "results"
+    weights.mkdir()
+    shutil.copy(SMALL, config)
+    torch.save(build_real(find_role(TEACHER)).body.state_dict(), weights / "timm--test_vit.pth")
+    encoder = d2.student_from_config(config, 54).encoder.body
+    torch.save({f"backbone.{name}": t for name, t in encoder.state_dict().items()}, weights / "mine.pth")
+    monkeypatch.setitem(protocols.PROTOCOLS, "paper", shortened())
+
+    def run(*more: str) -> str:
+        done = CliRunner().invoke(
+            app,
+            ["run", "--method", "gkd,cwd", "--pair", f"{TEACHER}:detectron2/{config}", "--benchmark", "g2c",
+             "--protocol", "paper", "--data-root", str(trees.root), "--weights-dir", str(weights), "--workers", "0",
+             "--store", str(tmp_path / "store"), "--results", str(results), *more],
+            catch_exceptions=False,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    planned = run("--no-references", "--dry-run")
+    assert f"{TEACHER} -> detectron2/{config}" in planned
+    assert planned.count("to do") == 5
+    assert not results.exists()
+
+    printed = run("--pictures")
+    assert "decoder light (student: its config's head)" in " ".join(printed.split())
+    records = {record.spec.resolved.method: record for record in map(read_record, results.rglob("*-s0.json"))}
+    assert {name: [stage.phase for stage in _stages(record)] for name, record in records.items()} == {
+        "teacher": [Phase.FIT_TEACHER],
+        "baseline": [Phase.TASK],
+        "gkd": [Phase.PROXY, Phase.SOURCE, Phase.TASK],
+        "cwd": [Phase.FIT_TEACHER, Phase.TASK],
     }
-    assert student(images()).logits.shape == (2, CLASSES, 16, 32)
+    # The student's loss is its head's, under the name that detectron2 gives it.
+    assert "loss_sem_seg" in _stages(records["baseline"])[0].losses
+    # One folder a pair, and of the config's path the last part alone.
+    folders = {path.parent for path in results.rglob("*-s0.json")}
+    assert len({folder.parent for folder in folders}) == 1
+    assert {folder.name.rpartition("-")[0] for folder in folders} == {
+        "timm--test_vit-", "timm--test_vit--detectron2--mine.yaml",
+    }  # fmt: skip
+    assert run().count("done before") == 4
 
 
-@pytest.mark.parametrize("order", ["BGR", "RGB"])
-@torch.no_grad()
-def test_logits_are_those_of_detectron2s_own_model(d2: ModuleType, order: str) -> None:
-    from detectron2.modeling import SemanticSegmentor
-
-    config = d2.student._read(Path(CONFIG))
-    config.INPUT.FORMAT = order
-    config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
-    student = d2.student_from_config(config, CLASSES).eval()
-    theirs = SemanticSegmentor(
-        backbone=student.encoder.body,
-        sem_seg_head=student.decoder.head,
-        pixel_mean=config.MODEL.PIXEL_MEAN,
-        pixel_std=config.MODEL.PIXEL_STD,
-    ).eval()
-    image = images(1)
-    levels = (image[0] * 255).flip(0) if order == "BGR" else image[0] * 255
-    expected = theirs([{"image": levels}])[0]["sem_seg"]
-    ours = nn.functional.interpolate(student(image).logits, scale_factor=4, mode="bilinear", align_corners=False)[0]
-    assert torch.allclose(ours, expected, atol=1e-4 * float(expected.abs().max()))
-    assert not torch.allclose(student(image.flip(1)).logits, student(image).logits, rtol=1e-2)
-
-
-@torch.no_grad()
-def test_a_mask_replaces_the_stems_output(student_parts: tuple[Any, Any]) -> None:
-    student, _ = student_parts
-    mask = torch.zeros(1, 2, 4, dtype=torch.bool)
-    mask[..., 2:] = True
-    token = student.encoder.mask_token
-    token.fill_(0.5)
-    stem = student.encode(images(1), mask, blocks=(0,)).blocks[0]
-    plain = student.encode(images(1), blocks=(0,)).blocks[0]
-    token.zero_()
-    assert (stem[..., 16:] == 0.5).all()
-    assert torch.equal(stem[..., :16], plain[..., :16])
-
-
-def test_the_loss_is_the_heads_plain_cross_entropy(d2: ModuleType) -> None:
-    student = d2.student_from_config(PANOPTIC, CLASSES)
-    label = torch.randint(0, CLASSES, (2, 64, 128), generator=torch.Generator().manual_seed(1))
-    label[:, :8] = IGNORE
-    output = student(images())
-    logits = nn.functional.interpolate(output.logits, scale_factor=4, mode="bilinear", align_corners=False)
-    expected = nn.functional.cross_entropy(logits, label, ignore_index=IGNORE)
-    losses = student.task_loss(output, label)
-    assert list(losses) == ["loss_sem_seg"]
-    # The panoptic config halves it.
-    assert torch.allclose(losses["loss_sem_seg"], 0.5 * expected)
-    nothing = student.task_loss(output, torch.full_like(label, IGNORE))["loss_sem_seg"]
-    nothing.backward()
-    assert nothing == 0
-    assert all(p.grad is None or not p.grad.any() for p in student.parameters())
-
-
-@pytest.mark.parametrize("method", ["gkd", "feature_kd", "cwd"])
-def test_methods_keep_their_contract_with_it(d2: ModuleType, method: str) -> None:
-    plugin = load_method(method)
-
-    def bench() -> Bench:
-        made = make_bench(plugin, parse_pair("dinov2-s:resnet18"))
-        made.networks.student = d2.student_from_config(CONFIG, CLASSES)
-        spec = PairSpec(made.networks.teacher.spec, made.networks.student.spec, CLASSES)
-        torch.manual_seed(0)
-        made.method = made.networks.method = plugin.method(plugin.method.Config(), spec)
-        return made
-
-    for check in CHECKS:
-        check(bench())
-
-
-def test_a_config_is_left_as_it_was_and_what_trains_is_ours(d2: ModuleType) -> None:
-    config = d2.student._read(Path(CONFIG))
-    config.freeze()
-    before = config.dump()
-    student = d2.student_from_config(config, CLASSES)
-    assert config.dump() == before
-    assert all(parameter.requires_grad for parameter in student.parameters())
-    assert not any("Frozen" in type(module).__name__ for module in student.modules())
-
-
-def test_random_weights_depend_on_the_seed_alone(d2: ModuleType) -> None:
-    def weights(seed: int) -> Tensor:
-        return d2.student_from_config(CONFIG, CLASSES, seed=seed).encoder.body.bottom_up.stem.conv1.weight
-
-    torch.manual_seed(3)
-    first = weights(0)
-    state = torch.get_rng_state()
-    assert torch.equal(weights(0), first)
-    assert not torch.equal(weights(1), first)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def checkpoint(student: Any) -> dict[str, Tensor]:
-    """As detectron2 writes it, without the batches that FrozenBN does not count."""
-    parts = {"backbone.": student.encoder.body, "sem_seg_head.": student.decoder.head}
-    found = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
-    return {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
-
-
-@pytest.mark.parametrize("stated", ["argument", "config"])
-def test_a_local_checkpoint_is_loaded(d2: ModuleType, tmp_path: Path, stated: str) -> None:
-    other = d2.student_from_config(CONFIG, 54, seed=1)
-    path = tmp_path / "model.pth"
-    torch.save({"model": checkpoint(other), "iteration": 5}, path)
-    config = d2.student._read(Path(CONFIG))
-    if stated == "config":
-        config.MODEL.WEIGHTS = str(path)
-    student = d2.student_from_config(config, CLASSES, path if stated == "argument" else None)
-    theirs, ours = checkpoint(other), checkpoint(student)
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name].expand_as(theirs[name]))]
-    assert different == ["sem_seg_head.predictor.weight", "sem_seg_head.predictor.bias"]
-    assert any("Frozen" in type(module).__name__ for module in student.modules())
-
-
-def test_checkpoints_and_configs_that_do_not_fit_are_refused(d2: ModuleType, tmp_path: Path) -> None:
-    state = checkpoint(d2.student_from_config(CONFIG, CLASSES))
-
-    def load(content: Any, name: str = "model.pth") -> None:
-        torch.save(content, tmp_path / name)
-        d2.student_from_config(CONFIG, CLASSES, tmp_path / name)
-
-    with pytest.raises(KdbenchError, match=r"lacks backbone\.bottom_up\.stem\.conv1\.weight"):
-        load({name: tensor for name, tensor in state.items() if "stem.conv1.weight" not in name})
-    with pytest.raises(KdbenchError, match=r"does not fit the config: backbone\.fpn_output2\.bias"):
-        load(state | {"backbone.fpn_output2.bias": torch.zeros(3)})
-    with pytest.raises(KdbenchError, match="a pickle can run code"):
-        load(state, "R-50.pkl")
-    with pytest.raises(KdbenchError, match="cannot be read as weights"):
-        load({"model": SimpleNamespace()})
-    with pytest.raises(KdbenchError, match="there is no config"):
-        d2.student_from_config("Misc/semantic_R_5_FPN.yaml", CLASSES)
-    unsafe = tmp_path / "unsafe.yaml"
-    unsafe.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
-    with pytest.raises(KdbenchError, match="no config that detectron2 reads"):
-        d2.student_from_config(unsafe, CLASSES)
-    with pytest.raises(KdbenchError, match="needs an FPN on a ResNet"):
-        d2.student_from_config("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", CLASSES)
-
-
-def test_sides_that_the_fpn_cannot_add_up_are_refused(student_parts: tuple[Any, Any]) -> None:
-    student, _ = student_parts
-    with pytest.raises(KdbenchError, match=r"multiples of 32, got \(64, 100\)"):
-        student(images(1, 64, 100))
+def _stages(record: Record) -> Any:
+    assert record.result is not None, record.error
+    return record.result.stages
 
 
 # The evaluator

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.models.zoo import CNN_PAIRS, PAPER_PAIRS, ROLES, parse_pair
+from kdbench.models.shipped import Zoo
+from kdbench.models.zoo import CNN_PAIRS, PAPER_PAIRS, ROLES, find_role, parse_pair
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,19 @@ def test_the_papers_pairs_come_in_both_families() -> None:
 
 def test_roles_are_found_by_their_own_name() -> None:
     assert all(role.name == name for name, role in ROLES.items())
+
+
+@pytest.mark.parametrize("config", ["Misc/semantic_R_50_FPN_1x.yaml", "/home/me/fpn.yaml"])
+def test_a_config_of_detectron2_is_a_student_with_a_decoder_of_its_own(config: str) -> None:
+    pair = parse_pair(f"dinov2-b:detectron2/{config}")
+    assert (pair.name, pair.family) == (f"dinov2-b:detectron2/{config}", "F2L")
+    assert (pair.student.network, pair.student.decoder) == (config, "its config's head")
+    assert not any(role.decoder for role in ROLES.values())
+    with pytest.raises(KdbenchError, match="is a local model and cannot teach"):
+        parse_pair(f"detectron2/{config}:resnet50")
+
+
+@pytest.mark.parametrize("name", ["timm/resnet50", "detectron2/Misc/semantic_R_50_FPN_1x.yaml"])
+def test_what_is_named_by_hand_has_no_stand_in(name: str) -> None:
+    with pytest.raises(KdbenchError, match=f"unknown stand-in of the mini zoo '{name}'.*--protocol paper"):
+        Zoo().build(find_role(name))

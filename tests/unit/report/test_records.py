@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def test_the_place_names_the_cell(make_record) -> None:
     path = "mini-1a2b3c4d/synthetic-1/c2a/dinov2-l--resnet50/kd@temperature=2-s3.json"
     assert make_record(**cell).path() == Path(path)
     assert make_record(role="teacher").path().parts[-2:] == ("dinov2-l--none", "teacher-s0.json")
+
+
+@pytest.mark.parametrize("place", ["", "/home/me/configs/", "relative/configs/"])
+def test_a_model_that_is_named_by_a_path_has_one_folder(make_record, place: str) -> None:
+    plain = make_record(student="resnet50").path()
+    path = make_record(student=f"detectron2/{place}fpn.yaml").path()
+    assert path.parents[1] == plain.parents[1]
+    assert re.fullmatch(r"dinov2-l--detectron2--fpn\.yaml(-[0-9a-f]{8})?", path.parent.name)
+    assert path.parent != make_record(student="detectron2/other/fpn.yaml").path().parent
+    assert make_record(student="timm/resnet50.a1_in1k").path().parent.name == "dinov2-l--timm--resnet50.a1_in1k"
 
 
 def change(content: dict[str, Any], field: str, value: Any) -> None:
