@@ -100,7 +100,7 @@ def _pairs() -> Rows:
     for name in NAMED_PAIRS:
         pair = parse_pair(name)
         origin = "GKD's paper" if name in PAPER_PAIRS else "kdbench's extension (GKD-CNN)"
-        rows.append({"pair": name, "family": pair.family, "from": origin})
+        rows.append({"pair": name, "family": pair.family, "origin": origin})
     return rows
 
 
@@ -128,7 +128,9 @@ def _protocols() -> Rows:
             "id": protocol.id,
             "summary": protocol.summary,
             "image": "{} x {}".format(*protocol.image_size),
-            "steps": ", ".join(f"{phase} {recipe.steps}" for phase, recipe in protocol.recipes.items()),
+            "steps": ", ".join(
+                f"{phase} {recipe.steps or f'{recipe.epochs} epochs'}" for phase, recipe in protocol.recipes.items()
+            ),
         }
         for protocol in PROTOCOLS.values()
     ]

@@ -97,14 +97,21 @@ def share(count: int, part: float) -> int:
     return int(round(count * part, 6))
 
 
-def first_half_masks(
-    batch: int, grid: tuple[int, int], probability: float, ratio: float, device: torch.device
-) -> Tensor:
-    """Masks (B, h, w): the first floor(B p) images hide exactly floor(N r) tokens, drawn uniformly; the rest none."""
+def masked_images(batch: int, probability: float) -> int:
+    """How many images of a batch are masked, the first ones: floor(B p), as in GKD's released code.
+
+    Where that is none, one with chance B p, so that the masked part stays p: a process or a piece that memory holds may
+    see one image at a time. Drawn on the processor, because the answer is a size that a GPU would be waited for.
+    """
+    return share(batch, probability) or int(torch.rand(()).item() < batch * probability)
+
+
+def token_masks(batch: int, grid: tuple[int, int], masked: int, ratio: float, device: torch.device) -> Tensor:
+    """Masks (B, h, w): the first images hide exactly floor(N r) tokens each, drawn uniformly; the rest none."""
     count = grid[0] * grid[1]
     ranks = torch.rand(batch, count, device=device).argsort(1).argsort(1)
     mask = ranks < share(count, ratio)
-    mask[share(batch, probability) :] = False
+    mask[masked:] = False
     return mask.reshape(batch, *grid)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdbench.errors import unknown
+from kdbench.errors import KdbenchError, unknown
 from kdbench.identity import digest
 from kdbench.types import Phase
 
@@ -73,9 +73,9 @@ COPIES_UNIT = 256
 class Recipe(Frozen):
     """How one phase trains: AdamW, linear warm-up, then decay.
 
-    schedule: cosine or polynomial (power 0.9) in every step; cosine-epochs changes between epochs alone, and an epoch
-    late, as timm's scheduler does in GKD's loop. decay: what weight decay touches. matrices: no vector (biases, norms);
-    timm: the same, but mask tokens decay; mmengine: all but norms and a decoder's queries.
+    schedule: cosine or polynomial (power 0.9) in every step; cosine-epochs-on-time changes between epochs alone;
+    cosine-epochs does so an epoch late, as timm's scheduler in GKD's loop. decay: what weight decay touches. matrices:
+    no vector (biases, norms); timm: the same, but mask tokens decay; mmengine: all but norms and a decoder's queries.
     """
 
     steps: int = 0
@@ -85,7 +85,7 @@ class Recipe(Frozen):
     """Factor on lr for an encoder that trains beside a decoder."""
     weight_decay: float = 0.05
     warmup: int = 0
-    schedule: Literal["cosine", "poly", "cosine-epochs"] = "cosine"
+    schedule: Literal["cosine", "poly", "cosine-epochs", "cosine-epochs-on-time"] = "cosine"
     clip: float | None = None
     epochs: int = 0
     """In place of steps."""
@@ -155,18 +155,20 @@ class Protocol(Frozen):
     factor, until they take `passes` in all, whatever else is compared."""
     passes: int = 0
     """Images that go through the student in all of a method's stages on the equal track."""
+    terms: str = ""
+    """The protocol whose terms with the data sets hold (RealData.under), where that is another than itself."""
 
     @property
     def id(self) -> str:
-        """The name with the hash of every number that decides a result.
+        """The name, with what was chosen beside it, and the hash of every number that decides a result.
 
         Fields at their defaults are left out, so that a field which is added later leaves the ids of earlier results
         alone. A default that exists must therefore never change (tests/unit/test_protocol.py).
         """
         content = self.model_dump(mode="json", exclude={"summary", "checkpoint_every"}, exclude_defaults=True)
         kinds = {phase: recipe.augmentation.kind for phase, recipe in self.recipes.items()}
-        track = "" if self.track == "paper" else f"-{self.track}"
-        return f"{self.name}{track}-{digest([content, kinds], 8)}"
+        chosen = [self.track] * (self.track != "paper") + [self.resampling] * (self.resampling != "bicubic")
+        return "-".join((self.name, *chosen, digest([content, kinds], 8)))
 
 
 # Hue as in the photometric distortion that the field trains with.
@@ -245,22 +247,44 @@ PAPER = Protocol(
     native=True,
     checkpoint_every=1000,
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER)}
+_AS_WRITTEN = {"repeats": 1, "schedule": "cosine-epochs-on-time"}
+PAPER_TEXT = PAPER.model_copy(
+    update={
+        "name": "paper-text",
+        "summary": "the same, with the numbers of GKD's text where its code has others",
+        "terms": "paper",
+        "recipes": {
+            **PAPER.recipes,
+            Phase.PROXY: PAPER.recipes[Phase.PROXY].model_copy(update=_AS_WRITTEN),
+            Phase.SOURCE: PAPER.recipes[Phase.SOURCE].model_copy(update={**_AS_WRITTEN, "lr": 5e-4}),
+        },
+    }
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER, PAPER_TEXT)}
 
 
 # Smoke and mini: twice what a single stage takes as published, about half of what distillation before the task takes.
 # Paper: four times a single stage; a hundred epochs of ImageNet are out of any single stage's reach.
-EQUAL_PASSES = {"smoke": 64, "mini": 9600, "paper": 640_000}
+EQUAL_PASSES = {"smoke": 64, "mini": 9600, "paper": 640_000, "paper-text": 640_000}
 
 
-def find_protocol(name: str, track: str = "paper", label_maps: Mapping[str, str] | None = None) -> Protocol:
-    """The protocol of that name, on a track and with other label maps; each of these changes its id.
+def find_protocol(
+    name: str, track: str = "paper", label_maps: Mapping[str, str] | None = None, resampling: str = "bicubic"
+) -> Protocol:
+    """The protocol of that name, on a track, with other label maps and another resampling; each changes its id.
 
-    An unknown name is an error that lists those that exist.
+    An unknown name is an error that lists those that exist; so is a resampling where no patch changes its size.
     """
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     changes: dict[str, Any] = {"label_maps": dict(label_maps)} if label_maps else {}
     if track != "paper":
         changes |= {"track": track, "passes": EQUAL_PASSES[name]}
+    if resampling != "bicubic":
+        if all(recipe.patch is None for recipe in PROTOCOLS[name].recipes.values()):
+            raise KdbenchError(
+                f"--resampling {resampling} says how patches change their size, and under protocol '{name}' none does. "
+                "Leave it out, or add --protocol paper."
+            )
+        changes["resampling"] = resampling
     return PROTOCOLS[name].model_copy(update=changes) if changes else PROTOCOLS[name]

@@ -27,6 +27,7 @@ class RunSpec(BaseModel):
     benchmarks: tuple[str, ...]
     protocol: str = "mini"
     track: Literal["paper", "equal"] = "paper"
+    resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
     seeds: tuple[int, ...] = (0,)
     data_root: Path | None = None
     settings: tuple[str, ...] = ()

@@ -110,7 +110,11 @@ class SegOutput:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The static shape of an encoder's features; strides are in pixels of the input."""
+    """The static shape of an encoder's features; strides are in pixels of the input.
+
+    convolutional: its maps come from convolutions, channels first. batch_norms: it has batch norms, so that images in
+    one batch give other features, while it trains, than in two.
+    """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -118,6 +122,7 @@ class FeatureSpec:
     final_stride: int
     class_token: bool
     convolutional: bool = False
+    batch_norms: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import first_half_masks, resize, share, tokens, whole_and_masked
+from kdbench.losses import masked_images, resize, token_masks, tokens, whole_and_masked
 from kdbench.method import Knobs, Method, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
 
@@ -80,9 +80,10 @@ class GKD(Method):
     the student's first half of the batch has half of its tokens hidden. First on the proxy, then on the source with
     fresh heads, both without labels; then the decoder alone learns the task on the frozen encoder.
 
-    Deviations: none from the released code in its losses; docs/gkd-errata.md lists what it leaves open. Convolutional
-    students are kdbench's extension: the mean of the last map stands in for the class token, and the mask hides the
-    stem's output. Both passes of a transformer run as one batch, in which an image without hidden tokens stands once.
+    Deviations: none from the released code in its losses; docs/gkd-errata.md lists what it leaves open. Students
+    without a class token are kdbench's extension: the mean of the last map stands in for it, and the mask hides the
+    stem's output. Without batch norms both passes run as one batch, in which an image with no token hidden stands once.
+    The released code would mask nothing in a batch of one image; here such an image is masked with the probability.
 
     Compared: the released code's stage 1 with equal weights and inputs, ViT-B to ViT-S: losses equal, gradients within
     6e-7.
@@ -103,11 +104,11 @@ class GKD(Method):
         self.heads = frozenset(name for name, weight in weights.items() if weight > 0)
         for name in filter(self.heads.__contains__, weights):
             self.add_module(name, make_head(config, *widths))
-        if pair.student.convolutional:
+        if not pair.student.class_token:
             self.remark = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
-        again = 1.0 if self.pair.student.convolutional else self.config.mask_probability
+        again = 1.0 if self.pair.student.batch_norms else self.config.mask_probability
         passes = 1.0 + (again if "patch_head" in self.heads else 0.0)
         if self.config.single_stage:
             trains, uses = STUDENT | self.heads, STUDENT | {Part.TEACHER_ENCODER}
@@ -136,9 +137,9 @@ class GKD(Method):
         if "patch_head" not in self.heads:
             return student.encode(image), None, target
         grid = (target.final.shape[-2], target.final.shape[-1])
-        mask = first_half_masks(len(image), grid, self.config.mask_probability, self.config.mask_ratio, image.device)
-        masked = share(len(image), self.config.mask_probability)
-        return (*whole_and_masked(student, image, mask, masked, not self.pair.student.convolutional), target)
+        masked = masked_images(len(image), self.config.mask_probability)
+        mask = token_masks(len(image), grid, masked, self.config.mask_ratio, image.device)
+        return (*whole_and_masked(student, image, mask, masked, not self.pair.student.batch_norms), target)
 
     def _terms(self, whole: Features, masked: Tensor | None, target: Features) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses import Projector, first_half_masks, resize, share, whole_and_masked
+from kdbench.losses import Projector, resize, share, token_masks, whole_and_masked
 from kdbench.method import Knobs, Method, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Phase, Segmentor
 
@@ -40,8 +41,8 @@ class Proteus(Method):
     Deviations: the paper starts from random weights and distils on ImageNet for 300 epochs; here the student starts as
     the pair gives it, the protocol sets the length, and a second stage on the source's images follows, both as in GKD,
     so that the two methods differ by their losses and by the encoder's training in the task. The student's maps are
-    resized to the teacher's grid behind the heads. Students without a class token give their mean. No hidden token (a
-    batch of one) makes the patch term zero.
+    resized to the teacher's grid behind the heads. Students without a class token give their mean. A batch too small
+    for a share of masked images (one image a process) has one.
 
     Compared: Proteus-pytorch's pretrain/models_proteus_dinov2.py on random tokens with equal weights and masks: equal
     to 1e-7 in each term.
@@ -54,12 +55,12 @@ class Proteus(Method):
         super().__init__(config, pair)
         widths = pair.student.final_channels, pair.teacher.final_channels
         self.token_head, self.feature_head, self.patch_head = (Projector(*widths, False) for _ in range(3))
-        if pair.student.convolutional:
+        if not pair.student.class_token:
             self.remark = "Proteus-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
         learns = HEADS | {Part.STUDENT_ENCODER}
-        passes = 2.0 if self.pair.student.convolutional else 1.0 + self.config.mask_probability
+        passes = 2.0 if self.pair.student.batch_norms else 1.0 + self.config.mask_probability
         task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
         return (
             Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, passes=passes),
@@ -71,11 +72,10 @@ class Proteus(Method):
         target, config = teacher.encode(batch.image), self.config
         goal, class_goal = target.final.float(), target.pooled.float()
         grid = goal.shape[-2:]
-        mask = first_half_masks(
-            len(goal), (goal.shape[-2], goal.shape[-1]), config.mask_probability, config.mask_ratio, goal.device
-        )
-        hidden = share(len(goal), config.mask_probability)
-        whole, masked = whole_and_masked(student, batch.image, mask, hidden, not self.pair.student.convolutional)
+        # A mean over hidden tokens takes one masked image at least, where the share of a small batch is none.
+        hidden = max(share(len(goal), config.mask_probability), math.ceil(config.mask_probability))
+        mask = token_masks(len(goal), (goal.shape[-2], goal.shape[-1]), hidden, config.mask_ratio, goal.device)
+        whole, masked = whole_and_masked(student, batch.image, mask, hidden, not self.pair.student.batch_norms)
         class_token = self.token_head(whole.pooled[:, :, None, None]).flatten(1).float()
         features = resize(self.feature_head(whole.final), grid).float()
         patches = resize(self.patch_head(masked), grid).float()

@@ -50,6 +50,13 @@ def run(
         Literal["paper", "equal"],
         typer.Option(help="paper: lengths as published; equal: as many images through the student for every method."),
     ] = "paper",
+    resampling: Annotated[
+        Literal["bicubic", "pseudo-inverse"],
+        typer.Option(
+            help="How patches and positions change their size. bicubic: as GKD's code; pseudo-inverse: as FlexiViT, "
+            "which keeps the response."
+        ),
+    ] = "bicubic",
     data_root: DataRoot = None,
     seed: Seeds = "0",
     set_: Settings = None,
@@ -94,6 +101,7 @@ def run(
         benchmarks=split_list(benchmark, servable(data_root) if benchmark.strip() == "all" else None),
         protocol=protocol,
         track=track,
+        resampling=resampling,
         seeds=parse_seeds(seed),
         data_root=data_root,
         settings=tuple(set_ or ()),
@@ -142,7 +150,8 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
         # What is said, the first process says.
         return 0 if dry_run else sum(done.record.status != "done" for done in run_grid(spec, lab, cells))
     if dry_run:
-        for line in (_heading(lab.protocol, len(cells), spec), *describe(lab, cells)):
+        out(_heading(lab.protocol, len(cells), spec))
+        for line in describe(lab, cells):
             out(line)
         return 0
     console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)

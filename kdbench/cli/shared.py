@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from kdbench.benchmark import Domain
+from kdbench.benchmark import Benchmark
 from kdbench.errors import KdbenchError
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.spec import split_list
@@ -21,7 +21,7 @@ StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages ar
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, comma-separated; 0-4 is a range.")]
-ProtocolName = Annotated[str, typer.Option(help="smoke, mini or paper.")]
+ProtocolName = Annotated[str, typer.Option(help="smoke, mini, paper or paper-text.")]
 Label = Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")]
 
@@ -29,24 +29,28 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="knob=value, o
 def servable(data_root: Path | None) -> list[str]:
     """The benchmarks that can run without data, or those that have data sets to run with."""
     loaded, _ = load_all(benchmark_names(), load_benchmark)
-    served = []
-    for name, benchmark in loaded.items():
-        if all(_is_there(domain, data_root) for domain in benchmark.evaluated()):
-            served.append(name)
+    if data_root is None:
+        return [name for name, benchmark in loaded.items() if all(d.synthetic for d in benchmark.evaluated())]
+    from kdbench.data.real import ADAPTERS
+
+    if not data_root.is_dir():
+        raise KdbenchError(f"--data-root {data_root} is not a folder.")
+    there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(data_root)]
+    missing = {name: _missing(benchmark, there) for name, benchmark in loaded.items()}
+    served = [name for name, lacking in missing.items() if not lacking]
     if not served:
+        each = "; ".join(f"{name} lacks {', '.join(lacking)}" for name, lacking in missing.items())
         raise KdbenchError(
-            f"no benchmark has all of its data sets under {data_root}. Name one with --benchmark to see what it lacks."
+            f"no benchmark has all of its data sets under {data_root}. Found there: {', '.join(there) or 'none'}. "
+            f"{each}. `kdbench list datasets` says which folders are looked for."
         )
     return served
 
 
-def _is_there(domain: Domain, data_root: Path | None) -> bool:
-    if data_root is None:
-        return domain.synthetic is not None
-    from kdbench.data.real import ADAPTERS
-
-    adapter = ADAPTERS.get(domain.real.dataset) if domain.real else None
-    return adapter is not None and adapter.is_under(data_root)
+def _missing(benchmark: Benchmark, there: Container[str]) -> list[str]:
+    """The data sets of its labelled domains that are not there, each once."""
+    needed = [d.real.dataset if d.real else f"a data set for {d.name}" for d in benchmark.evaluated()]
+    return [name for name in dict.fromkeys(needed) if name not in there]
 
 
 def needed(data_root: Path | None) -> Path:
@@ -92,5 +96,6 @@ def complain(text: str) -> None:
 
 
 def out(text: str) -> None:
-    """Print to standard output, as it is."""
+    """Print to standard output, as it is, at once."""
     sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()

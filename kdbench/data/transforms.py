@@ -97,20 +97,23 @@ class DistillationView:
 
 
 class SegmentationView:
-    """mmsegmentation's pipeline as GKD's second stage sets it (formula sheet, 26.2): scale, crop, flip, photometry."""
+    """mmsegmentation's pipeline as GKD's second stage sets it (formula sheet, 26.2).
+
+    Scale, crop, flip, photometry; the padding comes last, and nothing changes it.
+    """
 
     def __init__(self, views: SegmentationViews) -> None:
         self._views = views
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """As View; padded with black and ignored pixels where the scaled image is smaller than the crop."""
+        """As View."""
         dice = torch.Generator().manual_seed(seed)
         label = nearest(label, (image.shape[-2], image.shape[-1]))
         image, label = self._scaled(image, label, dice)
         image, label = self._cropped(image, label, dice)
         if _chance(dice, self._views.flip):
             image, label = image.flip(-1), label.flip(-1)
-        return self._photometry(image, dice), label
+        return _padded(self._photometry(image, dice), label, self._views.crop)
 
     def _scaled(self, image: Tensor, label: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
         height, width = image.shape[-2:]
@@ -128,9 +131,7 @@ class SegmentationView:
             counts = torch.bincount(chosen[chosen != IGNORE], minlength=1)
             if (counts > 0).sum() > 1 and counts.max() < self._views.largest_class * counts.sum():
                 break
-        image = image[:, top : top + crop, left : left + crop]
-        bottom, right = crop - image.shape[-2], crop - image.shape[-1]
-        return vision.pad(image, [0, 0, right, bottom]), vision.pad(chosen[None], [0, 0, right, bottom], fill=IGNORE)[0]
+        return image[:, top : top + crop, left : left + crop], chosen
 
     def _photometry(self, image: Tensor, dice: torch.Generator) -> Tensor:
         """Each with a chance of one half: brightness, contrast before or after the rest, saturation, hue."""
@@ -144,6 +145,16 @@ class SegmentationView:
         if saturation != 1.0 or hue != 0.0:
             levels = _in_hsv(levels, saturation, hue)
         return (levels * (contrast if late else 1.0)).clamp(0, 255).round().to(torch.uint8)
+
+
+MEAN_COLOUR = [round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN]
+
+
+def _padded(image: Tensor, label: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """To side x side, filled up at the right and the bottom as in mmsegmentation: with ImageNet's mean colour, which is
+    zero for a network (here to within half a level), and with ignored pixels."""
+    frame = [0, 0, side - image.shape[-1], side - image.shape[-2]]
+    return vision.pad(image, frame, fill=MEAN_COLOUR), vision.pad(label[None], frame, fill=IGNORE)[0]
 
 
 def _in_hsv(levels: Tensor, saturation: float, hue: float) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdbench.benchmark import Benchmark, Domain, InputSize, RealData
+from kdbench.benchmark import Benchmark, Domain, InputSize, RealData, Terms
 from kdbench.data import synthetic
 from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS, Adapter, RealSet
@@ -49,8 +49,7 @@ class Worlds:
     def evaluated(self, benchmark: Benchmark) -> list[Domain]:
         """What is scored: the targets, and the sources that have images left to test on."""
         real = self.data_root is not None
-        name = self.protocol.name
-        return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or d.real.terms(name).val)]
+        return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or self._terms(d.real).val)]
 
     def world_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
@@ -85,9 +84,12 @@ class Worlds:
             raise KdbenchError(f"domain '{domain.name}' is in neither world: add --data-root DIR.")
         return RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)
 
+    def _terms(self, data: RealData) -> Terms:
+        return data.terms(self.protocol.terms or self.protocol.name)
+
     def _real(self, domain: Domain, data: RealData, root: Path, split: Literal["train", "val"], count: int) -> RealSet:
         protocol, adapter = self.protocol, _adapter(domain, data)
-        terms = data.terms(protocol.name)
+        terms = self._terms(data)
         sizing: Sizing = Cover(protocol.image_size)
         if split == "train" and protocol.native:
             sizing = Native()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
@@ -31,7 +31,7 @@ from kdbench.models.zoo import Role
 from kdbench.plugins import MethodPlugin
 from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
-from kdbench.types import TEACHER, PairSpec, Part, Phase
+from kdbench.types import TEACHER, FeatureSpec, PairSpec, Part, Phase
 
 DECODERS = frozenset({Part.TEACHER_DECODER, Part.STUDENT_DECODER})
 
@@ -152,6 +152,14 @@ def make_plan(lab: Lab, cell: Cell) -> Plan:
     return Plan(cell, networks, tuple(planned), origins)
 
 
+def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]:
+    """The cell's stages, without its networks. specs: of the encoders, by the model's name."""
+    if cell.student is None or cell.method is None:
+        return (FIT_TEACHER,)
+    pair = PairSpec(specs[cell.teacher.name], specs[cell.student.name], len(cell.benchmark.labels))
+    return _method(cell.method, pair, cell).stages()
+
+
 def stage_sets(lab: Lab, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
     """A phase's data. A target is never among it; without labels all source images serve, however few are labelled."""
     if phase == Phase.PROXY:
@@ -179,9 +187,12 @@ def _build(lab: Lab, cell: Cell) -> Networks:
     if cell.student is None or cell.method is None:
         return Networks(teacher)
     student = segmentor(cell.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER)
-    make, pair = cell.method.method, PairSpec(teacher.spec, student.spec, classes)
-    method: Method = seeded(lambda: make(cell.knobs, pair), cell.seed, "method")
-    return Networks(teacher, student, method)
+    return Networks(teacher, student, _method(cell.method, PairSpec(teacher.spec, student.spec, classes), cell))
+
+
+def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method:
+    method: Method = seeded(lambda: plugin.method(cell.knobs, pair), cell.seed, "method")
+    return method
 
 
 def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
@@ -189,12 +200,19 @@ def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
     found: dict[str, Origin] = {}
     for name in networks.modules():
         role = pretrained.get(Part(name)) if name in set(Part) else None
-        found[name] = _pretrained(lab.zoo, role) if role is not None else _as_built(networks, name)
+        found[name] = _pretrained(lab, role, name) if role is not None else _as_built(networks, name)
     return found
 
 
-def _pretrained(zoo: Weights, role: Role) -> Origin:
-    return Origin(zoo.key(role), lambda: zoo.load(role.name))
+def _pretrained(lab: Lab, role: Role, part: str) -> Origin:
+    def read() -> Mapping[str, Tensor]:
+        state = lab.zoo.load(role.name)
+        # A teacher is never masked.
+        if part == Part.STUDENT_ENCODER and (remark := lab.zoo.remark(role, state)):
+            lab.progress.note(remark)
+        return state
+
+    return Origin(lab.zoo.key(role), read)
 
 
 def _as_built(networks: Networks, name: str) -> Origin:

@@ -23,7 +23,7 @@ from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab, make_plan
+from kdbench.engine.cell import Cell, Lab, make_plan, stage_sets, stages_of
 from kdbench.engine.costs import cost_of
 from kdbench.engine.journal import Journal
 from kdbench.engine.processes import check_shares, make_fabric, processes
@@ -36,7 +36,7 @@ from kdbench.identity import digest
 from kdbench.method import Knobs
 from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import Pair, parse_pair
+from kdbench.models.zoo import Pair, Role, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
@@ -68,7 +68,7 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     """The protocol, the worlds, the store and the device that all cells share."""
     if spec.label_maps and spec.data_root is None:
         raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
-    protocol = find_protocol(spec.protocol, spec.track, assign_label_maps(spec.label_maps))
+    protocol = find_protocol(spec.protocol, spec.track, assign_label_maps(spec.label_maps), spec.resampling)
     for dataset in protocol.label_maps:
         if dataset not in ADAPTERS:
             raise unknown("data set (in --label-map)", dataset, ADAPTERS)
@@ -80,16 +80,23 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
     store = Store(spec.store, spec.fresh)
-    # Bit-identical reruns need kernels that add in a fixed order, where there are such.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     batches: dict[str, int] = {phase: recipe.batch for phase, recipe in protocol.recipes.items()}
     check_shares(batches, math.prod(processes(spec.devices)))
     fabric = make_fabric(spec.device, spec.devices, protocol.precision)
+    _fix_order(fabric.device)
     worlds = Worlds(protocol, store.renders, spec.data_root)
     progress = progress if fabric.is_global_zero else Silent()
     return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), _workers(spec), spec.compiled)
+
+
+def _fix_order(device: torch.device) -> None:
+    """Bit-identical reruns are promised on a CPU, and need kernels that add in a fixed order, where there are such.
+
+    A GPU would pay for them and not keep the promise: every bilinear resizing would go through a slow decomposition.
+    """
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
@@ -168,11 +175,12 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     for cell in cells:
         if spec.label and cell.variant and not spec.fresh:
             _check_label(spec, lab, cell)
+    for role in _roles(cells):
+        lab.zoo.check(role.name)
+    check_sets(lab, cells)
     if lab.fabric.is_global_zero:
         check_tests(lab, cells)
     lab.fabric.barrier()
-    for name in dict.fromkeys(role.name for cell in cells for role in (cell.teacher, cell.student) if role):
-        lab.zoo.check(name)
     with contextlib.closing(Trackers(spec.watch, spec.results, lab.progress.note)) as trackers:
         for cell in cells:
             yield _run_cell(spec, lab, cell, trackers)
@@ -199,6 +207,28 @@ def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:
     journal.close(outcome.record)
     lab.fabric.barrier()
     return Done(cell, outcome.record, cached=False)
+
+
+def _roles(cells: list[Cell]) -> list[Role]:
+    """Every model of the run, once."""
+    roles = (role for cell in cells for role in (cell.teacher, cell.student) if role)
+    return list({role.name: role for role in roles}.values())
+
+
+def check_sets(lab: Lab, cells: list[Cell]) -> None:
+    """Opens every set that a stage of a cell reads: what a later stage misses would come up after hours of training."""
+    specs = {role.name: lab.zoo.build(role).spec for role in _roles(cells)}
+    for cell in cells:
+        try:
+            stages = stages_of(cell, specs)
+        except Exception:  # whatever is wrong with the method is the cell's own failure when it runs
+            continue
+        for stage in stages:
+            try:
+                for samples in stage_sets(lab, cell, stage.phase):
+                    len(samples)
+            except KdbenchError as error:
+                raise KdbenchError(f"{cell.name}, stage '{stage.name}': {error}") from error
 
 
 def check_tests(lab: Lab, cells: list[Cell]) -> None:
@@ -250,7 +280,10 @@ def _check_places(spec: RunSpec) -> None:
 
 
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
-    """What would run: every cell's stages, which are stored or shared with an earlier cell, and what the rest costs."""
+    """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
+    for role in _roles(cells):
+        yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
+    processes = lab.fabric.world_size
     seen: set[str] = set()
     total = 0
     for cell in cells:
@@ -263,6 +296,7 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
             seen.add(step.key)
             data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
             size = f"{step.steps} steps of {step.recipe.batch}"
+            size += f" ({step.recipe.batch // processes} a process)" if processes > 1 else ""
             trains = ", ".join(sorted(step.stage.trains))
             yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
             if state == "to do":

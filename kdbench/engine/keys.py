@@ -26,7 +26,7 @@ NETWORKS = (
     "kdbench.types",
 )  # fmt: skip
 LOADING = ("kdbench.data.loading", "kdbench.data.transforms", "kdbench.identity")
-LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer")
+LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer", "kdbench.engine.memory")
 TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
 TESTING = (*NETWORKS, "kdbench.engine.evaluator")
 """The harness modules whose code decides the numbers of a stage and of a test. What draws

@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from kdbench.data.loading import Broken
+from kdbench.engine.memory import Gradients
 from kdbench.engine.processes import gathered
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
@@ -111,15 +112,16 @@ def _means(values: list[float]) -> list[float]:
 
 
 def lr_scale(recipe: Recipe, step: int, steps: int, epoch: int = 1) -> float:
-    """The schedule's factor on the rate: linear warm-up, then decay. epoch: steps of one, for cosine-epochs."""
+    """The schedule's factor on the rate: linear warm-up, then decay. epoch: steps of one, where epochs are counted."""
     if step < recipe.warmup:
         return (step + 1) / (recipe.warmup + 1)
     done = (step - recipe.warmup) / max(1, steps - recipe.warmup)
     if recipe.schedule == "poly":
         return float((1 - done) ** 0.9)
-    if recipe.schedule == "cosine-epochs":
-        # The first two epochs have the full rate: the scheduler is told an epoch's number when that epoch is over.
-        done = max(0, step // epoch - 1) / max(1, steps // epoch)
+    if recipe.schedule in ("cosine-epochs", "cosine-epochs-on-time"):
+        # Late, the first two epochs have the full rate: the scheduler is told an epoch's number when that is over.
+        late = recipe.schedule == "cosine-epochs"
+        done = max(0, step // epoch - late) / max(1, steps // epoch)
     floor = recipe.min_lr / recipe.lr
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -166,9 +168,8 @@ class Job:
     checkpoint_every: int
     epoch: int = 1
     """Steps of one pass over the data, where the recipe counts in them."""
-    pieces: list[int] = field(default_factory=lambda: [1])
-    """In how many pieces a batch goes through the networks: doubled where memory runs out."""
     passes: Callable[[], int] = lambda: 0
+    """Images that have gone through the student so far, in passes that memory did not hold too."""
     skipped: Sequence[str] = ()
     """Errors of the files that `batches` has skipped in this process so far."""
     broken: Broken = field(default_factory=lambda: Broken(0))
@@ -179,12 +180,13 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
     """Trains to the end, from the folder's checkpoint where there is one. Returns losses, steps, passes and seconds."""
     module, optimizer = fabric.setup(job.module, make_optimizer(_by_part(job.module), job.recipe))
     log = LossLog(partial(gathered, fabric))
-    begun, passes, seconds = _resume(job, optimizer, log, folder)
+    gradients = Gradients(fabric, module, job.module, job.what, job.passes)
+    begun, seconds = _resume(job, optimizer, gradients, log, folder)
     started = time.perf_counter()
     progress.begin(job.what, job.steps)
     try:
         for step, batch in enumerate(job.batches(begun), begun):
-            _step(fabric, module, optimizer, batch, job, step, log)
+            log.add(_step(fabric, module, optimizer, gradients, batch, job, step))
             done = step + 1
             if done % REPORT_EVERY == 0 or done == job.steps:
                 progress.advance(done, _look(fabric, job, log))
@@ -196,16 +198,16 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
                 _look(fabric, job, log)
                 spent = seconds + time.perf_counter() - started
                 if fabric.is_global_zero:
-                    folder.save_checkpoint(_checkpoint(job, optimizer, log, done, passes + job.passes(), spent))
+                    folder.save_checkpoint(_checkpoint(job, optimizer, gradients, log, done, spent))
     finally:
         progress.end()
     return {
         "losses": log.summary(),
         "steps": job.steps,
         "images": job.steps * job.recipe.batch,
-        "passes": passes + job.passes(),
+        "passes": gradients.passes,
         "broken": job.broken.errors,
-        "pieces": job.pieces[0],
+        "pieces": gradients.pieces,
         "seconds": seconds + time.perf_counter() - started,
     }
 
@@ -217,79 +219,49 @@ def _look(fabric: Fabric, job: Job, log: LossLog) -> dict[str, float]:
     return log.flush(job.what)
 
 
-def _step(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int, log: LossLog) -> None:
+def _step(
+    fabric: Fabric, module: nn.Module, optimizer: Any, gradients: Gradients, batch: Any, job: Job, step: int
+) -> dict[str, Tensor]:
     scale = lr_scale(job.recipe, step, job.steps, job.epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * scale
-    terms = _backward(fabric, module, optimizer, fabric.to_device(batch), job, step)
+    # A fresh seed a step makes what is drawn inside the loss a function of the step alone.
+    rank = ("process", fabric.global_rank) if fabric.global_rank else ()
+    terms = gradients(fabric.to_device(batch), seed_from(*job.randomness, "step", step, *rank))
     if job.recipe.clip is not None:
         fabric.clip_gradients(module, optimizer, max_norm=job.recipe.clip, error_if_nonfinite=False)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    log.add(terms)
-
-
-def _backward(fabric: Fabric, module: nn.Module, optimizer: Any, batch: Any, job: Job, step: int) -> dict[str, Tensor]:
-    """Gradients of the whole batch, in as many pieces as memory asks for. Returns the terms."""
-    total: Tensor | None
-    terms: dict[str, Tensor] | None
-    while True:
-        # Masks and dropout are drawn inside the loss: a fresh seed a step makes them a function of the step alone.
-        rank = ("process", fabric.global_rank) if fabric.global_rank else ()
-        torch.manual_seed(seed_from(*job.randomness, "step", step, *rank))
-        try:
-            if job.pieces[0] == 1:
-                total, terms = module(batch)
-                fabric.backward(total)
-                return terms
-            return _accumulated(fabric, module, batch, job.pieces[0])
-        except torch.OutOfMemoryError as error:
-            optimizer.zero_grad(set_to_none=True)
-            if fabric.world_size > 1 or 2 * job.pieces[0] > len(batch.index):
-                raise KdbenchError(
-                    f"{job.what}: the device's memory does not hold {len(batch.index)} images in {job.pieces[0]} pieces"
-                    f" ({str(error).partition('.')[0]}). Start more processes, or take a device with more memory."
-                ) from error
-        # Outside the handler, and without the sum, which would keep the failed pass's tensors alive.
-        total = terms = None
-        job.pieces[0] *= 2
-        torch.cuda.empty_cache()
-
-
-def _accumulated(fabric: Fabric, module: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
-    """As one batch for losses that are means over samples; batch statistics are those of the pieces."""
-    whole: dict[str, Tensor] = {}
-    for piece in batch.pieces(count):
-        part = len(piece.index) / len(batch.index)
-        total, terms = module(piece)
-        fabric.backward(total * part)
-        for name, term in terms.items():
-            whole[name] = whole.get(name, torch.zeros_like(term)) + part * term
-    return whole
+    return terms
 
 
 def _by_part(module: LossModule) -> dict[str, nn.Module]:
     return {name.replace("/", "."): part for name, part in module.trained.items()}
 
 
-def _checkpoint(job: Job, optimizer: Any, log: LossLog, done: int, passes: int, seconds: float) -> dict[str, Any]:
+def _checkpoint(
+    job: Job, optimizer: Any, gradients: Gradients, log: LossLog, done: int, seconds: float
+) -> dict[str, Any]:
     return {
         "step": done,
         "trained": job.module.trained.state_dict(),
         "optimizer": optimizer.state_dict(),
         "curves": log.curves,
-        "passes": passes,
+        "passes": gradients.passes,
+        "pieces": gradients.pieces,
         "broken": list(job.broken.errors),
         "seconds": seconds,
     }
 
 
-def _resume(job: Job, optimizer: Any, log: LossLog, folder: StageFolder) -> tuple[int, int, float]:
+def _resume(job: Job, optimizer: Any, gradients: Gradients, log: LossLog, folder: StageFolder) -> tuple[int, float]:
+    """Puts back what the checkpoint holds, where there is one. Returns the first step to take and the seconds spent."""
     state = folder.load_checkpoint()
     if state is None:
-        return 0, 0, 0.0
+        return 0, 0.0
     job.module.trained.load_state_dict(state["trained"])
     optimizer.load_state_dict(state["optimizer"])
+    gradients.passes, gradients.pieces = int(state["passes"]), int(state["pieces"])
     log.curves = state["curves"]
     job.broken.errors[:] = state["broken"]
-    return int(state["step"]), int(state["passes"]), float(state["seconds"])
+    return int(state["step"]), float(state["seconds"])

@@ -43,7 +43,8 @@ def _protocol(record: Record) -> str:
     if cell.protocol not in PROTOCOLS:
         return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
     maps = assign_label_maps(passed.get("label_maps", ()))
-    today = find_protocol(cell.protocol, passed.get("track", "paper"), maps).id
+    chosen = passed.get("track", "paper"), maps, passed.get("resampling", "bicubic")
+    today = find_protocol(cell.protocol, *chosen).id
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
 
 

@@ -14,6 +14,7 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.errors import unknown
 from kdbench.models.geometry import Geometry, resample_kernel, resample_positions
@@ -73,6 +74,11 @@ class Encoder(nn.Module):
         hidden = F.interpolate(self._mask[:, None].float(), size=nhwc.shape[1:3], mode="nearest")[:, 0].bool()
         masked = torch.where(hidden[..., None], self.mask_token.to(nhwc.dtype), nhwc)
         return masked if self._stem_layout == "NHWC" else masked.movedim(-1, 1)
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether a network has norms over the batch; frozen ones, which are no such modules, do not count."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 KERNEL, POSITIONS = "body.patch_embed.proj.weight", "body.pos_embed"
@@ -162,15 +168,13 @@ def _cut(map_: Tensor, size: tuple[int, int], patch: int) -> Tensor:
     The last cells reach over the image's edge: without a resampling, decoders would take the map for the image's and
     shift what they find by up to a patch less a pixel.
     """
-    grid = (map_.shape[-2], map_.shape[-1])
-    if grid == (size[0] / patch, size[1] / patch):
+    rows, columns = (side / (patch * cells) for side, cells in zip(size, map_.shape[-2:], strict=True))
+    if rows == columns == 1:
         return map_
-    scale = (grid[0] * patch / size[0], grid[1] * patch / size[1])
-    # The factors decide the places that are read, and not the sizes, which they would round.
-    resampled = F.interpolate(
-        map_, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False
-    )
-    return resampled[..., : grid[0], : grid[1]]
+    # Coordinates of a map's whole are from -1 to 1; the image ends before that.
+    to_image = torch.tensor([[columns, 0, columns - 1], [0, rows, rows - 1]], device=map_.device)
+    places = F.affine_grid(to_image.expand(len(map_), 2, 3), list(map_.shape), align_corners=False)
+    return F.grid_sample(map_.float(), places, padding_mode="border", align_corners=False).to(map_)
 
 
 class PyramidEncoder(Encoder):
@@ -186,8 +190,9 @@ class PyramidEncoder(Encoder):
         strides = tuple(int(entry["reduction"]) for entry in info)
         self.stages = stages
         self.spec = FeatureSpec(
-            channels, strides, channels[-1], strides[-1], class_token=False, convolutional=layout == "NCHW"
-        )
+            channels, strides, channels[-1], strides[-1], class_token=False, convolutional=layout == "NCHW",
+            batch_norms=has_batch_norms(body),
+        )  # fmt: skip
 
     def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
         wanted = sorted({*self.stages, *blocks})

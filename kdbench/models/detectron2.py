@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
-from kdbench.models.backbones import Encoder
+from kdbench.models.backbones import Encoder, has_batch_norms
 from kdbench.models.pretrained import read_checkpoint
 from kdbench.models.segmentor import Segmentor, seeded
 from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
@@ -69,7 +69,10 @@ class FPNEncoder(Encoder):
         self._levels = sorted(read, key=lambda name: read[name].stride)
         channels = tuple(int(read[name].channels) for name in self._levels)
         strides = tuple(int(read[name].stride) for name in self._levels)
-        self.spec = FeatureSpec(channels, strides, channels[-1], strides[-1], class_token=False, convolutional=True)
+        self.spec = FeatureSpec(
+            channels, strides, channels[-1], strides[-1], class_token=False, convolutional=True,
+            batch_norms=has_batch_norms(body),
+        )  # fmt: skip
 
     def _per_channel(self, numbers: Sequence[float]) -> Tensor:
         """(3, 1, 1) in RGB and for images in [0, 1]."""
@@ -134,8 +137,8 @@ def student_from_config(
 
     config: a node, a file, or a file's name below detectron2's own configs/, e.g. `Misc/semantic_R_50_FPN_1x.yaml`.
     classes: in place of the config's number; FREEZE_AT is ignored too, since a stage says what trains. weights: a
-    checkpoint (.safetensors, or .pth without pickled objects); where None, the config's file if MODEL.WEIGHTS is one.
-    Where that is an address, weights are drawn from the seed (nothing is downloaded), and FrozenBN becomes BN.
+    checkpoint (.safetensors, or .pth, of which tensors alone are read); where None, the config's file if MODEL.WEIGHTS
+    is one. Where that is an address, weights are drawn from the seed (nothing is downloaded), and FrozenBN becomes BN.
     """
     node = read_config(config)
     stated = "" if "://" in node.MODEL.WEIGHTS else node.MODEL.WEIGHTS

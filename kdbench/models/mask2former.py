@@ -12,11 +12,14 @@ Import this module where it is needed: transformers takes seconds to load.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
@@ -24,10 +27,13 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoder,
     Mask2FormerPreTrainedModel,
     Mask2FormerTransformerModule,
+    pair_wise_dice_loss,
+    pair_wise_sigmoid_cross_entropy_loss,
+    sample_point,
 )
 
 from kdbench.errors import KdbenchError
-from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
+from kdbench.types import Features, FeatureSpec, SegOutput
 
 ATTENDED = 3
 """How many levels, the coarsest, the two transformers read; finer ones join by convolutions."""
@@ -98,7 +104,7 @@ class Mask2FormerDecoder(nn.Module):
             "mask": ("loss_mask", config.mask_weight),
             "dice": ("loss_dice", config.dice_weight),
         }
-        self.criterion = Mask2FormerLoss(config, {})
+        self.criterion = Criterion(config, {})
 
     def forward(self, features: Features) -> SegOutput:
         """Logits (B, K, h, w) = log(S + 1e-6) of the last layer, on the finest level's grid; stride 4 for real nets."""
@@ -113,18 +119,78 @@ class Mask2FormerDecoder(nn.Module):
         label (B, H, W) becomes one mask a class that is present (MaskFormer, section 3.1). Points are drawn from
         the global generator. Normalised within the process, by its own number of masks.
         """
-        classes, masks = zip(*map(_masks_by_class, label), strict=True)
         predictions: Predictions = output.extra
         # In single precision: costs of half precision tie, and points are float32.
         with torch.autocast(label.device.type, enabled=False):
-            layers = [
-                self.criterion(mask.float(), logits.float(), list(masks), list(classes))
-                for logits, mask in zip(predictions.classes, predictions.masks, strict=True)
-            ]
+            layers = self.criterion(
+                [masks.float() for masks in predictions.masks],
+                [logits.float() for logits in predictions.classes],
+                label,
+            )
         return {
             name: weight * torch.stack([layer[key] for layer in layers]).sum()
             for name, (key, weight) in self.weights.items()
         }
+
+
+class Criterion(Mask2FormerLoss):  # type: ignore[misc]
+    """transformers' losses of all layers, with one wait for the device: its own matching waits for every image of each.
+
+    So every class has a mask, absent ones an empty one, and what is absent is left out where the costs have come.
+    """
+
+    def forward(self, masks: Sequence[Tensor], classes: Sequence[Tensor], label: Tensor) -> list[dict[str, Tensor]]:
+        """Losses of each layer; its mask logits (B, Q, h, w), its class logits (B, Q, K + 1), label (B, H, W)."""
+        count = self.num_labels
+        every = torch.arange(count, device=label.device)
+        # Ignored pixels lie in no mask, as in mmseg.
+        targets = (label[:, None] == every[:, None, None]).float()
+        costs = torch.stack([
+            torch.stack([self._costs(*image) for image in zip(*layer, targets, strict=True)])
+            for layer in zip(masks, classes, strict=True)
+        ])  # fmt: skip
+        absent = targets.flatten(2).amax(2) == 0
+        pairs, total = _matched(costs.masked_fill(absent[:, None], torch.inf))
+        return [
+            self.loss_masks(layer_masks, targets, indices, total)
+            | self.loss_labels(layer_classes, [every] * len(label), indices)
+            for layer_masks, layer_classes, indices in zip(masks, classes, pairs, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _costs(self, masks: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+        """What it costs that a query stands for a class (Q, K), over random points (Mask2Former, section 3.3)."""
+        points = torch.rand(1, self.num_points, 2, device=masks.device)
+        seen, right = (sample_point(of[None], points, align_corners=False)[0] for of in (masks, targets))
+        matcher = self.matcher
+        cost: Tensor = (
+            matcher.cost_mask * pair_wise_sigmoid_cross_entropy_loss(seen, right)
+            - matcher.cost_class * classes.softmax(-1)[:, :-1]
+            + matcher.cost_dice * pair_wise_dice_loss(seen, right)
+        )
+        # As transformers': what is not finite is taken last.
+        largest = torch.finfo(cost.dtype).max
+        return cost.nan_to_num(nan=largest, posinf=largest, neginf=largest)
+
+
+def _matched(costs: Tensor) -> tuple[list[list[tuple[Tensor, Tensor]]], int]:
+    """The cheapest pairs of queries and classes, from costs (L, B, Q, K) that are infinite where a class is absent.
+
+    Of each layer and image: queries (N,) and their classes (N,) on the costs' device. With them, the number of classes
+    that are present in the images together, at least 1.
+    """
+    known = costs.cpu().numpy()
+    found = []
+    for cost in known.reshape(-1, *known.shape[2:]):
+        present = np.isfinite(cost[0]).nonzero()[0]
+        queries, places = linear_sum_assignment(cost[:, present])
+        found.append(np.stack([queries, present[places]]))
+    sizes = [pairs.shape[1] for pairs in found]
+    together = torch.from_numpy(np.concatenate(found, 1)).to(costs.device, non_blocking=True)
+    each = [(pairs[0], pairs[1]) for pairs in torch.split(together, sizes, 1)]
+    images = costs.shape[1]
+    layers = [each[start : start + images] for start in range(0, len(each), images)]
+    return layers, max(1, int(np.isfinite(known[0, :, 0]).sum()))
 
 
 def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
@@ -143,10 +209,3 @@ def _pyramid(levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         level if scale == 1 else F.interpolate(level, scale_factor=scale, mode="bilinear", align_corners=False)
         for level, scale in zip(levels, RESCALE, strict=True)
     )
-
-
-def _masks_by_class(label: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes (N,) of a label map (H, W) and a mask (N, H, W) of each; ignored pixels lie in none, as in mmseg."""
-    present = torch.unique(label)
-    classes = present[present != IGNORE]
-    return classes, (label == classes[:, None, None]).float()

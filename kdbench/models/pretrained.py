@@ -5,9 +5,9 @@ A detectron2 config's are a file in the folder, or the local file that it names;
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import inspect
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +35,10 @@ PREFIXES = ("student.backbone.", "teacher.backbone.", "module.backbone.", "backb
 """What stands before an encoder's names: GKD's first stage, segmentors of mmsegmentation, parallel training."""
 DROPPED = ("head.", "head_dist.", "fc.", "classifier.", "dist_token", "lm_head.", "decode_head.", "rope.", "neck_mim.")
 """What a checkpoint may hold beside the encoder: classifiers, a distillation token, tables that are computed."""
+LAYER_SCALES = {
+    ".ls1.gamma": ".attn.proj", ".ls2.gamma": ".mlp.fc2", ".gamma_1": ".attn.proj", ".gamma_2": ".mlp.fc2"
+}  # fmt: skip
+"""A block's layer scales by timm's names, and the linear layer before each."""
 BODY = "body."
 SHOWN = 8
 BAD = ("missing_keys", "mismatched_keys")
@@ -54,6 +58,12 @@ class Weights(Protocol):
 
     def check(self, name: str) -> object:
         """Raises where the weights cannot be had, or are damaged or another model's."""
+
+    def origin(self, role: Role) -> str:
+        """Where a role's weights are, in words; nothing is read."""
+
+    def remark(self, role: Role, state: State) -> str:
+        """What a student's weights, as loaded, lack of what its authors published; empty as a rule."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,25 @@ class Pretrained:
     def check(self, name: str) -> None:
         """As Weights.check."""
         self.load(name)
+
+    def origin(self, role: Role) -> str:
+        """As Weights.origin: a file, a name on the hub, or that there are none."""
+        file = self.find(role)
+        if file is not None:
+            return str(file)
+        if role.of_detectron2:
+            return "nowhere, random: its config names none" if self.random(role) else f"MISSING: {_put(self, role)}"
+        hub = role.network if role.network.startswith(MIT) else _hub_name(role)
+        return f"the hub: {hub}" if hub else f"MISSING: {_put(self, role)}"
+
+    def remark(self, role: Role, state: State) -> str:
+        """As Weights.remark: the mask token, which copies made for other ends leave out."""
+        if not role.masked or state["mask_token"].any():
+            return ""
+        return (
+            f"the mask token of '{role.name}' starts at zero: {self.find(role) or 'the hub'} has none. To start from "
+            f"the published one, put its authors' file, {self.names(role)[-1]}, where --weights-dir points."
+        )
 
     def random(self, role: Role) -> bool:
         """Whether a role has no pretrained weights: a detectron2 config that names none, without a file of its own."""
@@ -146,18 +175,23 @@ def _of_config(weights: Pretrained, role: Role) -> State:
 
 
 def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:
-    described = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
-    if described is None or not described.hf_hub_id:
+    hub = _hub_name(role)
+    if not hub:
         raise KdbenchError(f"timm publishes no weights '{role.weights}'. {_put(weights, role)}")
     try:
-        found: Mapping[str, Any] = timm.models.load_state_dict_from_hf(described.hf_hub_id, weights_only=True)
+        found: Mapping[str, Any] = timm.models.load_state_dict_from_hf(hub, weights_only=True)
     except Exception as error:  # whatever keeps the hub away, the repair is the same
         reason = str(error).strip().partition("\n")[0]
         raise KdbenchError(
-            f"the weights of '{role.name}' ({described.hf_hub_id}) cannot be had from the hub: {reason}. "
-            f"{_put(weights, role)}"
+            f"the weights of '{role.name}' ({hub}) cannot be had from the hub: {reason}. {_put(weights, role)}"
         ) from error
     return found
+
+
+def _hub_name(role: Role) -> str:
+    """Where timm finds a role's weights; empty where it publishes none."""
+    described = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
+    return str(described.hf_hub_id or "") if described is not None else ""
 
 
 def _put(weights: Pretrained, role: Role) -> str:
@@ -183,14 +217,30 @@ def _mit(role: Role, folder: Path | None) -> State:
     return {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
+class Unread:
+    """In place of an object that is no tensor: nothing of it is built."""
+
+    def __new__(cls, *args: Any) -> Unread:
+        """Whatever it was made of."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        """As __new__."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Whatever it held."""
+
+
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """A file's content; nothing in it is run."""
+    """A file's content; nothing in it is run. What training scripts keep beside the weights is not read.
+
+    That is their arguments in GKD's and DeiT's files; buffers of losses, with numpy's arrays, in mmengine's.
+    """
     try:
         if path.suffix == ".safetensors":
             tensors: State = load_file(path)
             return tensors
-        # Training scripts keep their arguments beside the weights, GKD's and DeiT's among them.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([(Unread, name) for name in _foreign(path)]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken, of another format, or of objects that are not tensors
         reason = str(error).strip().partition("\n")[0]
@@ -199,8 +249,17 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
             "save its state dict alone with safetensors."
         ) from error
     if not isinstance(found, Mapping):
-        raise KdbenchError(f"{path} holds a {type(found).__name__}, not a state dict. Save the model's state dict.")
+        kind = "an object" if isinstance(found, Unread) else f"a {type(found).__name__}"
+        raise KdbenchError(f"{path} holds {kind}, not a state dict. Save the model's state dict.")
     return found
+
+
+def _foreign(path: Path) -> list[str]:
+    """The classes and functions that a file names beside those of tensors."""
+    if not zipfile.is_zipfile(path):
+        # PyTorch's format before 1.6 cannot be asked.
+        return ["argparse.Namespace"]
+    return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> State:
@@ -232,6 +291,7 @@ def convert(encoder: Encoder, state: State, what: str) -> State:
         n for n in named if n.startswith("fc_norm.") and n.replace("fc_norm", "norm", 1) in expected - set(named)
     ]:
         named[name.replace("fc_norm", "norm", 1)] = named.pop(name)
+    _fold_layer_scales(named, expected)
     missing = sorted(expected - set(named))
     unknown = sorted(n for n in set(named) - expected if not n.startswith(DROPPED) and n != "mask_token")
     shapes = [
@@ -251,9 +311,19 @@ def convert(encoder: Encoder, state: State, what: str) -> State:
     return _with_mask_token(encoder, {name: named[name] for name in expected}, mask_token)
 
 
+def _fold_layer_scales(state: State, expected: set[str]) -> None:
+    """Layer scales that the network lacks go into the linear layer before each: gamma (W x + b), as GKD's DINO has."""
+    for scale, layer in LAYER_SCALES.items():
+        for name in [name for name in state if name.endswith(scale) and name not in expected]:
+            gamma = state.pop(name)
+            for linear in (f"{name.removesuffix(scale)}{layer}.{kind}" for kind in ("weight", "bias")):
+                if linear in state:
+                    state[linear] = gamma.view(-1, *[1] * (state[linear].ndim - 1)) * state[linear]
+
+
 def _with_mask_token(encoder: Encoder, body: State, mask_token: Tensor | None) -> State:
     token = encoder.mask_token.detach().clone()
-    # Without one in the file the token starts from zero, as GKD's does for DeiT and DINO.
+    # GKD's rule: the file's, where it has one, as DINOv2's and EVA-02's do; else zero, as for DeiT and DINO.
     if mask_token is not None and mask_token.numel() == token.numel():
         token = mask_token.detach().reshape(token.shape)
     return {f"{BODY}{name}": tensor for name, tensor in body.items()} | {"mask_token": token.float()}

@@ -76,6 +76,15 @@ class Zoo:
             reason = error.errors()[0]["msg"]
             raise KdbenchError(f"{path} is not a model card: {reason}. {self._restore(role)}") from None
 
+    def origin(self, role: Role) -> str:
+        """The file, or that it is missing."""
+        path = self.folder / f"{role.name}.safetensors"
+        return str(path) if path.is_file() else f"MISSING: {path}. {self._restore(role.name)}"
+
+    def remark(self, role: Role, state: Mapping[str, Tensor]) -> str:
+        """Nothing: a stand-in's mask token is the one that it was shipped with."""
+        return ""
+
     def load(self, name: str) -> dict[str, Tensor]:
         """The weights in single precision, their hash compared with the card's."""
         card, path = self.card(name), self.folder / f"{name}.safetensors"

@@ -19,8 +19,8 @@ class Role:
 
     kind, stand_in: the architecture's kind and the small size of the mini zoo; empty where it has no stand-in.
     network, weights: names of the real one and of its pretrained weights in timm (MiT: in transformers' hub). file: the
-    name under which its authors publish the weights, where timm does not tell it. decoder: the one that it brings in
-    place of the protocol's, in words.
+    name under which its authors publish the weights, where timm does not tell it. masked: whether that file has the
+    mask token of a pretraining on hidden patches. decoder: the one that it brings in place of the protocol's, in words.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Role:
     network: str = ""
     weights: str = ""
     file: str = ""
+    masked: bool = False
     decoder: str = ""
 
     @property
@@ -109,11 +110,14 @@ _FILES = {
     "eva02-l": "eva02_L_pt_m38m_p14.pt",
 }
 
+_MASKED = ("dinov2-", "dinov3-", "eva02-")
+
 
 def _role(name: str, family: Family, network: str) -> Role:
     nothing: tuple[Kind, dict[str, Any]] = ("", {})
     kind, size = STAND_INS.get(name, nothing)
-    return Role(name, family, kind, size, network, _WEIGHTS.get(name, network), _FILES.get(name, ""))
+    weights, file = _WEIGHTS.get(name, network), _FILES.get(name, "")
+    return Role(name, family, kind, size, network, weights, file, masked=name.startswith(_MASKED))
 
 
 ROLES = {name: _role(name, "foundation", network) for name, network in _FOUNDATION.items()} | {

@@ -6,12 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from kdbench.cli import app
 from kdbench.cli.shared import parse_seeds
+from kdbench.engine import grid
+from kdbench.errors import KdbenchError
+from kdbench.listing import listing, render
 from kdbench.report.records import read_record, record_files
 from kdbench.report.samples import predictions_file
 
@@ -116,6 +122,7 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("data", "preview", "g3c"), "unknown benchmark"),
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "4-0"), "seeds are whole numbers"),
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "3-"), "seeds are whole numbers"),
+        (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--resampling", "pseudo-inverse"), "'mini' none does"),
         (("check", "--method", "gdk"), "Did you mean 'gkd'"),
         (("leaderboard", "--protocol", "smoke", "--output", "/dev/null/x"), "--output '/dev/null/x' cannot be written"),
         (("leaderboard", "--results", "/dev/null"), "--results /dev/null is no folder"),
@@ -164,7 +171,33 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("to do") == 5
     assert done.stdout.count("shared") == 5
+    weights = [line.partition(": weights from ")[::2] for line in done.stdout.splitlines() if "weights from" in line]
+    assert [name for name, _ in weights] == ["mini:dinov2-s", "mini:deit-s"]
+    assert all(Path(file).is_file() for _, file in weights)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_dry_run_says_what_it_knows_while_it_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stopped(*_: object) -> Iterator[str]:
+        yield "the first line"
+        raise KdbenchError("stopped while counting")
+
+    monkeypatch.setattr(grid, "describe", stopped)
+    done = CliRunner().invoke(
+        app,
+        ["run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--benchmark", "g2c", "--dry-run",
+         "--store", str(tmp_path)],
+    )  # fmt: skip
+    assert str(done.exception) == "stopped while counting"
+    assert done.stdout.splitlines()[-1] == "the first line"
+
+
+def test_the_origin_of_pairs_fits_a_terminal() -> None:
+    lines = render(listing("pairs"), "table").splitlines()
+    assert max(map(len, lines)) <= 120
+    assert any(line.split(maxsplit=2) == ["dinov2-b:deit-s", "F2L", "GKD's paper"] for line in lines)
+    extension = ["dinov2-l:resnet50", "F2L", "kdbench's extension (GKD-CNN)"]
+    assert any(line.split(maxsplit=2) == extension for line in lines)
 
 
 def test_previews_are_written(tmp_path: Path) -> None:

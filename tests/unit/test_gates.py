@@ -92,7 +92,7 @@ def test_no_record_is_nothing_to_look_at(tmp_path: Path) -> None:
     ("name", "value", "message"),
     [
         ("decoder", None, "not a valid record"),
-        ("protocol", "tiny", "unknown protocol 'tiny' (known: smoke, mini, paper)"),
+        ("protocol", "tiny", "unknown protocol 'tiny' (known: smoke, mini, paper, paper-text)"),
         ("protocol_id", "mini-00000000", f"made under mini-00000000; today's protocol is {MINI.id}"),
         ("world", "elsewhere", "unknown world 'elsewhere'"),
         ("seed", 7, "holds the record of"),
@@ -119,12 +119,13 @@ def test_a_domain_of_an_unknown_world_is_named(tmp_path: Path) -> None:
     [
         (MINI.model_copy(update={"label_maps": {"some": "table"}}), {"label_maps": ["some=table"]}),
         (find_protocol("mini", "equal"), {"track": "equal"}),
+        (find_protocol("paper", resampling="pseudo-inverse"), {"resampling": "pseudo-inverse"}),
     ],
 )
-def test_label_maps_and_the_track_belong_to_the_protocol(
+def test_label_maps_the_track_and_the_resampling_belong_to_the_protocol(
     tmp_path: Path, protocol: Protocol, asked: dict[str, object]
 ) -> None:
-    (path,) = write(tmp_path, make_record(protocol_id=protocol.id))
+    (path,) = write(tmp_path, make_record(protocol=protocol.name, protocol_id=protocol.id))
     assert "made under" in only(records.gates([tmp_path])).detail
     edit(path, lambda record: record["spec"]["passed"].update(asked))
     assert only(records.gates([tmp_path])).outcome == Outcome.OK

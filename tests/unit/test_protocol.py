@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
 import pytest
 
+from kdbench.benchmark import InputSize
+from kdbench.engine.trainer import lr_scale
+from kdbench.errors import KdbenchError
+from kdbench.plugins import load_benchmark
 from kdbench.protocol import (
     MINI,
     PROTOCOLS,
@@ -41,7 +47,7 @@ DEFAULTS = {
     },
     Protocol: {
         "precision": "32-true", "native": False, "label_maps": {}, "most_broken": 10, "keep": [0.25, 0.5, 0.75, 1.0],
-        "checkpoint_every": 50, "resampling": "bicubic", "track": "paper", "passes": 0,
+        "checkpoint_every": 50, "resampling": "bicubic", "track": "paper", "passes": 0, "terms": "",
     },
 }  # fmt: skip
 
@@ -77,3 +83,110 @@ def test_the_equal_track_is_another_protocol_under_the_same_name() -> None:
         assert equal.id.startswith(f"{name}-equal-")
         assert equal.passes > 0
         assert equal.recipes == paper.recipes
+
+
+TASK = {
+    "steps": 40_000, "epochs": 0, "batch": 4, "lr": 1e-4, "encoder_lr": 0.1, "schedule": "poly", "min_lr": 0.0,
+    "warmup": 0, "clip": None, "weight_decay": 0.05, "decay": "mmengine", "patch": 16, "repeats": 1,
+}  # fmt: skip
+DISTILLATION = {
+    "steps": 0, "warmup": 0, "clip": None, "weight_decay": 0.05, "min_lr": 1e-5, "encoder_lr": 1.0, "decay": "timm",
+}  # fmt: skip
+AS_RUN = {"repeats": 3, "schedule": "cosine-epochs"}
+AS_WRITTEN = {"repeats": 1, "schedule": "cosine-epochs-on-time"}
+PROXY = {"epochs": 100, "batch": 512, "lr": 5e-4, "patch": 14, **DISTILLATION}
+SOURCE = {"epochs": 300, "batch": 128, "patch": 16, **DISTILLATION}
+SHEET: dict[str, dict[Phase, dict[str, Any]]] = {
+    "paper": {
+        Phase.FIT_TEACHER: TASK, Phase.TASK: TASK, Phase.PROXY: PROXY | AS_RUN,
+        Phase.SOURCE: SOURCE | AS_RUN | {"lr": 1.25e-4},
+    },
+    "paper-text": {
+        Phase.FIT_TEACHER: TASK, Phase.TASK: TASK, Phase.PROXY: PROXY | AS_WRITTEN,
+        Phase.SOURCE: SOURCE | AS_WRITTEN | {"lr": 5e-4},
+    },
+}  # fmt: skip
+"""Typed from the formula sheet, sections 5.5 and 26: every number of each phase, but its views."""
+
+
+@pytest.mark.parametrize("name", SHEET)
+def test_the_papers_recipes_are_those_of_the_formula_sheet(name: str) -> None:
+    recipes = PROTOCOLS[name].recipes
+    assert set(recipes) == set(SHEET[name])
+    for phase, expected in SHEET[name].items():
+        assert recipes[phase].model_dump(exclude={"augmentation"}) == expected, phase
+
+
+@pytest.mark.parametrize("name", SHEET)
+def test_the_papers_views_and_windows_are_those_of_the_formula_sheet(name: str) -> None:
+    """Sections 5.6, 26.2 and 26.5; hue in degrees, of which OpenCV's 8 bits hold half as many."""
+    protocol = PROTOCOLS[name]
+    views = {phase: recipe.augmentation for phase, recipe in protocol.recipes.items()}
+    erased = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "erase": 0.25}
+    policy = {"kind": "distillation", "rand_augment": "rand-m9-mstd0.5-inc1"}
+    assert views[Phase.PROXY].model_dump() == {"crop": 224, **erased, **policy}
+    assert views[Phase.SOURCE].model_dump() == {"crop": 512, **erased, **policy}
+    edges = (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024)
+    photometry = {"brightness": 32, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 2 * 18}
+    scaling = {"crop": 512, "short_edges": edges, "long_edge": 2048, "largest_class": 0.75, "flip": 0.5}
+    for phase in (Phase.FIT_TEACHER, Phase.TASK):
+        assert views[phase].model_dump() == {"kind": "segmentation", **scaling, **photometry}
+    assert (protocol.evaluation.window, protocol.evaluation.stride) == ((512, 512), (341, 341))
+    assert protocol.image_size == (512, 512)
+    assert (protocol.decoder, protocol.native, protocol.resampling) == ("mask2former", True, "bicubic")
+
+
+SIZES = {
+    "g2c": {"cityscapes": InputSize(512, 1024)},
+    "g2b": {"bdd100k": InputSize(720, 1280)},
+    "g2m": {"mapillary": InputSize(512, 1024, keep_ratio=True, halved=True)},
+    "c2a": {f"acdc-{c}": InputSize(540, 960) for c in ("night", "snow", "fog", "rain")},
+    "p2r": {"potsdam-irrg": InputSize(512, 512), "vaihingen-irrg": InputSize(512, 512)},
+}
+"""Section 26.6: at which size the targets are tested, (height, width)."""
+
+
+@pytest.mark.parametrize("benchmark", SIZES)
+def test_the_papers_targets_are_tested_at_the_sizes_of_the_formula_sheet(benchmark: str) -> None:
+    targets = {domain.name: domain.real for domain in load_benchmark(benchmark).targets}
+    for name in SHEET:
+        stated_under = PROTOCOLS[name].terms or name
+        found = {target: real and real.terms(stated_under).size for target, real in targets.items()}
+        assert found == SIZES[benchmark]
+
+
+def test_the_rate_of_the_text_falls_with_the_epochs_and_that_of_the_code_an_epoch_later() -> None:
+    epoch, steps = 7, 7 * 100
+    for name, late in (("paper", 1), ("paper-text", 0)):
+        recipe = PROTOCOLS[name].recipes[Phase.PROXY]
+        for step in (0, 6, 7, 13, 14, 350, 699):
+            part = max(0, step // epoch - late) / 100
+            rate = 1e-5 + (5e-4 - 1e-5) * (1 + math.cos(math.pi * part)) / 2
+            assert recipe.lr * lr_scale(recipe, step, steps, epoch) == pytest.approx(rate)
+
+
+def test_an_epoch_of_the_text_is_one_of_images_and_that_of_the_code_one_of_views() -> None:
+    """GTAV at batch 128: 194 steps of rounded views (section 5.5), each image three times; and 24966 // 128 = 195."""
+    assert PROTOCOLS["paper"].recipes[Phase.SOURCE].epoch(24_966) == 194
+    assert PROTOCOLS["paper-text"].recipes[Phase.SOURCE].epoch(24_966) == 195
+
+
+def test_another_resampling_is_another_protocol_under_the_same_name() -> None:
+    for name in ("paper", "paper-text"):
+        other = find_protocol(name, resampling="pseudo-inverse")
+        assert other.resampling == "pseudo-inverse"
+        assert other.id.startswith(f"{name}-pseudo-inverse-")
+        assert other.recipes == PROTOCOLS[name].recipes
+        both = find_protocol(name, "equal", resampling="pseudo-inverse")
+        assert both.id.startswith(f"{name}-equal-pseudo-inverse-")
+    assert find_protocol("paper", resampling="bicubic") is PROTOCOLS["paper"]
+
+
+def test_a_resampling_without_patches_that_change_is_refused() -> None:
+    with pytest.raises(KdbenchError, match=r"--resampling pseudo-inverse .* under protocol 'mini' none does"):
+        find_protocol("mini", resampling="pseudo-inverse")
+
+
+@pytest.mark.parametrize("id_", ["smoke-54761713", "mini-bc929c0b", "paper-443c8e49"])
+def test_the_ids_of_results_stay(id_: str) -> None:
+    assert PROTOCOLS[id_.partition("-")[0]].id == id_

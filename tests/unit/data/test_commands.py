@@ -120,5 +120,19 @@ def test_all_stands_for_the_benchmarks_whose_sets_are_there(trees: Any) -> None:
     for name in ("gtav", "cityscapes"):
         trees.make(name)
     assert servable(trees.root) == ["g2c"]
-    with pytest.raises(KdbenchError, match="no benchmark has all of its data sets under"):
-        servable(trees.root / "cityscapes" / "gtFine")
+
+
+def test_where_no_benchmark_has_its_sets_it_is_said_what_is_there_and_what_each_lacks(
+    trees: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(KdbenchError, match=r"--data-root .*gone is not a folder"):
+        servable(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    with pytest.raises(KdbenchError, match=r"--data-root .*file is not a folder"):
+        servable(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KdbenchError, match=r"under .*empty\. Found there: none\. .*g2c lacks cityscapes, gtav;"):
+        servable(tmp_path / "empty")
+    trees.make("gtav")
+    with pytest.raises(KdbenchError, match=r"Found there: gtav\. .*g2c lacks cityscapes; g2m lacks mapillary;"):
+        servable(trees.root)

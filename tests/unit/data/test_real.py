@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdbench import protocol as protocols
 from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.real.files import Entry, FileTree, open_image
 from kdbench.data.sizing import Cover
 from kdbench.data.worlds import Worlds
-from kdbench.engine.grid import Done
+from kdbench.engine.grid import Done, check_sets, run_grid
 from kdbench.errors import KdbenchError
+from kdbench.models.shipped import Zoo
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import SMOKE
 
@@ -203,6 +206,53 @@ def test_without_imagenet_a_small_protocol_takes_the_built_in_proxy_and_says_so(
     assert done.record.result.stages[0].data == {"proxy": "synthetic-v1"}
 
 
+@pytest.fixture
+def as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smoke takes data sets whole and at the paper's sizes, and so cannot do without the proxy's."""
+    whole = SMOKE.model_copy(update={"native": True, "terms": "paper"})
+    monkeypatch.setitem(protocols.PROTOCOLS, "smoke", whole)
+
+
+def test_a_set_that_a_later_stage_misses_is_told_before_anything_is_trained(
+    trees: Any, make_spec: Any, plan_cells: Any, tmp_path: Path, as_in_the_paper: None
+) -> None:
+    for dataset in ("gtav", "cityscapes"):
+        trees.make(dataset)
+    common = {"benchmarks": ("g2c",), "data_root": trees.root, "store": tmp_path / "store"}
+    # The method that needs the proxy comes last; its stages say so.
+    spec = make_spec(methods=("baseline", "gkd"), **common)
+    lab, cells = plan_cells(methods=("baseline", "gkd"), **common)
+    with pytest.raises(KdbenchError, match=r"g2c · gkd, stage 'proxy': data set 'imagenet' is not under .*It comes"):
+        next(run_grid(spec, lab, cells))
+    assert not (tmp_path / "store" / "stages").exists()
+    check_sets(*plan_cells(methods=("baseline",), references=True, **common))
+    check_sets(*plan_cells(settings=("proxy=false",), **common))
+    trees.make("imagenet")
+    check_sets(*plan_cells(**common))
+
+
+def test_what_is_read_fast_is_checked_before_all_test_images_are(
+    trees: Any, make_spec: Any, plan_cells: Any, tmp_path: Path
+) -> None:
+    for dataset in ("gtav", "cityscapes"):
+        trees.make(dataset)
+    min((trees.root / "cityscapes/leftImg8bit/val").rglob("*.png")).write_bytes(b"nothing")
+    fields = {"benchmarks": ("g2c",), "data_root": trees.root, "store": tmp_path / "store", "methods": ("baseline",)}
+    lab, cells = plan_cells(**fields)
+    with pytest.raises(KdbenchError, match=r"dinov2-s\.json is missing"):
+        next(run_grid(make_spec(**fields), replace(lab, zoo=Zoo(tmp_path / "empty")), cells))
+    with pytest.raises(KdbenchError, match="test images of 'cityscapes' cannot be read"):
+        next(run_grid(make_spec(**fields), lab, cells))
+
+
+def test_the_protocol_of_the_text_has_the_papers_terms_with_the_data_sets(trees: Any, tmp_path: Path) -> None:
+    trees.make("cityscapes")
+    (target,) = load_benchmark("g2c").targets
+    image, label = Worlds(protocols.PAPER_TEXT, tmp_path, trees.root).val(target).read(0)
+    assert tuple(image.shape[1:]) == (512, 1024)
+    assert tuple(label.shape) == (24, 48)
+
+
 def test_few_labels_are_a_named_part_and_stand_apart(trees: Any, run_cells: Run) -> None:
     for dataset in ("cityscapes", "acdc"):
         trees.make(dataset)
@@ -235,10 +285,8 @@ def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
     (done,) = run_cells(**common)
     assert done.record.status == "done", done.record.error
     assert [stage.broken for stage in done.record.result.stages] == [1]
-    from kdbench import protocol
-
-    strict = protocol.PROTOCOLS["smoke"].model_copy(update={"most_broken": 0})
-    monkeypatch.setitem(protocol.PROTOCOLS, "smoke", strict)
+    strict = SMOKE.model_copy(update={"most_broken": 0})
+    monkeypatch.setitem(protocols.PROTOCOLS, "smoke", strict)
     (stopped,) = run_cells(**common, seeds=(1,))
     assert stopped.record.status == "failed"
     assert "1 training files cannot be read, and the protocol allows 0" in stopped.record.error

@@ -13,6 +13,8 @@ from torch import Tensor
 from kdbench.data.transforms import DistillationView, SegmentationView, View, make_view
 from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
 
+# ImageNet's mean, (123.675, 116.28, 103.53), to the level.
+MEAN_COLOUR = torch.tensor([124, 116, 104]).view(3, 1)
 STILL = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
 
 
@@ -101,8 +103,28 @@ def test_scales_are_drawn_from_the_list_and_bounded_by_the_long_edge() -> None:
         view, mask = SegmentationView(views)(image, label, seed)
         there = mask != 255
         sizes.add((int(there.any(1).sum()), int(there.any(0).sum())))
-        assert view[:, ~there].max() == 0
+        assert (view[:, ~there] == MEAN_COLOUR).all()
     assert sizes == {(32, 64), (64, 128), (75, 150)}
+
+
+def test_padding_lies_at_the_right_and_the_bottom_and_no_photometry_reaches_it() -> None:
+    """A picture of 3 x 4 in a crop of 6: turned around, its first column is last, and the frame is what it was."""
+    image = torch.arange(36, dtype=torch.uint8).reshape(3, 3, 4) * 7
+    label = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
+    fixed = {"crop": 6, "short_edges": (3,), "flip": 1.0}
+    view, mask = SegmentationView(SegmentationViews(**fixed, **STILL))(image, label, 0)
+    frame = torch.ones(6, 6, dtype=torch.bool)
+    frame[:3, :4] = False
+    assert view[:, :3, :4].tolist() == [[row[::-1] for row in plane] for plane in image.tolist()]
+    assert mask[:3, :4].tolist() == [[3, 2, 1, 0], [7, 6, 5, 4], [11, 10, 9, 8]]
+    assert (view[:, frame] == MEAN_COLOUR).all()
+    assert (mask[frame] == 255).all()
+    changed = 0
+    for seed in range(20):
+        other, _ = SegmentationView(SegmentationViews(**fixed))(image, label, seed)
+        changed += not torch.equal(other[:, :3, :4], view[:, :3, :4])
+        assert (other[:, frame] == MEAN_COLOUR).all()
+    assert changed > 10
 
 
 def test_a_crop_of_nearly_one_class_is_drawn_again() -> None:

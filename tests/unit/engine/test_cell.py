@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from kdbench.engine.cell import make_plan
 from kdbench.engine.parts import Networks
 from kdbench.models.backbones import PyramidEncoder
 from kdbench.models.decoders import LightDecoder, LinearDecoder
+from kdbench.models.shipped import Zoo
+from kdbench.models.zoo import Role
+from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS, Augmentation
 
 Plan = Callable[..., tuple]
@@ -85,6 +90,26 @@ def test_a_network_with_a_decoder_of_its_own_keeps_it(plan_cells: Plan, monkeypa
     assert weights[0].shape[0] == 19
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_remark_on_the_students_weights_is_told_when_they_are_read(plan_cells: Plan) -> None:
+    told: list[str] = []
+
+    class Remarking(Zoo):
+        def remark(self, role: Role, state: Any) -> str:
+            assert "mask_token" in state
+            return f"{role.name} lacks something"
+
+    class Hearing(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    lab, cells = plan_cells()
+    inputs = make_plan(replace(lab, zoo=Remarking(), progress=Hearing()), cells[-1]).stages[0].inputs
+    assert told == []
+    for origin in inputs.values():
+        origin.state()
+    assert told == ["deit-s lacks something"]
 
 
 def test_the_code_of_a_loss_counts_but_its_comments_do_not(plan_cells: Plan, tmp_path: Path) -> None:

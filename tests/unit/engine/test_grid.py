@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from kdbench.engine.grid import Done
+from kdbench.engine.grid import Done, _fix_order, describe
 from kdbench.errors import KdbenchError
 from kdbench.report.records import SIDE_FILE, read_record
 from kdbench.report.scores import hits, points
@@ -140,6 +143,7 @@ def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path:
         ({"label_maps": ("mapillary",), "data_root": Path("/nowhere")}, "--label-map mapillary: write dataset=table"),
         ({"label_maps": ("mapilary=rein",), "data_root": Path("/nowhere")}, "Did you mean 'mapillary'"),
         ({"label_fraction": "0"}, "--label-fraction '0': write a part"),
+        ({"resampling": "pseudo-inverse"}, "under protocol 'smoke' none does"),
     ],
 )
 def test_a_wrong_request_is_refused_with_its_repair(
@@ -264,6 +268,22 @@ def test_a_place_that_cannot_be_written_is_refused_first(run_cells: Run, tmp_pat
 def test_a_label_without_a_setting_is_refused_where_methods_are_several(plan_cells: Callable[..., tuple]) -> None:
     with pytest.raises(KdbenchError, match="--as warm"):
         plan_cells(methods=("gkd",), label="warm")
+
+
+def test_kernels_add_in_a_fixed_order_on_a_cpu_alone(plan_cells: Callable[..., tuple]) -> None:
+    _fix_order(torch.device("cuda"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    plan_cells()
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_would_run_says_how_many_images_a_process_has(plan_cells: Callable[..., tuple]) -> None:
+    lab, cells = plan_cells()
+    several = replace(lab, fabric=SimpleNamespace(world_size=2, device=torch.device("cpu")))
+    found = [[line for line in describe(each, cells) if " steps of 4" in line] for each in (lab, several)]
+    assert [len(lines) for lines in found] == [3, 3]
+    assert not any("a process" in line for line in found[0])
+    assert all(" steps of 4 (2 a process) " in line for line in found[1])
 
 
 def test_a_label_stands_for_one_setting(run_cells: Callable[..., list[Done]]) -> None:

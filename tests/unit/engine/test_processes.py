@@ -195,6 +195,99 @@ def test_losses_are_means_over_processes_and_skipped_files_are_their_sum(tmp_pat
         assert "3 training files cannot be read, and the protocol allows 2" in said
 
 
+MEMORY = """
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from kdbench.data.loading import Broken
+from kdbench.engine import memory
+from kdbench.engine.processes import make_fabric
+from kdbench.engine.store import StageFolder
+from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.progress import Silent
+from kdbench.protocol import Recipe
+from kdbench.types import Batch
+
+STEPS, SHARE = 4, 4
+fabric = make_fabric("cpu", 1, "32-true")
+rank = fabric.global_rank
+
+def stage(name, holds, norm):
+    # holds: step -> images that the second process has memory for; norm: whether there are batch statistics.
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5) if norm else nn.Identity(), nn.Linear(5, 1))
+    now, seen = [0], []
+
+    def batches(start):
+        for step in range(start, STEPS):
+            now[0] = step
+            image = torch.randn(2, SHARE, 3, generator=torch.Generator().manual_seed(step))[rank]
+            yield Batch(image, None, ("x",) * SHARE, torch.arange(SHARE))
+
+    def loss(batch):
+        seen.append(len(batch.index))
+        found = network(batch.image)
+        if rank == 1 and len(batch.index) > holds(now[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate.")
+        return {"error": (found - 1).square().mean()}
+
+    recipe = Recipe(steps=STEPS, batch=2 * SHARE, lr=0.1)
+    job = Job(name, LossModule({"p": network}, loss), recipe, STEPS, batches, (0,), (1.0,), 99,
+              passes=lambda: sum(seen))
+    said = train(fabric, job, StageFolder(Path(sys.argv[1]) / f"{name}-stage"), Silent())
+    return {"pieces": said["pieces"], "passes": said["passes"], "losses": said["losses"],
+            "state": {name: tensor.tolist() for name, tensor in network.state_dict().items()}}
+
+def attempt(*arguments):
+    try:
+        return stage(*arguments)
+    except Exception as error:
+        return str(error)
+
+plenty = lambda step: SHARE
+found = {
+    "plenty": attempt("plenty", plenty, False),
+    "tight": attempt("tight", lambda step: 2, False),
+    "moments": attempt("moments", lambda step: SHARE if step == 0 else 1, False),
+    "none": attempt("none", lambda step: 0, False),
+    "norms": attempt("norms", plenty, True),
+}
+memory.REHEARSED = 0
+found["unrehearsed"] = attempt("unrehearsed", plenty, True)
+memory.REHEARSED = 2
+Path(sys.argv[1], f"found-{rank}").write_text(json.dumps(found))
+late = attempt("late", lambda step: SHARE if step < 2 else 2, False)
+Path(sys.argv[1], f"late-{rank}").write_text(late)
+raise SystemExit(9)
+"""
+
+
+@pytest.mark.slow
+def test_where_the_memory_of_one_process_runs_out_all_agree_on_the_pieces(tmp_path: Path) -> None:
+    script = tmp_path / "memory.py"
+    script.write_text(MEMORY, encoding="utf-8")
+    started(*TWO, str(script), str(tmp_path), expected=1)
+    one, two = (json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1))
+    for found in (one, two):
+        # A rehearsal leaves nothing behind: neither gradients nor batch statistics, which are each process's own.
+        assert found.pop("norms") == found.pop("unrehearsed")
+    assert one == two
+    assert {name: one[name]["pieces"] for name in ("plenty", "tight", "moments")} == {
+        "plenty": 1,
+        "tight": 2,
+        "moments": 4,
+    }
+    for name in ("tight", "moments"):
+        assert one[name]["passes"] == one["plenty"]["passes"] == 4 * 4
+        for key, values in one["plenty"]["state"].items():
+            assert np.allclose(one[name]["state"][key], values, atol=1e-6), (name, key)
+    assert "none: the device's memory does not hold 4 images in 4 pieces" in one["none"]
+    late = (tmp_path / "late-1").read_text()
+    assert "late: the memory of process 1 ran out over a batch of the size that it held at first" in late
+    assert "the same command goes on from the last checkpoint" in late
+
+
 BAD = """
 import os
 from kdbench.method import Method

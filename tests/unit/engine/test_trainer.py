@@ -94,23 +94,27 @@ def test_the_step_of_a_bad_loss_is_right_after_a_resume(tmp_path: Path) -> None:
         run(made, tmp_path)
 
 
-def small_memory(holds: int) -> tuple[Job, nn.Module]:
-    """A regression that is a mean over samples, on a device that holds so many of them."""
-    network = nn.Linear(3, 1)
+def small_memory(holds: int, killed_at: int | None = None) -> tuple[Job, nn.Module]:
+    """A regression that is a mean over samples, on a device that holds so many of them; images are counted."""
+    network, seen = nn.Linear(3, 1), []
     network.load_state_dict({"weight": torch.full((1, 3), 0.5), "bias": torch.zeros(1)})
 
     def loss(batch: Batch) -> dict[str, Tensor]:
+        seen.append(len(batch.index))
         if len(batch.index) > holds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate.")
         return {"error": (network(batch.image[:, :, 0, 0]) - 1).square().mean()}
 
     def batches(start: int) -> Iterator[Batch]:
         for step in range(start, 3):
+            if step == killed_at:
+                raise Killed
             image = torch.randn(6, 3, 1, 1, generator=torch.Generator().manual_seed(step))
             yield Batch(image, None, ("a",) * 6, torch.arange(6))
 
     recipe = Recipe(steps=3, batch=6, lr=0.1)
-    return Job("toy", LossModule({"part": network}, loss), recipe, 3, batches, (0,), (1.0,), 5), network
+    module = LossModule({"part": network}, loss)
+    return Job("toy", module, recipe, 3, batches, (0,), (1.0,), 1, passes=lambda: sum(seen)), network
 
 
 def test_where_memory_runs_out_the_batch_goes_through_in_pieces(tmp_path: Path) -> None:
@@ -119,12 +123,22 @@ def test_where_memory_runs_out_the_batch_goes_through_in_pieces(tmp_path: Path) 
     tight, found = small_memory(2)
     summary = run(tight, tmp_path / "tight")
     assert summary["pieces"] == 4  # of one and two samples: halves of three did not fit
+    assert summary["passes"] == 3 * 6
     assert summary["losses"]["error"] == pytest.approx(run(*small_memory(6)[:1], tmp_path / "again")["losses"]["error"])
     for name, tensor in expected.state_dict().items():
         assert torch.allclose(tensor, found.state_dict()[name], atol=1e-6), name
     none, _ = small_memory(0)
     with pytest.raises(KdbenchError, match=r"toy: the device's memory does not hold 6 images in 4 pieces"):
         run(none, tmp_path / "none")
+
+
+def test_a_resumed_stage_goes_on_in_the_pieces_that_fitted(tmp_path: Path) -> None:
+    broken, _ = small_memory(2, killed_at=2)
+    with pytest.raises(Killed):
+        run(broken, tmp_path)
+    roomier, _ = small_memory(6)
+    summary = run(roomier, tmp_path)
+    assert (summary["pieces"], summary["passes"]) == (4, 3 * 6)
 
 
 def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def make_pair() -> Callable[..., PairSpec]:
         student: int = 3, teacher: int = 5, convolutional: bool = False, levels: int = 1, classes: int = 4
     ) -> PairSpec:
         def spec(width: int, cnn: bool) -> FeatureSpec:
-            return FeatureSpec((width,) * levels, (8,) * levels, width, 8, class_token=not cnn, convolutional=cnn)
+            return FeatureSpec((width,) * levels, (8,) * levels, width, 8, not cnn, convolutional=cnn, batch_norms=cnn)
 
         return PairSpec(spec(teacher, False), spec(student, convolutional), classes)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.conformance import make_batch as make_conformance_batch
 from kdbench.conformance import make_bench
-from kdbench.losses import first_half_masks
+from kdbench.losses import masked_images, token_masks
 from kdbench.models.zoo import parse_pair
 from kdbench.plugins import load_method
 from kdbench.types import ENCODERS, STUDENT, Part, Phase
@@ -235,7 +235,7 @@ def test_the_teacher_is_never_masked_and_both_passes_of_the_student_are_one_batc
     assert mask.flatten(1).sum(1).tolist() == [0, 0, 0, 0, 3, 3]
 
 
-def test_a_convolutional_student_has_two_passes_with_statistics_of_their_own(make_pair, make_batch, sides) -> None:
+def test_a_student_with_batch_norms_has_two_passes_with_statistics_of_their_own(make_pair, make_batch, sides) -> None:
     student, _ = sides
     method = GKD(GKDKnobs(), make_pair(*WIDTHS, convolutional=True))
     whole = loss_of(method, make_batch(4), sides)
@@ -246,6 +246,12 @@ def test_a_convolutional_student_has_two_passes_with_statistics_of_their_own(mak
     assert loss_of(method, make_batch(4), sides)["feature"] == whole["feature"]
 
 
+def test_a_student_without_class_token_and_batch_norms_is_an_extension_in_one_batch() -> None:
+    method = make_bench(load_method("gkd"), parse_pair("eva02-s:mit-b0")).method
+    assert "GKD-CNN: kdbench's extension" in method.remark
+    assert method.stages()[0].passes == 1.5
+
+
 @pytest.mark.parametrize("pair", ["dinov2-s:deit-s", "eva02-s:mit-b0"])
 def test_one_batch_gives_the_losses_and_gradients_of_two_passes(pair: str) -> None:
     bench = make_bench(load_method("gkd"), parse_pair(pair))
@@ -253,7 +259,7 @@ def test_one_batch_gives_the_losses_and_gradients_of_two_passes(pair: str) -> No
     batch, grads, values = make_conformance_batch(stage), [], []
     for together in (True, False):
         bench.method.pair = replace(
-            bench.method.pair, student=replace(bench.method.pair.student, convolutional=not together)
+            bench.method.pair, student=replace(bench.method.pair.student, batch_norms=not together)
         )
         bench.networks.student.zero_grad()
         terms = bench.losses(stage, batch)
@@ -294,12 +300,16 @@ def test_gradient_reaches_the_student_by_all_three_losses(make_pair, make_batch,
         assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8])
+def masks_of(batch: int, grid: tuple[int, int], probability: float = 0.5, ratio: float = 0.5) -> Tensor:
+    return token_masks(batch, grid, masked_images(batch, probability), ratio, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 3), (3, 3), (4, 8)])
 def test_exactly_half_of_the_tokens_of_the_first_half_of_the_images_are_hidden(
     batch: int, grid: tuple[int, int]
 ) -> None:
-    mask = first_half_masks(batch, grid, 0.5, 0.5, torch.device("cpu"))
+    mask = masks_of(batch, grid)
     assert mask.shape == (batch, *grid)
     assert mask.dtype == torch.bool
     hidden = mask.flatten(1).sum(1).tolist()
@@ -312,24 +322,63 @@ def test_exactly_half_of_the_tokens_of_the_first_half_of_the_images_are_hidden(
     [(0.0, 0.5, [0, 0, 0, 0]), (1.0, 1.0, [8, 8, 8, 8]), (1.0, 0.0, [0, 0, 0, 0]), (0.3, 0.3, [2, 0, 0, 0])],
 )
 def test_mask_counts_round_down(probability: float, ratio: float, counts: list[int]) -> None:
-    mask = first_half_masks(4, (2, 4), probability, ratio, torch.device("cpu"))
+    mask = masks_of(4, (2, 4), probability, ratio)
     assert mask.flatten(1).sum(1).tolist() == counts
 
 
 def test_masks_follow_the_seed_and_do_not_repeat() -> None:
     def draw(seed: int) -> bytes:
         torch.manual_seed(seed)
-        return first_half_masks(4, (4, 8), 0.5, 0.5, torch.device("cpu")).numpy().tobytes()
+        return masks_of(4, (4, 8)).numpy().tobytes()
 
     with torch.random.fork_rng(devices=[]):
         assert len({draw(seed) for seed in range(20)}) == 20
         assert draw(3) == draw(3)
 
 
+@pytest.mark.parametrize(
+    ("batch", "probability", "share"), [(1, 0.5, 0.5), (1, 0.0, 0.0), (1, 1.0, 1.0), (3, 0.2, 0.6)]
+)
+def test_where_no_whole_image_is_due_one_is_masked_as_often_as_keeps_the_share(
+    batch: int, probability: float, share: float
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = [masked_images(batch, probability) for _ in range(2000)]
+    assert set(drawn) <= {0, 1}
+    # 2000 draws: a standard deviation of 0.011 at most.
+    assert sum(drawn) / 2000 == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_masks_of_more_images_than_one_are_those_of_the_first_release(batch: int) -> None:
+    """As drawn before a single image could be masked: nothing else may take from the generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        found = masks_of(batch, (4, 8))
+        torch.manual_seed(3)
+        expected = torch.rand(batch, 32).argsort(1).argsort(1) < 16
+    expected[batch // 2 :] = False
+    assert torch.equal(found.flatten(1), expected)
+
+
+def test_a_batch_of_one_image_is_masked_in_half_of_the_steps(make_pair, make_batch, fake, random) -> None:
+    method, seen = GKD(GKDKnobs(), make_pair(*WIDTHS)), []
+    teacher = fake(None, random(1, WIDTHS[1], 4, 6), random(1, WIDTHS[1]))
+    for seed in range(40):
+        student = fake(None, random(1, WIDTHS[0], 4, 6), random(1, WIDTHS[0]), random(1, WIDTHS[0], 4, 6))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            method.loss(make_batch(1), student, teacher)
+        seen.append(int(student.masks[0].sum()))
+    assert set(seen) == {0, 12}
+    assert 10 < seen.count(12) < 30
+
+
 def test_hidden_tokens_are_drawn_uniformly_and_for_each_image() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        mask = first_half_masks(4000, (2, 4), 0.5, 0.5, torch.device("cpu"))[:2000].flatten(1)
+        mask = masks_of(4000, (2, 4))[:2000].flatten(1)
     assert len({bytes(row.numpy()) for row in mask}) == math.comb(8, 4)
     # 2000 draws of a half: a standard deviation of 0.011.
     assert (mask.float().mean(0) - 0.5).abs().max() < 0.06

@@ -99,9 +99,19 @@ def test_patch_loss_counts_hidden_tokens_alone(
     assert (before != after) == counts
 
 
-def test_a_batch_of_one_has_no_hidden_tokens_and_no_patch_loss(method, make_batch, fake, random) -> None:
+def test_the_image_of_a_batch_of_one_is_masked_and_counts_in_full(method, make_batch, fake, random) -> None:
     student = fake(None, random(1, 3, *GRID), random(1, 3), random(1, 3, *GRID))
-    patch = method.loss(make_batch(1), student, fake(None, random(1, 5, *GRID), random(1, 5)))["patch"]
+    teacher = fake(None, random(1, 5, *GRID), random(1, 5))
+    patch = method.loss(make_batch(1), student, teacher)["patch"]
+    hidden = student.masks[0][1:].flatten(1).numpy()
+    assert hidden.sum() == 3
+    squares = (norm_and_map(method.patch_head, student.masked) - rows_of(teacher.final)) ** 2
+    assert patch.item() == pytest.approx(5 * (squares * hidden[:, :, None]).sum() / (3 * 5), rel=1e-5)
+
+
+def test_without_masked_images_the_patch_loss_is_zero(make_pair, make_batch, sides) -> None:
+    method = Proteus(ProteusKnobs(mask_probability=0), make_pair())
+    patch = method.loss(make_batch(5), *sides)["patch"]
     assert patch.item() == 0
     assert patch.requires_grad
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_stand_in
+from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, _cut, build_stand_in
 from kdbench.models.segmentor import seeded
 from kdbench.models.zoo import ROLES, STAND_INS
 from kdbench.types import Features
@@ -80,8 +81,11 @@ def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, 
 
 
 @roles(list(STAND_INS))
-def test_only_residual_networks_count_as_convolutional(encoder: Encoder, request: pytest.FixtureRequest) -> None:
-    assert encoder.spec.convolutional == request.node.callspec.params["encoder"].startswith("resnet")
+def test_residual_networks_alone_are_convolutional_and_have_batch_norms(
+    encoder: Encoder, request: pytest.FixtureRequest
+) -> None:
+    residual = request.node.callspec.params["encoder"].startswith("resnet")
+    assert (encoder.spec.convolutional, encoder.spec.batch_norms) == (residual, residual)
 
 
 @roles(TOKENS)
@@ -134,6 +138,45 @@ def test_other_image_sizes_than_the_one_it_was_built_for(encoder: Encoder, size:
     for level, stride in zip(features.levels, encoder.spec.strides, strict=True):
         assert level.shape[-2:] == (size[0] // stride, size[1] // stride)
     assert all(torch.isfinite(tensor).all() for tensor in tensors(features))
+
+
+def cut(map_: Tensor, size: tuple[int, int], patch: int) -> np.ndarray:
+    """A map (B, C, h, w) read at the middles of h x w cells that divide an image, each axis linear between patches."""
+
+    def along(values: np.ndarray, side: int) -> np.ndarray:
+        cells = len(values)
+        return np.interp((np.arange(cells) + 0.5) * side / cells, (np.arange(cells) + 0.5) * patch, values)
+
+    rows = np.apply_along_axis(along, 2, map_.double().numpy(), size[0])
+    return np.apply_along_axis(along, 3, rows, size[1])
+
+
+@roles(TOKENS)
+@pytest.mark.parametrize("size", [(29, 64), (32, 59), (27, 57)])
+def test_an_image_that_patches_do_not_divide_is_padded_and_its_maps_are_cut(
+    encoder: TokenEncoder, size: tuple[int, int], images
+) -> None:
+    image = images(2, *size)
+    padded = torch.tensor(IMAGENET_DEFAULT_MEAN).view(1, 3, 1, 1).repeat(2, 1, HEIGHT, WIDTH)
+    padded[..., : size[0], : size[1]] = image
+    whole, found = encoder(padded, blocks=(0,)), encoder(image, blocks=(0,))
+    maps = (*whole.levels, whole.final, whole.blocks[0]), (*found.levels, found.final, found.blocks[0])
+    for before, after in zip(*maps, strict=True):
+        assert np.allclose(after.numpy(), cut(before, size, 8), atol=1e-4)
+        assert not torch.allclose(after, before, atol=1e-2)
+    assert torch.allclose(found.pooled, whole.pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "patch"), [((410, 512), 16), ((100, 17), 16), ((512, 512), 16), ((31, 9), 8)])
+def test_the_cells_of_a_cut_map_divide_the_image_evenly(size: tuple[int, int], patch: int) -> None:
+    """A map that tells where its patches are, in pixels, tells afterwards where the cells are."""
+    grid = tuple(-(-side // patch) for side in size)
+    places = [(torch.arange(cells, dtype=torch.float64) + 0.5) * patch for cells in grid]
+    found = _cut(torch.stack(torch.meshgrid(*places, indexing="ij"))[None], size, patch)[0]
+    rows, columns = ((np.arange(cells) + 0.5) * side / cells for cells, side in zip(grid, size, strict=True))
+    # Before the middle of the first patch a map knows of nothing, and gives that.
+    assert np.allclose(found[0].numpy(), np.maximum(rows, patch / 2)[:, None].repeat(grid[1], 1))
+    assert np.allclose(found[1].numpy(), np.maximum(columns, patch / 2)[None].repeat(grid[0], 0))
 
 
 @roles(TOKENS)

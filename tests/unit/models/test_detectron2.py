@@ -48,7 +48,10 @@ def images(count: int = 2, height: int = 64, width: int = 128) -> Tensor:
 
 @torch.no_grad()
 def test_features_have_the_shapes_of_the_spec(student: Any) -> None:
-    assert student.spec == FeatureSpec((256,) * 4, (4, 8, 16, 32), 256, 32, class_token=False, convolutional=True)
+    # Its weights are drawn, so that FrozenBN is BN.
+    assert student.spec == FeatureSpec(
+        (256,) * 4, (4, 8, 16, 32), 256, 32, class_token=False, convolutional=True, batch_norms=True
+    )
     features = student.encode(images(), blocks=(0, 4))
     assert [tuple(level.shape) for level in features.levels] == [(2, 256, 64 // s, 128 // s) for s in (4, 8, 16, 32)]
     assert features.final is features.levels[-1]
@@ -171,6 +174,7 @@ def test_a_local_checkpoint_is_loaded(d2: ModuleType, tmp_path: Path, stated: st
     different = [name for name in ours if not torch.equal(ours[name], theirs[name].expand_as(theirs[name]))]
     assert different == ["sem_seg_head.predictor.weight", "sem_seg_head.predictor.bias"]
     assert any("Frozen" in type(module).__name__ for module in student.modules())
+    assert not student.spec.batch_norms
 
 
 def test_checkpoints_and_configs_that_do_not_fit_are_refused(d2: ModuleType, tmp_path: Path) -> None:

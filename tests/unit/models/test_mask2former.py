@@ -13,9 +13,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.mask2former import modeling_mask2former
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from kdbench.errors import KdbenchError
+from kdbench.models import mask2former
 from kdbench.models.mask2former import FLOOR, Mask2FormerDecoder, Predictions, semantic_scores
 from kdbench.models.segmentor import seeded
 from kdbench.types import Features, FeatureSpec, SegOutput
@@ -96,11 +99,12 @@ def inner_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def match(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replaces the matcher's answer in every layer: for each image, (query, index of the class among the present)."""
+    """Replaces the matching in every layer: for each image, (query, class)."""
 
-    def install(decoder: Mask2FormerDecoder, *pairs: list[tuple[int, int]]) -> None:
+    def install(*pairs: list[tuple[int, int]]) -> None:
         answer = [tuple(torch.tensor(pair).reshape(-1, 2).long().T) for pair in pairs]
-        monkeypatch.setattr(decoder.criterion.matcher, "forward", lambda *_: answer)
+        matched = mask2former._matched
+        monkeypatch.setattr(mask2former, "_matched", lambda costs: ([answer] * len(costs), matched(costs)[1]))
 
     return install
 
@@ -314,7 +318,7 @@ def test_class_term_is_the_weighted_cross_entropy_of_a_given_matching(match) -> 
     decoder, output = build(), outputs(layers=2, count=2, queries=4, size=(4, 4))
     label = torch.full((2, 8, 8), 255)
     label[0, :, :4], label[0, :, 4:], label[1] = 0, 2, 1
-    match(decoder, [(3, 0), (1, 1)], [(0, 0)])
+    match([(3, 0), (1, 2)], [(0, 1)])
     # By image and query; 3 stands for "no object". Image 0: query 3 is class 0, query 1 is class 2.
     targets = [[3, 2, 3, 0], [1, 3, 3, 3]]
     expected = 0.0
@@ -327,6 +331,88 @@ def test_class_term_is_the_weighted_cross_entropy_of_a_given_matching(match) -> 
             below += weight
         expected += 2 * above / below
     assert loss_of(decoder, output, label)["class"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def repeated_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes random points a function of their number, so that the order in which they are drawn does not matter."""
+    draw = torch.rand
+
+    def repeat(*shape: int, **options: object) -> Tensor:
+        return draw(*shape, generator=torch.Generator().manual_seed(sum(shape)), **options)
+
+    monkeypatch.setattr(torch, "rand", repeat)
+
+
+@pytest.mark.parametrize("case", ["bands", "unlabelled", "broken", "few queries"])
+def test_losses_are_those_of_transformers_layer_by_layer(repeated_points, case: str) -> None:
+    decoder = build()
+    output = outputs(layers=LAYERS, count=2, queries=2 if case == "few queries" else QUERIES, size=(8, 12))
+    label = bands(16, 24)
+    label[0][label[0] == 1] = 2
+    if case == "unlabelled":
+        label[1] = 255
+    if case == "broken":
+        output.extra.masks[1][0, 2], output.extra.classes[1][1, 0] = math.nan, math.inf
+    theirs = Mask2FormerLoss(Mask2FormerConfig(num_labels=CLASSES, **Small.SETTINGS), {})
+    present = [[k for k in range(CLASSES) if (image == k).any()] for image in label]
+    masks = [
+        torch.stack([torch.zeros(16, 24), *[image == k for k in ks]])[1:]
+        for image, ks in zip(label, present, strict=True)
+    ]
+    layers = [
+        theirs(m, c, masks, [torch.tensor(ks).long() for ks in present])
+        for m, c in zip(output.extra.masks, output.extra.classes, strict=True)
+    ]
+    found = loss_of(decoder, output, label)
+    for name, (key, weight) in decoder.weights.items():
+        expected = weight * sum(layer[key] for layer in layers)
+        assert torch.allclose(found[name], expected, rtol=1e-6, atol=0, equal_nan=True), name
+    assert case == "broken" or all(term.isfinite() for term in found.values())
+
+
+class Waits(TorchDispatchMode):
+    """Names of the operations whose result or whose shape the processor has to know."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.OPERATIONS or boolean:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, output, label = build(), outputs(LAYERS, 2, QUERIES, (8, 8)), bands(16, 16)
+    fetch, fetched = Tensor.cpu, []
+    monkeypatch.setattr(Tensor, "cpu", lambda self: fetched.append(self.shape) or fetch(self))
+    with Waits() as waits:
+        loss_of(decoder, output, label)
+        assert waits.found == []
+        torch.unique(label)
+        assert waits.found == ["_unique2"]
+    assert fetched == [(LAYERS, 2, QUERIES, CLASSES)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="optional: a GPU")
+def test_a_step_waits_for_a_gpu_once() -> None:
+    decoder = build().cuda()
+    made = outputs(LAYERS, 2, QUERIES, (8, 8))
+    predictions = Predictions(*(tuple(t.cuda() for t in of) for of in (made.extra.classes, made.extra.masks)))
+    output, label = replace(made, extra=predictions), bands(16, 16).cuda()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
+            decoder.loss(output, label)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in waits if "synchronizing CUDA operation" in str(w.message)]) == 1
 
 
 def test_mask_terms_have_their_closed_form_where_masks_are_constant(inner_points) -> None:
@@ -353,7 +439,7 @@ def test_mask_terms_over_pixel_centres_equal_a_loop(fixed_points, match) -> None
     label = bands(6, 9)
     pairs = [[(0, 2), (1, 0), (3, 1)], [(0, 1), (2, 0), (3, 2)]]
     fixed_points(decoder, 6, 9)
-    match(decoder, *pairs)
+    match(*pairs)
     bce = dice = 0.0
     for layer in output.extra.masks:
         for b, image in enumerate(pairs):
@@ -459,7 +545,7 @@ def test_it_trains_under_autocast_with_scores_and_loss_in_single_precision(monke
         return compute
 
     for name in ("pair_wise_sigmoid_cross_entropy_loss", "pair_wise_dice_loss"):
-        monkeypatch.setattr(modeling_mask2former, name, watched(getattr(modeling_mask2former, name)))
+        monkeypatch.setattr(mask2former, name, watched(getattr(mask2former, name)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = decoder(features)
         loss = loss_of(decoder, output, bands(64, 64))

@@ -3,24 +3,83 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import eva, register_model, vision_transformer
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.models import pretrained, zoo
-from kdbench.models.pretrained import Pretrained
+from kdbench.models.pretrained import Pretrained, Unread, read_checkpoint
 from kdbench.models.real import build_real
 from kdbench.models.zoo import Role
 
 # A real transformer and a real network of convolutions, of a few hundred kilobytes.
 VIT, CNN = "timm/test_vit", "timm/test_byobnet"
+TINY: dict[str, Any] = {"embed_dim": 64, "depth": 6, "num_heads": 2}
+
+
+@register_model
+def tiny_dinov2_reg(pretrained: bool = False, **more: Any) -> nn.Module:
+    """DINOv2 with registers, narrow, for images of 70 pixels."""
+    return vision_transformer.vit_small_patch14_reg4_dinov2(**(TINY | {"img_size": 70} | more))
+
+
+@register_model
+def tiny_dinov3(pretrained: bool = False, **more: Any) -> nn.Module:
+    """DINOv3, narrow."""
+    return eva.vit_small_patch16_dinov3(**(TINY | more))
+
+
+class HistoryBuffer:
+    """As mmengine's: numpy's arrays, and methods that are kept by name."""
+
+    def __init__(self) -> None:
+        self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
+
+    def mean(self) -> float:
+        """As mmengine's, which its files name through getattr."""
+        return float(self._log_history.mean())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "statistics_methods": {"mean": HistoryBuffer.mean}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise AssertionError("a file's object was built")
+
+
+MMENGINE = "mmengine.logging.history_buffer"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint as if mmengine were installed, which it is not when the file is read."""
+
+    def write(content: Any, name: str = "timm--test_vit.pth") -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            module = ModuleType(MMENGINE)
+            patch.setattr(module, "HistoryBuffer", HistoryBuffer, raising=False)
+            patch.setattr(HistoryBuffer, "__module__", MMENGINE)
+            patch.setattr(HistoryBuffer.mean, "__module__", MMENGINE)
+            for part in ("mmengine", "mmengine.logging"):
+                patch.setitem(sys.modules, part, ModuleType(part))
+            patch.setitem(sys.modules, MMENGINE, module)
+            torch.save(content, tmp_path / name)
+        return tmp_path
+
+    assert MMENGINE not in sys.modules
+    return write
 
 
 @pytest.fixture
@@ -50,13 +109,129 @@ LAYOUTS = {
         "state_dict": {f"backbone.{k}": v for k, v in state.items()} | {"decode_head.conv.weight": torch.zeros(1)}
     },
     "parallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+    "GKD's converter": lambda state: OrderedDict({**state, "mask_token": torch.zeros(1, 64)}),
+    "DINO's whole training": lambda state: {
+        "student": {f"module.backbone.{k}": torch.zeros_like(v) for k, v in state.items()}
+        | {"module.head.mlp.0.weight": torch.zeros(2)},
+        "teacher": {f"backbone.{k}": v for k, v in state.items()} | {"head.last_layer.weight_g": torch.zeros(2)},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 5e-4}]},
+        "epoch": 100,
+        "args": argparse.Namespace(arch="vit_small", lr=5e-4),
+        "dino_loss": {"center": torch.zeros(1, 3)},
+    },
+    "mmengine": lambda state: {
+        "meta": {"epoch": 1, "cfg": "model = dict()", "palette": np.zeros((2, 3)), "best": np.float64(1)},
+        "state_dict": OrderedDict(
+            [*((f"backbone.{k}", v) for k, v in state.items()), ("decode_head.conv.weight", torch.zeros(1))]
+        ),
+        "message_hub": {"log_scalars": OrderedDict(loss=HistoryBuffer()), "runtime_info": OrderedDict(iter=3)},
+    },
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_a_transformer(tmp_path: Path, vit: nn.Module, layout: str) -> None:
-    torch.save(LAYOUTS[layout](vit.state_dict()), tmp_path / "timm--test_vit.pth")
-    fits(loaded(tmp_path), vit)
+def test_layouts_of_a_transformer(written: Any, vit: nn.Module, layout: str) -> None:
+    fits(loaded(written(LAYOUTS[layout](vit.state_dict()))), vit)
+
+
+def test_an_mmengine_file_names_what_torch_refuses(written: Any, vit: nn.Module) -> None:
+    """Else its layout would test nothing."""
+    file = written(LAYOUTS["mmengine"](vit.state_dict())) / "timm--test_vit.pth"
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    assert {f"{MMENGINE}.HistoryBuffer", "builtins.getattr", "numpy.ndarray"} <= set(named)
+    hub = read_checkpoint(file)["message_hub"]
+    assert isinstance(hub["log_scalars"]["loss"], Unread)
+    assert not vars(hub["log_scalars"]["loss"])
+
+
+def scaled_vit() -> nn.Module:
+    """With layer scales of no special values, as DINO students have them behind GKD's first stage."""
+    torch.manual_seed(5)
+    body = timm.create_model("test_vit", num_classes=0, init_values=1.0)
+    for name, parameter in body.named_parameters():
+        if name.endswith(".gamma"):
+            nn.init.normal_(parameter, 1, 0.5)
+        if name.endswith(".bias"):
+            # Zero at their start, which would hide what is done to them.
+            nn.init.normal_(parameter, 0, 0.1)
+    return body.eval()
+
+
+GKD_DINO = {
+    "first stage": lambda state: {
+        "model": {f"student.backbone.{k}": v for k, v in state.items()} | {"fea_head.proj_q.0.weight": torch.zeros(2)},
+        "model_ema": state,
+        "epoch": 99,
+        "args": argparse.Namespace(target_model="vit_small"),
+    },
+    "converter": OrderedDict,
+}
+"""What the release leaves of a DINO student: plain names with a mask token and layer scales."""
+
+
+@pytest.mark.parametrize("layout", GKD_DINO)
+@torch.no_grad()
+def test_layer_scales_that_the_network_lacks_go_into_the_layers_before_them(written: Any, layout: str) -> None:
+    body = scaled_vit()
+    read = loaded(written(GKD_DINO[layout]({**body.state_dict(), "mask_token": torch.full((1, 64), 0.5)})))
+    assert (read["mask_token"] == 0.5).all()
+    encoder = build_real(zoo.find_role(VIT)).eval()
+    encoder.load_state_dict(read)
+    image = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    wanted = body.forward_features(image)
+    found = encoder.body.forward_features(image)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    for parameter in (p for name, p in body.named_parameters() if name.endswith(".gamma")):
+        parameter.fill_(1)
+    assert not torch.allclose(found, body.forward_features(image), atol=1e-2)
+
+
+@pytest.fixture
+def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A DINOv2 with registers as the role `tiny`, and its weights as Meta names them."""
+    monkeypatch.setitem(zoo.ROLES, "tiny", Role("tiny", "foundation", network="tiny_dinov2_reg", weights="x"))
+    torch.manual_seed(4)
+    body = timm.create_model("tiny_dinov2_reg", num_classes=0).requires_grad_(False)
+    official = dict(body.state_dict())
+    # A row of positions for the class token, none for the registers.
+    row = torch.rand(1, 1, 64)
+    official["pos_embed"] = torch.cat((row, official["pos_embed"]), 1)
+    official["cls_token"] = official["cls_token"] - row
+    official["register_tokens"] = official.pop("reg_token")
+    return body, {**official, "mask_token": torch.full((1, 64), 0.5)}
+
+
+def test_dinov2_with_registers_as_its_authors_name_it(written: Any, registers: Any) -> None:
+    body, official = registers
+    state = loaded(written(official, "tiny.pth"), "tiny")
+    assert (state["mask_token"] == 0.5).all()
+    assert all(torch.allclose(state[f"body.{n}"], t, atol=1e-6) for n, t in body.state_dict().items())
+    build_real(zoo.ROLES["tiny"]).load_state_dict(state)
+
+
+def test_layer_scales_that_the_network_has_stay(written: Any, registers: Any) -> None:
+    body, official = registers
+    state = loaded(written({**official, "blocks.0.ls1.gamma": torch.full((64,), 3.0)}, "tiny.pth"), "tiny")
+    assert (state["body.blocks.0.ls1.gamma"] == 3).all()
+    assert torch.equal(state["body.blocks.0.attn.proj.weight"], body.state_dict()["blocks.0.attn.proj.weight"])
+
+
+def test_dinov3_as_its_authors_name_it(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zoo.ROLES, "tiny", Role("tiny", "foundation", network="tiny_dinov3", weights="x"))
+    ours = build_real(zoo.ROLES["tiny"]).body.state_dict()
+    renamed = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    official = {"mask_token": torch.full((1, 64), 0.5), "rope_embed.periods": torch.ones(8)}
+    for name, tensor in ours.items():
+        for new, old in renamed.items():
+            name = name.replace(new, old)
+        official[name] = tensor
+    for block in range(TINY["depth"]):
+        # Published with biases that are zero, and a mask that keeps the keys' so.
+        official[f"blocks.{block}.attn.qkv.bias"] = official[f"blocks.{block}.attn.qkv.bias_mask"] = torch.zeros(192)
+    state = loaded(written(official, "tiny.pth"), "tiny")
+    assert (state["mask_token"] == 0.5).all()
+    assert {name.removeprefix("body."): t for name, t in state.items() if name != "mask_token"}.keys() == ours.keys()
+    assert all(torch.equal(state[f"body.{name}"], tensor) for name, tensor in ours.items())
 
 
 def test_safetensors_and_a_network_of_convolutions(tmp_path: Path) -> None:
@@ -70,6 +245,20 @@ def test_a_mask_token_is_taken_over_and_starts_at_zero_where_there_is_none(tmp_p
     assert not loaded(tmp_path)["mask_token"].any()
     torch.save({**vit.state_dict(), "mask_token": torch.full((1, 64), 0.5)}, tmp_path / "timm--test_vit.pth")
     assert (loaded(tmp_path)["mask_token"] == 0.5).all()
+
+
+def test_a_student_whose_published_mask_token_is_missing_is_remarked_on(tmp_path: Path) -> None:
+    weights, dinov2 = Pretrained(tmp_path), zoo.find_role("dinov2-s")
+    without, with_one = {"mask_token": torch.zeros(384)}, {"mask_token": torch.ones(384)}
+    remark = weights.remark(dinov2, without)
+    assert "the mask token of 'dinov2-s' starts at zero: the hub has none" in remark
+    assert "dinov2_vits14_pretrain.pth, where --weights-dir points" in remark
+    (tmp_path / "dinov2-s.pth").touch()
+    assert f"{tmp_path / 'dinov2-s.pth'} has none" in weights.remark(dinov2, without)
+    assert weights.remark(dinov2, with_one) == ""
+    assert all(weights.remark(zoo.find_role(name), without) for name in ("dinov2-l-reg", "dinov3-b", "eva02-s"))
+    # Of these no mask token was ever published.
+    assert not any(weights.remark(zoo.find_role(name), without) for name in ("deit-s", "dino-s", "resnet50", VIT))
 
 
 def test_weights_keep_the_patch_size_and_the_grid_of_their_file(tmp_path: Path, vit: nn.Module) -> None:
@@ -135,13 +324,31 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, content: bytes) -
 class Trap:
     """Would run code if it were unpickled."""
 
+    def __init__(self, run: Any, argument: str) -> None:
+        self.run, self.argument = run, argument
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit",))
+        return self.run, (self.argument,)
 
 
-def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
-    torch.save({"model": Trap()}, tmp_path / "timm--test_vit.pth")
-    with pytest.raises(KdbenchError, match="cannot be read as weights"):
+@pytest.mark.parametrize(
+    ("run", "argument", "message"),
+    [(exec, "raise SystemExit", "does not fit VisionTransformer"), (os.system, "exit", "cannot be read as weights")],
+)
+def test_nothing_in_a_file_is_run(tmp_path: Path, run: Any, argument: str, message: str) -> None:
+    torch.save({"model": Trap(run, argument)}, tmp_path / "timm--test_vit.pth")
+    with pytest.raises(KdbenchError, match=message):
+        loaded(tmp_path)
+
+
+def test_beside_the_weights_nothing_is_run_either(tmp_path: Path, vit: nn.Module) -> None:
+    torch.save({"model": vit.state_dict(), "hook": Trap(exec, "raise SystemExit")}, tmp_path / "timm--test_vit.pth")
+    fits(loaded(tmp_path), vit)
+
+
+def test_a_file_of_an_object_alone_is_refused(tmp_path: Path) -> None:
+    torch.save(Trap(exec, "raise SystemExit"), tmp_path / "timm--test_vit.pth")
+    with pytest.raises(KdbenchError, match="holds an object, not a state dict"):
         loaded(tmp_path)
 
 
@@ -188,3 +395,14 @@ def test_a_folder_of_mit_with_missing_weights_is_refused(tmp_path: Path) -> None
     save_file({name: tensor for name, tensor in tensors.items() if name != dropped}, file, {"format": "pt"})
     with pytest.raises(KdbenchError, match=r"mit-b0 does not fit 'mit-b0'\. missing: "):
         loaded(tmp_path, "mit-b0")
+
+
+def test_the_origin_of_weights_is_a_file_the_hub_or_nowhere(tmp_path: Path, vit: nn.Module) -> None:
+    weights = Pretrained(tmp_path)
+    # ViT-L of DINOv2 as timm 1.0's registry has it, and SegFormer's encoder.
+    assert weights.origin(zoo.ROLES["dinov2-l"]) == "the hub: timm/vit_large_patch14_dinov2.lvd142m"
+    assert weights.origin(zoo.ROLES["mit-b2"]) == "the hub: nvidia/mit-b2"
+    torch.save(vit.state_dict(), tmp_path / "timm--test_vit.pth")
+    assert weights.origin(zoo.find_role(VIT)) == str(tmp_path / "timm--test_vit.pth")
+    unpublished = weights.origin(zoo.find_role("timm/botnet50ts_256"))
+    assert unpublished.startswith(f"MISSING: Put one of these into {tmp_path}: timm--botnet50ts_256.safetensors")

@@ -39,6 +39,24 @@ def test_shapes_are_as_announced_and_a_mask_hides_what_it_covers(name: str) -> N
     assert not torch.equal(encoder(image, hidden).final, features.final)
 
 
+@pytest.mark.parametrize(
+    ("name", "depends"),
+    [("mit-b0", False), ("timm/test_convnext", False), ("timm/test_vit", False), ("resnet18", True),
+     ("timm/test_byobnet", True), ("timm/mobilenetv3_small_050", True)],
+)  # fmt: skip
+@torch.no_grad()
+def test_batch_norms_are_told_by_what_they_do(name: str, depends: bool) -> None:
+    encoder = built(name).train()
+    for module in encoder.modules():
+        # MiT drops paths at random while it trains.
+        module.train("Drop" not in type(module).__name__)
+    encoder.adapt(Geometry(16, (64, 96), "bicubic"))
+    first, second = torch.rand(2, 2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    beside, alone = encoder(torch.cat((first, second))).final[:2], encoder(first).final
+    assert encoder.spec.batch_norms == depends
+    assert torch.allclose(beside, alone, atol=1e-4) == (not depends)
+
+
 def test_a_vit_at_its_own_patch_size_gives_what_timm_gives() -> None:
     encoder = built("timm/test_vit")
     body = encoder.body

@@ -96,3 +96,8 @@ def test_every_role_is_shipped_whole_and_the_zoo_is_small() -> None:
     cards = [Zoo().check(name) for name in STAND_INS]
     assert sum(card.bytes for card in cards) <= 15e6
     assert {file.stem for file in SHIPPED.iterdir()} == set(STAND_INS)
+
+
+def test_the_origin_of_weights_is_their_file_or_what_to_do(zoo: Zoo) -> None:
+    assert zoo.origin(ROLES["resnet18"]) == str(zoo.folder / "resnet18.safetensors")
+    assert zoo.origin(ROLES["deit-s"]).startswith(f"MISSING: {zoo.folder / 'deit-s.safetensors'}. Restore it")

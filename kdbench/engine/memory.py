@@ -1,0 +1,117 @@
+"""A batch's gradients, in as many pieces as the memory of the devices asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from kdbench.engine.processes import gathered
+from kdbench.errors import KdbenchError
+
+Terms = dict[str, Tensor]
+Loss = Callable[[Any], tuple[Tensor, Terms]]
+"""A batch or a piece of it to the sum to minimise, and its terms."""
+REHEARSED = 2
+"""Steps that several processes rehearse: from the second one on the optimiser's moments take memory too."""
+
+
+class Gradients:
+    """Forward and backward pass of a stage's batches; where memory runs out, in twice as many pieces from then on.
+
+    A process whose memory runs out leaves the exchange of gradients, in which the others then wait for it. So several
+    processes rehearse the first steps, each for itself, and agree on the pieces; later it is fatal to them.
+    loss: the module, as Fabric has set it up; module: the same, bare. images: how many have gone through the student.
+    """
+
+    def __init__(
+        self, fabric: Fabric, loss: nn.Module, module: nn.Module, what: str, images: Callable[[], int]
+    ) -> None:
+        self.pieces = 1
+        self.passes = 0
+        """Images through the student, where memory held them to the end."""
+        self._fabric, self._loss, self._module = fabric, loss, module
+        self._what, self._images = what, images
+        self._rehearsals = REHEARSED if fabric.world_size > 1 else 0
+
+    def __call__(self, batch: Any, seed: int) -> Terms:
+        """Leaves the gradients of the whole batch with the parameters. Returns the terms.
+
+        seed: of masks and dropout, which are drawn inside the loss.
+        """
+        if self._rehearsals:
+            self._rehearse(batch, seed)
+            self._rehearsals -= 1
+        while True:
+            before = self._images()
+            try:
+                terms = self._pass(self._loss, batch, seed)
+            except torch.OutOfMemoryError as error:
+                if self._fabric.world_size > 1:
+                    raise KdbenchError(
+                        f"{self._what}: the memory of process {self._fabric.global_rank} ran out over a batch of the "
+                        f"size that it held at first, {len(batch.index)} images in {self.pieces} pieces. See what else "
+                        "takes memory on its device; the same command goes on from the last checkpoint."
+                    ) from error
+            else:
+                self.passes += self._images() - before
+                return terms
+            # Outside the handler, which keeps the failed pass's tensors alive.
+            self._halve(batch)
+
+    def _rehearse(self, batch: Any, seed: int) -> None:
+        """Finds the pieces that fit in all processes; nothing else is left of it, in buffers or gradients."""
+        while not all(gathered(self._fabric, self._fits(batch, seed))):
+            self._halve(batch)
+
+    def _fits(self, batch: Any, seed: int) -> bool:
+        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+        try:
+            self._pass(self._alone, batch, seed)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self._module.zero_grad()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return True
+
+    def _alone(self, batch: Any) -> tuple[Tensor, Terms]:
+        """The loss without any exchange between processes."""
+        with self._fabric.autocast():
+            found: tuple[Tensor, Terms] = self._module(batch)
+        return found
+
+    def _halve(self, batch: Any) -> None:
+        self._module.zero_grad()
+        torch.cuda.empty_cache()
+        if 2 * self.pieces > len(batch.index):
+            raise KdbenchError(
+                f"{self._what}: the device's memory does not hold {len(batch.index)} images in {self.pieces} pieces. "
+                "Take a device with more memory, or smaller networks."
+            )
+        self.pieces *= 2
+
+    def _pass(self, loss: Loss, batch: Any, seed: int) -> Terms:
+        torch.manual_seed(seed)
+        if self.pieces > 1:
+            return self._accumulated(loss, batch)
+        total, terms = loss(batch)
+        self._fabric.backward(total)
+        return terms
+
+    def _accumulated(self, loss: Loss, batch: Any) -> Terms:
+        """As one batch for losses that are means over samples; batch statistics are those of the pieces."""
+        whole: Terms = {}
+        *others, last = batch.pieces(self.pieces)
+        for piece in (*others, last):
+            part = len(piece.index) / len(batch.index)
+            with self._fabric.no_backward_sync(self._loss, enabled=piece is not last):
+                total, terms = loss(piece)
+                self._fabric.backward(total * part)
+            for name, term in terms.items():
+                whole[name] = whole.get(name, torch.zeros_like(term)) + part * term
+        return whole
