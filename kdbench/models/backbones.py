@@ -146,14 +146,12 @@ class TokenEncoder(Encoder):
 
     def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
         wanted = sorted({*self.taps, *blocks})
-        size = (image.shape[-2], image.shape[-1])
-        bottom, right = (-side % self.patch for side in size)
-        whole = F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+        size, whole = (image.shape[-2], image.shape[-1]), padded(image, self.patch)
         last, maps = self.body.forward_intermediates(whole, indices=wanted, norm=False)  # type: ignore[operator]
-        by_block = {block: _cut(map_, size, self.patch) for block, map_ in zip(wanted, maps, strict=True)}
+        by_block = {block: cut(map_, size, self.patch) for block, map_ in zip(wanted, maps, strict=True)}
         prefix = int(self.body.num_prefix_tokens)  # type: ignore[arg-type]
         grid = (whole.shape[-2] // self.patch, whole.shape[-1] // self.patch)
-        final = _cut(last[:, prefix:].transpose(1, 2).unflatten(2, grid), size, self.patch)
+        final = cut(last[:, prefix:].transpose(1, 2).unflatten(2, grid), size, self.patch)
         return Features(
             levels=tuple(by_block[tap] for tap in self.taps),
             final=final,
@@ -162,7 +160,13 @@ class TokenEncoder(Encoder):
         )
 
 
-def _cut(map_: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+def padded(image: Tensor, patch: int) -> Tensor:
+    """Normalised images (B, 3, H, W), filled up with the mean colour to sides that the patch divides."""
+    bottom, right = (-side % patch for side in image.shape[-2:])
+    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
+def cut(map_: Tensor, size: tuple[int, int], patch: int) -> Tensor:
     """A padded image's map (B, C, h, w), to cells in the same number that cover the image (height, width) alone.
 
     The last cells reach over the image's edge: without a resampling, decoders would take the map for the image's and

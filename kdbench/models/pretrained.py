@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, unknown
 from kdbench.identity import code_digest, digest
 from kdbench.models import real
 from kdbench.models.backbones import Encoder
@@ -143,7 +143,7 @@ class Pretrained:
         own = role.name.replace("/", "--")
         if role.network.startswith(MIT):
             return [own]
-        known = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
+        known = _published(role)
         published = str(known.url).rpartition("/")[2] if known is not None and known.url else ""
         return [*(f"{own}.{ending}" for ending in ENDINGS), *filter(None, (published, role.file))]
 
@@ -190,8 +190,20 @@ def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:
 
 def _hub_name(role: Role) -> str:
     """Where timm finds a role's weights; empty where it publishes none."""
-    described = timm.get_pretrained_cfg(role.weights) if timm.is_model(role.weights) else None
-    return str(described.hf_hub_id or "") if described is not None else ""
+    known = _published(role)
+    return str(known.hf_hub_id or "") if known is not None else ""
+
+
+def _published(role: Role) -> Any:
+    """What timm knows of a role's weights; None of a network that is not timm's."""
+    if not timm.is_model(role.weights):
+        return None
+    try:
+        return timm.get_pretrained_cfg(role.weights)
+    except RuntimeError as error:
+        network, _, tag = role.weights.partition(".")
+        known = [name.partition(".")[2] for name in timm.list_models(f"{network}.*", pretrained=True)]
+        raise unknown(f"weights of timm's '{network}'", tag, known) from error
 
 
 def _put(weights: Pretrained, role: Role) -> str:

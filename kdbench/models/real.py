@@ -14,7 +14,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError, unknown
-from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder
+from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, cut, padded
 from kdbench.models.zoo import Role
 from kdbench.types import Features, FeatureSpec
 
@@ -118,8 +118,10 @@ class SamEncoder(Encoder):
 
     def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
         wanted = sorted({*self.taps, *blocks})
-        final, maps = self.body.forward_intermediates(image, indices=wanted)  # type: ignore[operator]
-        by_block = dict(zip(wanted, maps, strict=True))
+        size, patch = (image.shape[-2], image.shape[-1]), self.spec.final_stride
+        whole, maps = self.body.forward_intermediates(padded(image, patch), indices=wanted)  # type: ignore[operator]
+        by_block = {block: cut(map_, size, patch) for block, map_ in zip(wanted, maps, strict=True)}
+        final = cut(whole, size, patch)
         return Features(
             levels=tuple(by_block[tap] for tap in self.taps),
             final=final,

@@ -10,7 +10,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, _cut, build_stand_in
+from kdbench.models import backbones
+from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_stand_in
 from kdbench.models.segmentor import seeded
 from kdbench.models.zoo import ROLES, STAND_INS
 from kdbench.types import Features
@@ -172,7 +173,7 @@ def test_the_cells_of_a_cut_map_divide_the_image_evenly(size: tuple[int, int], p
     """A map that tells where its patches are, in pixels, tells afterwards where the cells are."""
     grid = tuple(-(-side // patch) for side in size)
     places = [(torch.arange(cells, dtype=torch.float64) + 0.5) * patch for cells in grid]
-    found = _cut(torch.stack(torch.meshgrid(*places, indexing="ij"))[None], size, patch)[0]
+    found = backbones.cut(torch.stack(torch.meshgrid(*places, indexing="ij"))[None], size, patch)[0]
     rows, columns = ((np.arange(cells) + 0.5) * side / cells for cells, side in zip(grid, size, strict=True))
     # Before the middle of the first patch a map knows of nothing, and gives that.
     assert np.allclose(found[0].numpy(), np.maximum(rows, patch / 2)[:, None].repeat(grid[1], 1))

@@ -23,7 +23,7 @@ from kdbench.errors import KdbenchError
 from kdbench.models import pretrained, zoo
 from kdbench.models.pretrained import Pretrained, Unread, read_checkpoint
 from kdbench.models.real import build_real
-from kdbench.models.zoo import Role
+from kdbench.models.zoo import Role, find_role
 
 # A real transformer and a real network of convolutions, of a few hundred kilobytes.
 VIT, CNN = "timm/test_vit", "timm/test_byobnet"
@@ -395,6 +395,11 @@ def test_a_folder_of_mit_with_missing_weights_is_refused(tmp_path: Path) -> None
     save_file({name: tensor for name, tensor in tensors.items() if name != dropped}, file, {"format": "pt"})
     with pytest.raises(KdbenchError, match=r"mit-b0 does not fit 'mit-b0'\. missing: "):
         loaded(tmp_path, "mit-b0")
+
+
+def test_weights_that_timm_does_not_publish_are_named_with_the_nearest() -> None:
+    with pytest.raises(KdbenchError, match=r"weights of timm's 'resnet18' 'a1_in1l'\. Did you mean 'a1_in1k'"):
+        Pretrained().names(find_role("timm/resnet18.a1_in1l"))
 
 
 def test_the_origin_of_weights_is_a_file_the_hub_or_nowhere(tmp_path: Path, vit: nn.Module) -> None:

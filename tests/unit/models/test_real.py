@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 from kdbench.errors import KdbenchError
-from kdbench.models.backbones import Encoder, TokenEncoder
+from kdbench.models.backbones import Encoder, TokenEncoder, cut
 from kdbench.models.geometry import Geometry
-from kdbench.models.real import build_real
+from kdbench.models.real import SamEncoder, build_real
 from kdbench.models.segmentor import seeded
 from kdbench.models.zoo import ROLES, find_role
 
@@ -89,6 +90,22 @@ def test_another_patch_size_and_back_through_the_weights() -> None:
 def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
     with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
         build_real(find_role("timm/resnet5"))
+
+
+@torch.no_grad()
+def test_sams_encoder_pads_an_image_that_its_patches_do_not_divide() -> None:
+    body = VisionTransformerSAM(
+        img_size=64, embed_dim=32, depth=6, num_heads=2, num_classes=0, neck_chans=24, window_size=2,
+        global_attn_indexes=(5,),
+    )  # fmt: skip
+    encoder = seeded(lambda: SamEncoder(body), "test").eval()
+    picture = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    image = picture[..., :57, :83]
+    whole = encoder.mean.expand(1, 3, 64, 96).clone()
+    whole[..., :57, :83] = image
+    found, expected = encoder(image), encoder(whole)
+    assert found.final.shape == expected.final.shape == (1, 24, 4, 6)
+    assert torch.equal(found.final, cut(expected.final, (57, 83), 16))
 
 
 def test_every_role_names_a_network() -> None:
