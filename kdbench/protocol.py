@@ -251,7 +251,7 @@ _AS_WRITTEN = {"repeats": 1, "schedule": "cosine-epochs-on-time"}
 PAPER_TEXT = PAPER.model_copy(
     update={
         "name": "paper-text",
-        "summary": "the same, with the numbers of GKD's text where its code has others",
+        "summary": "GKD's experiment with the numbers of its text where its code has others; else as paper",
         "terms": "paper",
         "recipes": {
             **PAPER.recipes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -73,7 +72,7 @@ class Proteus(Method):
         goal, class_goal = target.final.float(), target.pooled.float()
         grid = goal.shape[-2:]
         # A mean over hidden tokens takes one masked image at least, where the share of a small batch is none.
-        hidden = max(share(len(goal), config.mask_probability), math.ceil(config.mask_probability))
+        hidden = max(share(len(goal), config.mask_probability), int(config.mask_probability > 0))
         mask = token_masks(len(goal), (goal.shape[-2], goal.shape[-1]), hidden, config.mask_ratio, goal.device)
         whole, masked = whole_and_masked(student, batch.image, mask, hidden, not self.pair.student.batch_norms)
         class_token = self.token_head(whole.pooled[:, :, None, None]).flatten(1).float()

@@ -49,8 +49,8 @@ def servable(data_root: Path | None) -> list[str]:
 
 def _missing(benchmark: Benchmark, there: Container[str]) -> list[str]:
     """The data sets of its labelled domains that are not there, each once."""
-    needed = [d.real.dataset if d.real else f"a data set for {d.name}" for d in benchmark.evaluated()]
-    return [name for name in dict.fromkeys(needed) if name not in there]
+    names = [d.real.dataset if d.real else f"a data set for {d.name}" for d in benchmark.evaluated()]
+    return [name for name in dict.fromkeys(names) if name not in there]
 
 
 def needed(data_root: Path | None) -> Path:

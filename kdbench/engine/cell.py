@@ -137,7 +137,7 @@ class Plan:
 def make_plan(lab: Lab, cell: Cell) -> Plan:
     """Builds the networks and chains the stages' keys."""
     networks = _build(lab, cell)
-    stages = networks.method.stages() if networks.method is not None else (FIT_TEACHER,)
+    stages = _stages(networks.method)
     if networks.method is not None:
         check_stages(networks.method, stages, networks)
     initial = _initial(lab, cell, networks)
@@ -155,9 +155,13 @@ def make_plan(lab: Lab, cell: Cell) -> Plan:
 def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]:
     """The cell's stages, without its networks. specs: of the encoders, by the model's name."""
     if cell.student is None or cell.method is None:
-        return (FIT_TEACHER,)
+        return _stages(None)
     pair = PairSpec(specs[cell.teacher.name], specs[cell.student.name], len(cell.benchmark.labels))
-    return _method(cell.method, pair, cell).stages()
+    return _stages(_method(cell.method, pair, cell))
+
+
+def _stages(method: Method | None) -> tuple[Stage, ...]:
+    return method.stages() if method is not None else (FIT_TEACHER,)
 
 
 def stage_sets(lab: Lab, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:

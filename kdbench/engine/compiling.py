@@ -44,7 +44,7 @@ def compile_encoder(encoder: Encoder, name: str, size: tuple[int, int], precisio
 def _trial(encoder: Encoder, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Two random images and masks, one of which hides half of its grid; the number of images is left open."""
     generator = torch.Generator().manual_seed(0)
-    grid = (side // encoder.spec.final_stride for side in size)
+    grid = (-(-side // encoder.spec.final_stride) for side in size)
     mask = torch.rand(2, *grid, generator=generator) < 0.5
     mask[0] = False
     image, mask = (t.to(encoder.mean.device) for t in (torch.rand(2, 3, *size, generator=generator), mask))

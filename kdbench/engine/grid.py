@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +26,14 @@ from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan, stage_sets, stages_of
 from kdbench.engine.costs import cost_of
 from kdbench.engine.journal import Journal
-from kdbench.engine.processes import check_shares, make_fabric, processes
+from kdbench.engine.processes import check_shares, gathered, make_fabric, processes
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.engine.trackers import Trackers
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
 from kdbench.identity import digest
-from kdbench.method import Knobs
+from kdbench.method import Knobs, Stage
 from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import Pair, Role, parse_pair
@@ -44,6 +44,7 @@ from kdbench.report.amounts import amount
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
 from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
+from kdbench.types import Phase
 
 
 @dataclass(frozen=True)
@@ -170,17 +171,15 @@ def _check_label(spec: RunSpec, lab: Lab, cell: Cell) -> None:
 
 
 def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
-    """Runs the cells in order; a failed one leaves its record and the others go on."""
+    """Runs the cells in order; a failed one leaves its record and the others go on.
+
+    Weights, data sets and test images are looked at before the first; what is missing or broken there is an error.
+    """
     _check_places(spec)
     for cell in cells:
         if spec.label and cell.variant and not spec.fresh:
             _check_label(spec, lab, cell)
-    for role in _roles(cells):
-        lab.zoo.check(role.name)
-    check_sets(lab, cells)
-    if lab.fabric.is_global_zero:
-        check_tests(lab, cells)
-    lab.fabric.barrier()
+    _together(lab, lambda: _check_before(lab, cells))
     with contextlib.closing(Trackers(spec.watch, spec.results, lab.progress.note)) as trackers:
         for cell in cells:
             yield _run_cell(spec, lab, cell, trackers)
@@ -215,20 +214,49 @@ def _roles(cells: list[Cell]) -> list[Role]:
     return list({role.name: role for role in roles}.values())
 
 
+def _check_before(lab: Lab, cells: list[Cell]) -> None:
+    """The quick looks first."""
+    for role in _roles(cells):
+        lab.zoo.check(role.name)
+    check_sets(lab, cells)
+    if lab.fabric.is_global_zero:
+        check_tests(lab, cells)
+
+
+def _together(lab: Lab, check: Callable[[], None]) -> None:
+    """A check that fails in one process ends all of them: the others would wait for it."""
+    mine: KdbenchError | None = None
+    try:
+        check()
+    except KdbenchError as error:
+        mine = error
+    found = next(filter(None, gathered(lab.fabric, str(mine) if mine else "")), "")
+    if found:
+        raise mine or KdbenchError(found)
+
+
 def check_sets(lab: Lab, cells: list[Cell]) -> None:
     """Opens every set that a stage of a cell reads: what a later stage misses would come up after hours of training."""
-    specs = {role.name: lab.zoo.build(role).spec for role in _roles(cells)}
+    with torch.device("meta"):
+        specs = {role.name: lab.zoo.build(role).spec for role in _roles(cells)}
+    opened: set[tuple[str, Phase]] = set()
     for cell in cells:
         try:
             stages = stages_of(cell, specs)
         except Exception:  # whatever is wrong with the method is the cell's own failure when it runs
             continue
         for stage in stages:
-            try:
-                for samples in stage_sets(lab, cell, stage.phase):
-                    len(samples)
-            except KdbenchError as error:
-                raise KdbenchError(f"{cell.name}, stage '{stage.name}': {error}") from error
+            if (cell.benchmark.name, stage.phase) not in opened:
+                opened.add((cell.benchmark.name, stage.phase))
+                _open(lab, cell, stage)
+
+
+def _open(lab: Lab, cell: Cell, stage: Stage) -> None:
+    try:
+        for samples in stage_sets(lab, cell, stage.phase):
+            len(samples)
+    except (KdbenchError, OSError) as error:
+        raise KdbenchError(f"{cell.name}, stage '{stage.name}': {error}") from error
 
 
 def check_tests(lab: Lab, cells: list[Cell]) -> None:
@@ -283,7 +311,7 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
     for role in _roles(cells):
         yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
-    processes = lab.fabric.world_size
+    sharers = lab.fabric.world_size
     seen: set[str] = set()
     total = 0
     for cell in cells:
@@ -296,7 +324,7 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
             seen.add(step.key)
             data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
             size = f"{step.steps} steps of {step.recipe.batch}"
-            size += f" ({step.recipe.batch // processes} a process)" if processes > 1 else ""
+            size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
             trains = ", ".join(sorted(step.stage.trains))
             yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
             if state == "to do":

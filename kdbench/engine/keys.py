@@ -88,6 +88,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "transformers": version("transformers"),
+        "scipy": version("scipy"),
         "device": device.type,
         "precision": precision,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,

@@ -88,7 +88,7 @@ class TokenEncoder(Encoder):
     """A plain transformer (ViT, EVA-02). Levels are four blocks before the final norm, as GKD's decoders read them.
 
     An image that its patches do not divide is padded at the right and the bottom with the mean colour, and the maps are
-    cut back to the image.
+    cut back to the image; a mask's cells are then patches of the padded image.
     """
 
     def __init__(self, body: nn.Module, patch: int, position_offset: bool = False) -> None:

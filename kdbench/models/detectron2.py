@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
-from kdbench.models.backbones import Encoder, has_batch_norms
+from kdbench.models.backbones import Encoder, cut, has_batch_norms, padded
 from kdbench.models.pretrained import read_checkpoint
 from kdbench.models.segmentor import Segmentor, seeded
 from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
@@ -89,21 +89,21 @@ class FPNEncoder(Encoder):
         return SemanticFPN(head)
 
     def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
-        divisor = int(self.body.size_divisibility)  # type: ignore[arg-type]
-        if image.shape[-2] % divisor or image.shape[-1] % divisor:
-            raise KdbenchError(
-                f"detectron2's FPN needs image sides that are multiples of {divisor}, got {tuple(image.shape[-2:])}. "
-                "Evaluate and train it with windows and crops of such a size."
-            )
+        size, whole = (image.shape[-2], image.shape[-1]), padded(image, int(self.body.size_divisibility))  # type: ignore[arg-type]
         kept: dict[int, Tensor] = {}
         hooks = [self._blocks[block].register_forward_hook(partial(_keep, kept, block)) for block in blocks]
         try:
-            maps = self.body(image.flip(1) if self._bgr else image)
+            maps = self.body(whole.flip(1) if self._bgr else whole)
         finally:
             for hook in hooks:
                 hook.remove()
-        levels = tuple(maps[level] for level in self._levels)
-        return Features(levels, final=levels[-1], pooled=levels[-1].mean((2, 3)), blocks=kept)
+
+        def fitted(map_: Tensor) -> Tensor:
+            return cut(map_, size, whole.shape[-1] // map_.shape[-1])
+
+        levels = tuple(fitted(maps[level]) for level in self._levels)
+        blocks_kept = {block: fitted(map_) for block, map_ in kept.items()}
+        return Features(levels, final=levels[-1], pooled=levels[-1].mean((2, 3)), blocks=blocks_kept)
 
 
 def _keep(kept: dict[int, Tensor], block: int, module: nn.Module, inputs: Any, output: Tensor) -> None:

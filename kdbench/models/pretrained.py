@@ -181,9 +181,9 @@ def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = timm.models.load_state_dict_from_hf(hub, weights_only=True)
     except Exception as error:  # whatever keeps the hub away, the repair is the same
-        reason = str(error).strip().partition("\n")[0]
         raise KdbenchError(
-            f"the weights of '{role.name}' ({hub}) cannot be had from the hub: {reason}. {_put(weights, role)}"
+            f"the weights of '{role.name}' ({hub}) cannot be had from the hub: {_first_line(error)}. "
+            f"{_put(weights, role)}"
         ) from error
     return found
 
@@ -217,10 +217,10 @@ def _mit(role: Role, folder: Path | None) -> State:
     try:
         model, report = SegformerModel.from_pretrained(folder or role.network, output_loading_info=True)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise KdbenchError(
-            f"the weights of '{role.name}' cannot be had from {folder or 'the hub'}: {reason}. Put the folder of "
-            f"{role.network} (config.json, model.safetensors) as {role.name} where --weights-dir points."
+            f"the weights of '{role.name}' cannot be had from {folder or 'the hub'}: {_first_line(error)}. "
+            f"Put the folder of {role.network} (config.json, model.safetensors) as {role.name} where --weights-dir "
+            "points."
         ) from error
     # The library fills what is missing with random numbers, and says so in a log alone.
     faults = [f"{kind.partition('_')[0]}: {_some(sorted(map(str, report[kind])))}" for kind in BAD if report.get(kind)]
@@ -244,9 +244,10 @@ class Unread:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """A file's content; nothing in it is run. What training scripts keep beside the weights is not read.
+    """A file's content; nothing in it is run. What training scripts keep beside the weights is passed over.
 
-    That is their arguments in GKD's and DeiT's files; buffers of losses, with numpy's arrays, in mmengine's.
+    That is their arguments in GKD's and DeiT's files; buffers of losses, with numpy's arrays, in mmengine's. What torch
+    cannot pass over (kinds of dict and list) is an error.
     """
     try:
         if path.suffix == ".safetensors":
@@ -255,7 +256,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([(Unread, name) for name in _foreign(path)]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken, of another format, or of objects that are not tensors
-        reason = str(error).strip().partition("\n")[0]
+        # torch's own words would advise to run what is in the file.
+        beside = type(error).__name__ == "UnpicklingError" and zipfile.is_zipfile(path)
+        reason = "beside tensors it holds objects that cannot be passed over" if beside else _first_line(error)
         raise KdbenchError(
             f"{path} cannot be read as weights: {reason}. Download it again; if it holds other objects than tensors, "
             "save its state dict alone with safetensors."
@@ -264,6 +267,10 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         kind = "an object" if isinstance(found, Unread) else f"a {type(found).__name__}"
         raise KdbenchError(f"{path} holds {kind}, not a state dict. Save the model's state dict.")
     return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _foreign(path: Path) -> list[str]:
@@ -327,10 +334,12 @@ def _fold_layer_scales(state: State, expected: set[str]) -> None:
     """Layer scales that the network lacks go into the linear layer before each: gamma (W x + b), as GKD's DINO has."""
     for scale, layer in LAYER_SCALES.items():
         for name in [name for name in state if name.endswith(scale) and name not in expected]:
+            linear = f"{name.removesuffix(scale)}{layer}"
+            if f"{linear}.weight" not in state:
+                continue
             gamma = state.pop(name)
-            for linear in (f"{name.removesuffix(scale)}{layer}.{kind}" for kind in ("weight", "bias")):
-                if linear in state:
-                    state[linear] = gamma.view(-1, *[1] * (state[linear].ndim - 1)) * state[linear]
+            for part in (f"{linear}.{kind}" for kind in ("weight", "bias") if f"{linear}.{kind}" in state):
+                state[part] = gamma.view(-1, *[1] * (state[part].ndim - 1)) * state[part]
 
 
 def _with_mask_token(encoder: Encoder, body: State, mask_token: Tensor | None) -> State:

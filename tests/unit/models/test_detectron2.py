@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.conformance import CHECKS, Bench, make_bench
 from kdbench.errors import KdbenchError
+from kdbench.models.backbones import cut
 from kdbench.models.pretrained import Pretrained
 from kdbench.models.real import build_real
 from kdbench.models.segmentor import seeded
@@ -202,9 +203,15 @@ def test_checkpoints_and_configs_that_do_not_fit_are_refused(d2: ModuleType, tmp
         d2.student_from_config("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", CLASSES)
 
 
-def test_sides_that_the_fpn_cannot_add_up_are_refused(student: Any) -> None:
-    with pytest.raises(KdbenchError, match=r"multiples of 32, got \(64, 100\)"):
-        student(images(1, 64, 100))
+@torch.no_grad()
+def test_sides_that_the_fpn_cannot_add_up_are_padded_with_the_mean_colour(student: Any) -> None:
+    encoder, image = student.eval().encoder, images(1, 50, 100)
+    whole = encoder.mean.expand(1, 3, 64, 128).clone()
+    whole[..., :50, :100] = image
+    found, expected = encoder(image, blocks=(0,)), encoder(whole, blocks=(0,))
+    for level, stride in enumerate((4, 8, 16, 32)):
+        assert torch.allclose(found.levels[level], cut(expected.levels[level], (50, 100), stride), atol=1e-5)
+    assert torch.allclose(found.blocks[0], cut(expected.blocks[0], (50, 100), 4), atol=1e-5)
 
 
 # Its weights, for the command line

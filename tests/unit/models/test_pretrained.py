@@ -186,6 +186,12 @@ def test_layer_scales_that_the_network_lacks_go_into_the_layers_before_them(writ
     assert not torch.allclose(found, body.forward_features(image), atol=1e-2)
 
 
+def test_a_layer_scale_without_its_layer_is_refused(written: Any) -> None:
+    state = {f"{name}": tensor for name, tensor in scaled_vit().state_dict().items() if "blocks.0.mlp.fc2" not in name}
+    with pytest.raises(KdbenchError, match=r"unknown: blocks\.0\.ls2\.gamma"):
+        loaded(written(state))
+
+
 @pytest.fixture
 def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, dict[str, Tensor]]:
     """A DINOv2 with registers as the role `tiny`, and its weights as Meta names them."""
