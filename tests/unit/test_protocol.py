@@ -146,13 +146,13 @@ SIZES = {
 """Section 26.6: at which size the targets are tested, (height, width)."""
 
 
-@pytest.mark.parametrize("benchmark", SIZES)
-def test_the_papers_targets_are_tested_at_the_sizes_of_the_formula_sheet(benchmark: str) -> None:
-    targets = {domain.name: domain.real for domain in load_benchmark(benchmark).targets}
+@pytest.mark.parametrize("course", SIZES)
+def test_the_papers_targets_are_tested_at_the_sizes_of_the_formula_sheet(course: str) -> None:
+    targets = {domain.name: domain.real for domain in load_benchmark(course).targets}
     for name in SHEET:
         stated_under = PROTOCOLS[name].terms or name
         found = {target: real and real.terms(stated_under).size for target, real in targets.items()}
-        assert found == SIZES[benchmark]
+        assert found == SIZES[course]
 
 
 def test_the_rate_of_the_text_falls_with_the_epochs_and_that_of_the_code_an_epoch_later() -> None:
