@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,9 @@ def _alike(seeds: list[Entry]) -> bool:
 
 
 def _knobs_differ(seeds: list[Entry]) -> bool:
-    return any(entry.cell.knobs != seeds[0].cell.knobs for entry in seeds)
+    # A knob that a record does not know is younger than it.
+    known: dict[str, Any] = {}
+    return any(known.setdefault(name, value) != value for entry in seeds for name, value in entry.cell.knobs.items())
 
 
 def _remarks(seeds: list[Entry]) -> Iterator[str]:

@@ -303,6 +303,17 @@ def test_no_records_at_all_says_where_and_what_to_type(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+def test_a_seed_that_was_run_before_a_knob_existed_is_averaged_with_later_ones(make_record) -> None:
+    knobs = ({"temperature": 2.0}, {"temperature": 2.0, "values": "student"})
+    entries = [
+        Entry(make_record({"cityscapes": 40.0 + 2 * seed}, seed=seed, knobs=known)) for seed, known in enumerate(knobs)
+    ]
+    (board,) = boards(entries)
+    (row,) = board.rows
+    assert row.targets[0] == pytest.approx(41.0)
+    assert "knobs" not in row.remark
+
+
 def test_seeds_with_different_knobs_are_not_averaged(make_record) -> None:
     """As a label that was given to two settings would do."""
     entries = [
