@@ -20,6 +20,7 @@ from kdbench.data.sizing import nearest
 from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
 from kdbench.types import IGNORE
 
+MEAN_COLOUR = [round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN]
 REDRAWN = 10
 """How often a crop is drawn again at most."""
 
@@ -145,9 +146,6 @@ class SegmentationView:
         if saturation != 1.0 or hue != 0.0:
             levels = _in_hsv(levels, saturation, hue)
         return (levels * (contrast if late else 1.0)).clamp(0, 255).round().to(torch.uint8)
-
-
-MEAN_COLOUR = [round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN]
 
 
 def _padded(image: Tensor, label: Tensor, side: int) -> tuple[Tensor, Tensor]:

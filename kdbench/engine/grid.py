@@ -8,8 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,23 @@ import torch
 from torch.utils import deterministic
 
 from kdbench.benchmark import Benchmark
-from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab, make_plan, stage_sets, stages_of
+from kdbench.engine.cell import Cell, Lab, make_plan
+from kdbench.engine.checks import check_together, models_of
 from kdbench.engine.costs import cost_of
 from kdbench.engine.journal import Journal
-from kdbench.engine.processes import check_shares, gathered, make_fabric, processes
+from kdbench.engine.processes import check_shares, make_fabric, processes
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.engine.trackers import Trackers
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
-from kdbench.identity import digest
-from kdbench.method import Knobs, Stage
+from kdbench.method import Knobs
 from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import Pair, Role, parse_pair
+from kdbench.models.zoo import Pair, parse_pair
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
@@ -44,7 +42,6 @@ from kdbench.report.amounts import amount
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
 from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
-from kdbench.types import Phase
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     for cell in cells:
         if spec.label and cell.variant and not spec.fresh:
             _check_label(spec, lab, cell)
-    _together(lab, lambda: _check_before(lab, cells))
+    check_together(lab, cells)
     with contextlib.closing(Trackers(spec.watch, spec.results, lab.progress.note)) as trackers:
         for cell in cells:
             yield _run_cell(spec, lab, cell, trackers)
@@ -208,92 +205,6 @@ def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:
     return Done(cell, outcome.record, cached=False)
 
 
-def _roles(cells: list[Cell]) -> list[Role]:
-    """Every model of the run, once."""
-    roles = (role for cell in cells for role in (cell.teacher, cell.student) if role)
-    return list({role.name: role for role in roles}.values())
-
-
-def _check_before(lab: Lab, cells: list[Cell]) -> None:
-    """The quick looks first."""
-    for role in _roles(cells):
-        lab.zoo.check(role.name)
-    check_sets(lab, cells)
-    if lab.fabric.is_global_zero:
-        check_tests(lab, cells)
-
-
-def _together(lab: Lab, check: Callable[[], None]) -> None:
-    """A check that fails in one process ends all of them: the others would wait for it."""
-    mine: KdbenchError | None = None
-    try:
-        check()
-    except KdbenchError as error:
-        mine = error
-    found = next(filter(None, gathered(lab.fabric, str(mine) if mine else "")), "")
-    if found:
-        raise mine or KdbenchError(found)
-
-
-def check_sets(lab: Lab, cells: list[Cell]) -> None:
-    """Opens every set that a stage of a cell reads: what a later stage misses would come up after hours of training."""
-    with torch.device("meta"):
-        specs = {role.name: lab.zoo.build(role).spec for role in _roles(cells)}
-    opened: set[tuple[str, Phase]] = set()
-    for cell in cells:
-        try:
-            stages = stages_of(cell, specs)
-        except Exception:  # whatever is wrong with the method is the cell's own failure when it runs
-            continue
-        for stage in stages:
-            if (cell.benchmark.name, stage.phase) not in opened:
-                opened.add((cell.benchmark.name, stage.phase))
-                _open(lab, cell, stage)
-
-
-def _open(lab: Lab, cell: Cell, stage: Stage) -> None:
-    try:
-        for samples in stage_sets(lab, cell, stage.phase):
-            len(samples)
-    except (KdbenchError, OSError) as error:
-        raise KdbenchError(f"{cell.name}, stage '{stage.name}': {error}") from error
-
-
-def check_tests(lab: Lab, cells: list[Cell]) -> None:
-    """Reads every real test image once, before hours of training: a broken one would fail each cell at its end."""
-    if lab.worlds.data_root is None:
-        return
-    for domain in dict.fromkeys(d for cell in cells for d in lab.worlds.evaluated(cell.benchmark)):
-        samples = lab.worlds.val(domain)
-        if lab.store.is_noted("readable", digest(samples.identity)):
-            continue
-        broken = list(_unreadable(samples, lab.progress))
-        if broken:
-            raise KdbenchError(
-                f"{len(broken)} of the {len(samples)} test images of '{domain.name}' cannot be read: {broken[0]}"
-            )
-        lab.store.note("readable", digest(samples.identity))
-
-
-def _unreadable(samples: DomainSet, progress: Progress) -> Iterator[KdbenchError]:
-    def read(index: int) -> KdbenchError | None:
-        try:
-            samples.read(index)
-        except KdbenchError as error:
-            return error
-        return None
-
-    progress.begin(f"reading the test images of {samples.domain}", len(samples))
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for done, error in enumerate(pool.map(read, range(len(samples))), 1):
-                if error is not None:
-                    yield error
-                progress.advance(done, {})
-    finally:
-        progress.end()
-
-
 def _check_places(spec: RunSpec) -> None:
     """Raises before anything is computed where its result could not be written."""
     for option, folder in (("--results", spec.results), ("--store", spec.store)):
@@ -309,7 +220,7 @@ def _check_places(spec: RunSpec) -> None:
 
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
-    for role in _roles(cells):
+    for role in models_of(cells):
         yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
     sharers = lab.fabric.world_size
     seen: set[str] = set()

@@ -18,7 +18,8 @@ from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.real.files import Entry, FileTree, open_image
 from kdbench.data.sizing import Cover
 from kdbench.data.worlds import Worlds
-from kdbench.engine.grid import Done, check_sets, run_grid
+from kdbench.engine.checks import check_sets
+from kdbench.engine.grid import Done, run_grid
 from kdbench.errors import KdbenchError
 from kdbench.models.shipped import Zoo
 from kdbench.plugins import load_benchmark

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine import grid
+from kdbench.engine import checks
 from kdbench.engine.grid import Done, _fix_order, describe
 from kdbench.errors import KdbenchError
 from kdbench.report.records import SIDE_FILE, read_record
@@ -300,8 +300,8 @@ def test_a_label_stands_for_one_setting(run_cells: Callable[..., list[Done]]) ->
 def test_a_check_that_fails_in_another_process_ends_this_one_too(
     plan_cells: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab, _ = plan_cells(methods=("baseline",))
-    grid._together(lab, lambda: None)
-    monkeypatch.setattr(grid, "gathered", lambda fabric, mine: [mine, "no weights on the second node"])
+    lab, cells = plan_cells(methods=("baseline",))
+    checks.check_together(lab, cells)
+    monkeypatch.setattr(checks, "gathered", lambda fabric, mine: [mine, "no weights on the second node"])
     with pytest.raises(KdbenchError, match="no weights on the second node"):
-        grid._together(lab, lambda: None)
+        checks.check_together(lab, cells)
