@@ -13,6 +13,7 @@ from kdbench.cli import app
 from kdbench.data.real import ADAPTERS
 from kdbench.data.real.adapter import whole_path
 from kdbench.listing import listing, render
+from kdbench.models.shipped import Zoo
 from kdbench.plugins import load_benchmark, load_method, method_names
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,18 @@ def test_the_paths_of_the_trees_are_those_that_are_read() -> None:
             assert ours is not None
             assert theirs is not None, f"{name}: {label}"
             assert ours.groupdict() == theirs.groupdict()
+
+
+def test_the_table_of_the_ladder_is_that_of_the_cards() -> None:
+    page = (ROOT / "docs" / "mini.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| objective \|.*?(?=\n\n)", page, flags=re.DOTALL | re.MULTILINE)
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    shown = {row[0]: dict(zip(head[1:], map(float, row[1:]), strict=True)) for row in rows}
+    assert shown == {
+        rung.objective: {f"{name}: source": score for name, score in rung.source.items()}
+        | {f"{name}: targets": score for name, score in rung.targets.items()}
+        for rung in Zoo().card("dinov2-l").ladder
+    }
 
 
 def test_the_page_of_the_methods_is_that_of_the_list() -> None:

@@ -62,22 +62,33 @@ def climb_ladder(
     store: StoreOption = None,
     device: Device = "auto",
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-ladder"),
+    cards: Annotated[
+        Path | None, typer.Option(help="A folder of stand-ins, whose cards are told what each rung gave.")
+    ] = None,
 ) -> None:
     """What each pretraining objective gives a foundation stand-in, label-free first: one row a rung."""
     from kdbench.display import progress_for
     from kdbench.engine.grid import make_lab
+    from kdbench.models.shipped import Zoo
     from kdbench.pretraining.ladder import climb
     from kdbench.pretraining.train import make_school
 
     progress, place, names = progress_for(Console()), store or default_store(), servable(None)
     request = RunSpec(methods=(), pairs=(), benchmarks=(), device=device, results=output, store=place)
-    rows = []
+    if cards is not None:
+        # Before an hour's work: a folder that is no zoo says so.
+        Zoo(cards).cards()
+    rungs = []
     for rung in climb(make_school(place, output, device, progress), make_lab(request, progress), names, output):
-        scores = {
-            f"{n}: {k}": round(v[n], 1) for n in names for k, v in (("source", rung.source), ("targets", rung.targets))
-        }
-        rows.append({"objective": rung.objective, "seconds": round(rung.seconds), **scores})
+        rungs.append(rung)
         out(f"{rung.objective}: targets " + ", ".join(f"{n} {rung.targets[n]:.1f}" for n in names))
+    rows = [
+        {"objective": rung.objective}
+        | {f"{n}: {k}": v[n] for n in names for k, v in (("source", rung.source), ("targets", rung.targets))}
+        for rung in rungs
+    ]
     text = tabulate(rows, headers="keys", tablefmt="github")
     write_atomically(output / "ladder.md", (text + "\n").encode())
     out(f"{text}\nwritten: {output / 'ladder.md'}")
+    if cards is not None:
+        out(f"on the cards in {cards}: " + ", ".join(card.role for card in Zoo(cards).note_ladder(rungs)))

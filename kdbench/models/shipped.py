@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,16 @@ from kdbench.models.backbones import REAL, Encoder, build_stand_in
 from kdbench.models.zoo import ROLES, STAND_INS, Role
 
 SHIPPED = Path(__file__).parent / "weights"
+
+
+class Rung(BaseModel):
+    """What one pretraining objective gave: mIoU in percent of a decoder fitted to the frozen encoder, by benchmark."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    objective: str
+    source: dict[str, float]
+    targets: dict[str, float]
 
 
 class Card(BaseModel):
@@ -46,6 +56,9 @@ class Card(BaseModel):
     command: str
     bytes: int
     sha256: str
+    ladder: tuple[Rung, ...] = ()
+    """Of a foundation stand-in: its objective (or its teacher's) and those tried before, as `kdbench models ladder`
+    measured them on its smallest."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,10 @@ class Zoo:
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise KdbenchError(f"{path} is not a model card: {reason}. {self._restore(role)}") from None
+
+    def cards(self) -> dict[str, Card]:
+        """Every stand-in's card, by name."""
+        return {role: self.card(role) for role in STAND_INS}
 
     def origin(self, role: Role) -> str:
         """The file, or that it is missing."""
@@ -138,8 +155,26 @@ class Zoo:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / f"{role}.safetensors", content)
-        write_atomically(self.folder / f"{role}.json", (json.dumps(card.model_dump(), indent=1) + "\n").encode())
+        self._write_card(card)
         return card
+
+    def note_ladder(self, rungs: Sequence[Rung]) -> list[Card]:
+        """Writes what was measured onto the card of every stand-in that stands on a rung, itself or by its teachers."""
+        objectives, cards, noted = [rung.objective for rung in rungs], self.cards(), []
+        for card in cards.values():
+            first = card
+            while first.teacher is not None:
+                first = cards[first.teacher]
+            if first.objective in objectives:
+                climbed = tuple(rungs[: objectives.index(first.objective) + 1])
+                noted.append(card.model_copy(update={"ladder": climbed}))
+                self._write_card(noted[-1])
+        return noted
+
+    def _write_card(self, card: Card) -> None:
+        # A card without a ladder has no empty one: it is the foundation stand-ins' alone.
+        facts = card.model_dump(mode="json", exclude=None if card.ladder else {"ladder"})
+        write_atomically(self.folder / f"{card.role}.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def _architecture(role: str) -> dict[str, Any]:

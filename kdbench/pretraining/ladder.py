@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
 from kdbench.method import Knobs
-from kdbench.models.shipped import Zoo
+from kdbench.models.shipped import Rung, Zoo
 from kdbench.models.zoo import ROLES
 from kdbench.plugins import load_benchmark
 from kdbench.pretraining.courses import COURSES, LADDER
@@ -20,28 +20,17 @@ from kdbench.report.scores import domain_miou, domains
 ROLE = "dinov2-s"
 
 
-@dataclass(frozen=True)
-class Rung:
-    """What an objective gave: mIoU in percent of a decoder fitted to the frozen encoder, by benchmark."""
-
-    objective: str
-    seconds: float
-    source: dict[str, float]
-    targets: dict[str, float]
-
-
 def climb(school: School, lab: Lab, benchmarks: Sequence[str], folder: Path) -> Iterator[Rung]:
     """Pretrains one stand-in by every rung for the same number of steps, and probes it."""
     for objective, recipe in LADDER:
         zoo = Zoo(folder / objective.replace(" ", ""))
         course = replace(COURSES[ROLE], objective=objective, teacher=None, recipe=recipe)
-        card = replace(school, zoo=zoo).train(course, "kdbench models ladder")
+        replace(school, zoo=zoo).train(course, "kdbench models ladder")
         scores = [_probe(replace(lab, zoo=zoo), name) for name in benchmarks]
         yield Rung(
-            objective,
-            card.seconds,
-            {name: source for name, (source, _) in zip(benchmarks, scores, strict=True)},
-            {name: target for name, (_, target) in zip(benchmarks, scores, strict=True)},
+            objective=objective,
+            source={name: round(source, 1) for name, (source, _) in zip(benchmarks, scores, strict=True)},
+            targets={name: round(target, 1) for name, (_, target) in zip(benchmarks, scores, strict=True)},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import build_stand_in
-from kdbench.models.shipped import SHIPPED, Zoo
+from kdbench.models.shipped import SHIPPED, Rung, Zoo
 from kdbench.models.zoo import ROLES, STAND_INS
 
 FACTS = {
@@ -101,3 +102,34 @@ def test_every_role_is_shipped_whole_and_the_zoo_is_small() -> None:
 def test_the_origin_of_weights_is_their_file_or_what_to_do(zoo: Zoo) -> None:
     assert zoo.origin(ROLES["resnet18"]) == str(zoo.folder / "resnet18.safetensors")
     assert zoo.origin(ROLES["deit-s"]).startswith(f"MISSING: {zoo.folder / 'deit-s.safetensors'}. Restore it")
+
+
+LADDER = tuple(
+    Rung(objective=name, source={"c2a": 30.0 + k}, targets={"c2a": 20.0 + k})
+    for k, name in enumerate(("self-distillation", "rendering", "rendering + coarse"))
+)
+
+
+def test_the_cards_of_foundation_stand_ins_say_what_the_lower_rungs_gave(tmp_path: Path) -> None:
+    zoo = Zoo(shutil.copytree(SHIPPED, tmp_path / "zoo"))
+    before = {role: (zoo.folder / f"{role}.json").read_text() for role in STAND_INS}
+    noted = [card.role for card in zoo.note_ladder(LADDER)]
+    assert sorted(noted) == sorted(name for name in STAND_INS if name.startswith(("dinov2", "eva02")))
+    for role in STAND_INS:
+        # eva02-s stands there by eva02-l and dinov2-l, its teacher's teacher.
+        assert zoo.check(role).ladder == (LADDER if role in noted else ())
+        assert (role in noted) != ((zoo.folder / f"{role}.json").read_text() == before[role])
+
+
+def test_a_card_stands_on_its_own_rung_and_not_on_those_above(tmp_path: Path) -> None:
+    zoo = Zoo(shutil.copytree(SHIPPED, tmp_path / "zoo"))
+    path = zoo.folder / "dinov2-l.json"
+    path.write_text(path.read_text().replace("rendering + coarse", "rendering", 1))
+    zoo.note_ladder(LADDER)
+    assert zoo.card("dinov2-l").ladder == zoo.card("dinov2-s").ladder == LADDER[:2]
+
+
+def test_the_shipped_cards_tell_of_every_rung() -> None:
+    for role in ("dinov2-s", "dinov2-b", "dinov2-l", "eva02-s", "eva02-b", "eva02-l"):
+        rungs = Zoo().card(role).ladder
+        assert [rung.objective for rung in rungs] == ["self-distillation", "rendering", "rendering + coarse"]

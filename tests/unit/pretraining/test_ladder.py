@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from kdbench.cli import app
 from kdbench.engine.grid import make_lab
-from kdbench.models.shipped import Zoo
+from kdbench.errors import KdbenchError
+from kdbench.models.shipped import SHIPPED, Rung, Zoo
 from kdbench.pretraining import courses, ladder
 from kdbench.pretraining.courses import LADDER
 from kdbench.pretraining.ladder import ROLE, climb
@@ -32,3 +37,33 @@ def test_every_rung_is_trained_for_and_probed(tmp_path: Path, make_spec, monkeyp
     for rung in rungs:
         assert set(rung.source) == set(rung.targets) == {"g2c", "p2r"}
         assert all(0 <= score <= 100 for score in (*rung.source.values(), *rung.targets.values()))
+
+
+def ladder_command(tmp_path: Path, cards: Path) -> Result:
+    command = ["models", "ladder", "--store", str(tmp_path / "store"), "--output", str(tmp_path / "out")]
+    return CliRunner().invoke(app, [*command, "--device", "cpu", "--cards", str(cards)])
+
+
+def test_the_command_writes_a_table_and_tells_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rungs = [
+        Rung(objective=objective, source={"c2a": 30.5 + k}, targets={"c2a": 20.5 + k})
+        for k, (objective, _) in enumerate(LADDER)
+    ]
+    monkeypatch.setattr(ladder, "climb", lambda *_: iter(rungs))
+    monkeypatch.setattr("kdbench.cli.models.servable", lambda _: ["c2a"])
+    zoo = Zoo(shutil.copytree(SHIPPED, tmp_path / "zoo"))
+    done = ladder_command(tmp_path, zoo.folder)
+    assert done.exit_code == 0, done.output
+    table = (tmp_path / "out" / "ladder.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0] == ["objective", "c2a: source", "c2a: targets"]
+    assert rows[2:] == [[rung.objective, str(rung.source["c2a"]), str(rung.targets["c2a"])] for rung in rungs]
+    assert zoo.card("eva02-b").ladder == tuple(rungs)
+
+
+def test_cards_that_are_none_are_told_before_the_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "climb", lambda *_: pytest.fail("climbed"))
+    done = ladder_command(tmp_path, tmp_path / "nothing")
+    assert done.exit_code != 0
+    assert isinstance(done.exception, KdbenchError)
+    assert "nothing/dinov2-s.json is missing" in str(done.exception)
