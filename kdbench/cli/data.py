@@ -137,7 +137,7 @@ def distances(
 
     Writes a matrix of mIoU (CSV) and its heat map (PNG) for each kind of domain.
     """
-    from kdbench.data.synthetic import WORLD
+    from kdbench.data.synthetic import WORLDS
     from kdbench.display import progress_for
     from kdbench.engine.distances import Distances
     from kdbench.report.charts import heat_map
@@ -150,7 +150,7 @@ def distances(
     for name in ("street", "aerial") if kind == "all" else (kind,):
         matrix = measured.matrix(name).rename(index=likeness, columns=likeness)
         matrix.round(1).to_csv(output / f"distances-{name}.csv")
-        title = f"mIoU (%) of a reference network, {name} domains of {WORLD}"
+        title = f"mIoU (%) of a reference network, {name} domains of {WORLDS[name]}"
         heat_map(matrix, "trained on", "tested on", title).savefig(output / f"distances-{name}.png")
         out(matrix.round(1).to_markdown())
         out(f"written: {output}/distances-{name}.csv and .png")

@@ -38,7 +38,7 @@ class RenderedSet:
     @property
     def world(self) -> str:
         """The version of the built-in world."""
-        return synthetic.WORLD
+        return synthetic.DOMAINS[self.rendition].world
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:

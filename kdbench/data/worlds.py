@@ -53,7 +53,7 @@ class Worlds:
 
     def world_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
-        return synthetic.WORLD if self.data_root is None else "real"
+        return "real" if self.data_root is not None else self.val(benchmark.targets[0]).world
 
     def train(self, domain: Domain) -> DomainSet:
         """The domain's training split."""

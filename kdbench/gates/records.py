@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdbench.data.synthetic import WORLD
+from kdbench.data.synthetic import WORLDS
 from kdbench.errors import KdbenchError
 from kdbench.gates.gate import Gate, Outcome
 from kdbench.protocol import PROTOCOLS, find_protocol
@@ -49,9 +49,9 @@ def _protocol(record: Record) -> str:
 
 
 def _world(record: Record) -> str:
-    domains = record.result.domains if record.result else []
-    strange = {record.spec.resolved.world, *(domain.world for domain in domains)} - {WORLD, REAL}
-    return f"is of the unknown world '{min(strange)}' (known: {WORLD}, {REAL})" if strange else ""
+    domains, known = record.result.domains if record.result else [], sorted({*WORLDS.values(), REAL})
+    strange = {record.spec.resolved.world, *(domain.world for domain in domains)} - set(known)
+    return f"is of the unknown world '{min(strange)}' (known: {', '.join(known)})" if strange else ""
 
 
 def _misplaced(path: Path, record: Record) -> str:

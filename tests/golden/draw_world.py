@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdbench.data.synthetic import DOMAINS, WORLD, draw
+from kdbench.data.synthetic import DOMAINS, WORLDS, draw
 
-FOLDER = Path(__file__).parent / WORLD
+FOLDER = Path(__file__).parent
 SIZES = ((64, 128), (96, 96))
 SPLITS = ("train", "val")
 INDICES = (0, 1, 7, 40)
@@ -32,12 +32,14 @@ def label_hashes(domain: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """One file of hashes, and one picture a domain."""
-    FOLDER.mkdir(exist_ok=True)
-    hashes = {domain: label_hashes(domain) for domain in DOMAINS}
-    (FOLDER / "labels.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
-    for domain in DOMAINS:
-        Image.fromarray(draw(domain, "val", 3, (64, 128)).image).save(FOLDER / f"{domain}.png", optimize=True)
+    """For each version one file of hashes, and one picture a domain."""
+    for world in set(WORLDS.values()):
+        folder, domains = FOLDER / world, [name for name, spec in DOMAINS.items() if spec.world == world]
+        folder.mkdir(exist_ok=True)
+        hashes = {domain: label_hashes(domain) for domain in domains}
+        (folder / "labels.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+        for domain in domains:
+            Image.fromarray(draw(domain, "val", 3, (64, 128)).image).save(folder / f"{domain}.png", optimize=True)
 
 
 if __name__ == "__main__":

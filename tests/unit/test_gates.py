@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from kdbench import conformance
 from kdbench.cli import app
-from kdbench.data.synthetic import WORLD
+from kdbench.data.synthetic import WORLDS
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
 from kdbench.gates import boards, contract, records, scores, smoke, speed
@@ -36,7 +36,8 @@ PIN = f"{SMOKE.id} g2c dinov2-s:deit-s logit_kd[warm] seed 0"
 def make_record(score: float = 40.0, error: str | None = None, **resolved: Any) -> Record:
     """A record of three classes that all have this IoU in percent on the one target."""
     fields: dict[str, Any] = {
-        "protocol": "mini", "protocol_id": MINI.id, "decoder": "light", "world": WORLD, "benchmark": "b", "title": "A",
+        "protocol": "mini", "protocol_id": MINI.id, "decoder": "light", "world": WORLDS["street"], "benchmark": "b",
+        "title": "A",
         "classes": ["road", "sky", "car"], "teacher": "big", "student": "small", "zoo": "mini", "family": "F2L",
         "method": "one", "role": "distilled", "knobs": {}, "variant": "", "seed": 0, "remark": "", "key": "0",
     } | resolved  # fmt: skip

@@ -25,7 +25,6 @@ Geometry = TypeVar("Geometry", Mood, Town)
 _NOTHING: Final[Ranges] = MappingProxyType({})
 _STYLE: Final = frozenset(name for names in CAUSES.values() for name in names)
 
-WORLD: Final = "synthetic-v1"
 SPLITS: Final = ("train", "val")
 CATEGORIES: Final[tuple[str, ...]] = (*SUBJECTS, "street scene", "aerial scene")
 OBJECTS: Final = len(CATEGORIES)
@@ -36,6 +35,10 @@ NEUTRAL: Final = MappingProxyType({f.name: getattr(Style(), f.name) for f in fie
 """What a style's fields are where a domain does not name them."""
 
 Kind = Literal["street", "aerial", "collection"]
+WORLDS: Final[Mapping[Kind, str]] = MappingProxyType(
+    {"street": "synthetic-v1", "aerial": "synthetic-v2", "collection": "synthetic-v1"}
+)
+"""The version of each kind of domain: what is drawn never changes under one name."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class DomainSpec:
     styles: tuple[tuple[float, Ranges], ...]
     geometry: Mood | Town | None = None
     scenes: float = 0.0  # share of street and aerial scenes in a collection
+
+    @property
+    def world(self) -> str:
+        """The version of the built-in world that it belongs to."""
+        return WORLDS[self.kind]
 
     @property
     def classes(self) -> int:
@@ -95,8 +103,9 @@ _MOODS: Final[Mapping[str, Mood]] = {
 }  # fmt: skip
 _POTSDAM: Final = Town()
 _VAIHINGEN: Final = Town(
-    extent=(48, 60), lot=(15, 20), footprint=(0.56, 0.8), roof="tiles", flat=0.12, trees=3.0, yards=0.16, clutter=0.4
+    extent=(46, 56), lot=(15, 20), footprint=(0.56, 0.8), flat=0.12, trees=3.0, yards=0.16, clutter=0.4
 )
+_TILED: Final = replace(_VAIHINGEN, extent=(48, 60), roof="tiles")
 _ANYWHERE: Final = Town(extent=(34, 70), roof="roof", flat=0.4, trees=3.5)
 
 
@@ -119,7 +128,7 @@ DOMAINS: Final[Mapping[str, DomainSpec]] = _table()
 
 
 def _lay_out(spec: DomainSpec, adjust: Ranges, split: str, index: int, height: int, width: int) -> Layout:
-    dice = Dice(WORLD, "layout", spec.family, split, index)
+    dice = Dice(spec.world, "layout", spec.family, split, index)
     if isinstance(spec.geometry, Mood):
         return street(dice, _adjusted(spec.geometry, adjust), index, height, width)
     if isinstance(spec.geometry, Town):
@@ -128,7 +137,7 @@ def _lay_out(spec: DomainSpec, adjust: Ranges, split: str, index: int, height: i
         return subject(dice, dice.i(len(SUBJECTS)), height, width)
     if dice.p(0.5):
         return street(dice, _MOODS["collection"], dice.i(16), height, width)
-    return aerial(dice, dice.pick((_ANYWHERE, _POTSDAM, _VAIHINGEN)), dice.i(4), height, width)
+    return aerial(dice, dice.pick((_ANYWHERE, _POTSDAM, _TILED)), dice.i(4), height, width)
 
 
 def _adjusted(geometry: Geometry, adjust: Ranges) -> Geometry:
@@ -201,7 +210,7 @@ def describe() -> Mapping[str, Ranges]:
 
 
 def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ranges = _NOTHING) -> Scene:
-    """The scene of that index at size (H, W); a pure function of its arguments and WORLD.
+    """The scene of that index at size (H, W); a pure function of its arguments and of the domain's version.
 
     adjust: ranges that replace the domain's own, by a name of causes(); a new domain made from a known one.
     """
@@ -209,7 +218,7 @@ def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ran
     if adjust:
         check_adjustment(domain, adjust)
     layout = _lay_out(spec, adjust, split, index, *size)
-    dice = Dice(WORLD, "style", domain, split, index)
+    dice = Dice(spec.world, "style", domain, split, index)
     ranges = {**_style_box(spec, dice), **{name: span for name, span in adjust.items() if name in _STYLE}}
     image = render(layout, sample(ranges, dice), dice)
     label = LABEL_OF[layout.thing] if spec.classes else np.full(size, IGNORE, np.uint8)

@@ -82,11 +82,14 @@ _POTSDAM_RGB: Final = box(
     palette_jitter=(0.03, 0.06),
     saturation=(0.45, 0.95),
     exposure=(1.0, 1.15),
+    season=(0.4, 1.0),
 )
-_POTSDAM_IRRG: Final = box(_POTSDAM_RGB, bands=_at(1), saturation=(0.65, 0.85), exposure=(0.95, 1.1))
+# The infrared is brighter than red: a camera's balance evens them out.
+_INFRARED: Final = box(bands=_at(1), mineral=_at(0.8), white_red=(0.85, 0.91), exposure=(0.95, 1.1))
+_POTSDAM_IRRG: Final = box(_POTSDAM_RGB, _INFRARED, saturation=(0.65, 0.85))
 _VAIHINGEN_IRRG: Final = box(
-    _AIR, bands=_at(1), palette=_at(13), palette_gap=_at(0.14), palette_jitter=(0.04, 0.08), saturation=(0.72, 0.9),
-    exposure=(0.95, 1.1), contrast=(1.05, 1.2), softness=(0.05, 0.2), sun=(0.65, 0.85), blur=(0.3, 0.5),
+    _AIR, _INFRARED, palette=_at(13), palette_gap=_at(0.14), palette_jitter=(0.04, 0.08), saturation=(0.6, 0.8),
+    season=(0.2, 0.6), contrast=(1.05, 1.2), softness=(0.05, 0.2), sun=(0.65, 0.85), blur=(0.3, 0.5),
     noise=(0.008, 0.016), white_blue=(1.0, 1.08),
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.data.synthetic.canvas import Dice
-from kdbench.data.synthetic.things import BASE, GLOW, LOOKS, NIR
+from kdbench.data.synthetic.things import BASE, GLOW, LOOKS, NIR, WITHERED, WITHERED_NIR
 
 Array = NDArray[np.float32]
 Ranges = Mapping[str, tuple[float, float]]
@@ -57,10 +57,12 @@ class Style:
     vignette: float = 0.0
     jpeg: float = 0.0
     bands: float = 0.0  # which three of infrared, red, green and blue are shown (an integer, index into BANDS)
+    season: float = 0.0  # how withered plants are: 0 none, 1 half of their variants wholly
+    mineral: float = 0.0  # how far a mineral's reflectance goes on changing from green over red into the infrared
 
 
 CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
-    "palette": ("palette", "palette_gap", "palette_jitter", "saturation"),
+    "palette": ("palette", "palette_gap", "palette_jitter", "saturation", "season", "mineral"),
     "texture": ("texture", "blotch", "hatch"),
     "illumination": ("exposure", "sun", "softness", "warmth", "sky", "clouds", "dusk", "night"),
     "weather": ("fog", "rain", "wet", "snow", "flakes"),
@@ -70,10 +72,15 @@ CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+_SINCE_V2: Final = ("season", "mineral")
+
+
 def sample(ranges: Ranges, dice: Dice) -> Style:
     """One style out of a box of ranges."""
-    # Every field draws, so that a range added to a domain leaves its other fields as they were.
-    return Style(**{f.name: dice.u(*ranges.get(f.name, (f.default, f.default))) for f in fields(Style)})
+    # Every field draws, so that a range added to a domain leaves its other fields as they were. Those of version 2 draw
+    # where they are named alone: version 1's pictures know nothing of them.
+    drawn = [f for f in fields(Style) if f.name in ranges or f.name not in _SINCE_V2]
+    return Style(**{f.name: dice.u(*ranges.get(f.name, (f.default, f.default))) for f in drawn})
 
 
 # Indices into (infrared, red, green, blue): RGB, IRRG, two other false colours, and red alone as grey.
@@ -102,16 +109,29 @@ def _mean(table: Array) -> Array:
     return (table[..., :1] + table[..., 1:2] + table[..., 2:]) / np.float32(3)
 
 
+def _plants(season: float) -> tuple[Array, Array]:
+    """Colours (LOOKS, 16, 3) and infrared (LOOKS, 16, 1) with plants so withered, some variants sooner than others."""
+    share = np.clip(season * np.linspace(0, 2, 16, dtype=np.float32), 0, 1)[:, None]
+    own, gone = NIR[:, None, None], WITHERED_NIR[:, None, None]
+    return BASE + share * (WITHERED - BASE), own + share * (gone - own)
+
+
+def _rise(table: Array) -> Array:
+    """How reflectance grows from green to red; the spectra of soils, bricks and tiles go on much as they rise there."""
+    return np.clip(table[..., :1] / table[..., 1:2], 0.85, 1.6)
+
+
 def colours(style: Style, dice: Dice) -> tuple[Array, Array]:
     """Reflectance and own light of every look and variant, (3, LOOKS * 16) each."""
     jitter = style.palette_jitter * _offsets(dice) + style.palette_gap * _gap(int(style.palette))
-    table = BASE * np.exp(jitter)
+    base, own = _plants(style.season) if style.season > 0 else (BASE, NIR[:, None, None])
+    table = base * np.exp(jitter)
     bands = BANDS[int(style.bands)]
     if style.bands >= 1:
         # Plants, water and glass answer in their own way; a variant that is redder than its look answers more.
-        red, own = table[..., :1], NIR[:, None, None]
+        red = table[..., :1]
         infrared = own * np.exp(jitter[..., :1]) * (0.4 + 0.6 * red / red.mean(1, keepdims=True))
-        infrared = np.where(own > 0, infrared, np.float32(1.1) * red)
+        infrared = np.where(own > 0, infrared, np.float32(1.1) * red * _rise(table) ** np.float32(style.mineral))
         table = np.concatenate((infrared, table), axis=2)[..., bands]
     grey = _mean(table)
     table = grey + style.saturation * (table - grey)

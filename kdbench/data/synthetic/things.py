@@ -100,7 +100,8 @@ class Look(NamedTuple):
     spread: str = ""  # key of the sixteen colours; empty: the one colour
     grain: float = 0.05  # amplitude of fine texture
     blotch: float = 0.05  # amplitude of coarse texture
-    nir: float = 0.0  # reflectance in the near infrared; 0: a tenth above its red, as minerals and paints
+    nir: float = 0.0  # reflectance in the near infrared; 0: follows from its colour, as minerals and paints
+    withered: tuple[Colour, float] | None = None  # a plant's colour and infrared out of its season
     snow: float = 0.0  # how much snow stays on it
     glow: float = 0.0  # light of its own, seen at night
     lit: float = 1.0  # share of its variants that glow
@@ -131,10 +132,10 @@ _LOOKS: Final[dict[str, Look]] = {
     "sign-blue": Look((30, 80, 180), grain=0.02, glow=0.15),
     "sign-white": Look((238, 238, 234), grain=0.02, glow=0.15),
     "sign-yellow": Look((244, 204, 40), grain=0.02, glow=0.15),
-    "leaf": Look((72, 106, 48), grain=0.16, blotch=0.14, nir=0.68, snow=0.5),
-    "needle": Look((44, 78, 50), grain=0.14, blotch=0.12, nir=0.52, snow=0.6),
+    "leaf": Look((72, 106, 48), grain=0.16, blotch=0.14, nir=0.68, withered=((124, 106, 88), 0.52), snow=0.5),
+    "needle": Look((44, 78, 50), grain=0.14, blotch=0.12, nir=0.52, withered=((60, 78, 56), 0.51), snow=0.6),
     "trunk": Look((84, 66, 50), grain=0.1),
-    "grass": Look((122, 140, 66), grain=0.07, blotch=0.1, nir=0.7, snow=1.0),
+    "grass": Look((122, 140, 66), grain=0.07, blotch=0.1, nir=0.7, withered=((146, 140, 92), 0.64), snow=1.0),
     "soil": Look((150, 124, 90), grain=0.08, blotch=0.1, snow=0.9),
     "skin": Look((206, 160, 130), grain=0.03),
     "hair": Look((60, 44, 34), grain=0.05),
@@ -163,11 +164,12 @@ LOOK: Final[dict[str, int]] = {name: index for index, name in enumerate(_LOOKS)}
 LOOKS: Final = len(_LOOKS)
 
 
-def _base() -> NDArray[np.float32]:
+def _base(withered: bool = False) -> NDArray[np.float32]:
     """Colours before any style: (LOOKS, 16, 3), 0..1."""
     table = np.empty((LOOKS, 16, 3), np.float32)
     for row, look in zip(table, _LOOKS.values(), strict=True):
-        row[:] = _SPREADS[look.spread] if look.spread else look.colour
+        colour = look.withered[0] if withered and look.withered else look.colour
+        row[:] = _SPREADS[look.spread] if look.spread else colour
         if not look.spread:
             row *= np.linspace(0.93, 1.07, 16, dtype=np.float32)[:, None]
     return table / 255.0
@@ -181,6 +183,8 @@ BASE: Final = _base()
 GRAIN: Final = _column("grain")
 BLOTCH: Final = _column("blotch")
 NIR: Final = _column("nir")
+WITHERED: Final = _base(withered=True)
+WITHERED_NIR: Final = np.array([x.withered[1] if x.withered else x.nir for x in _LOOKS.values()], np.float32)
 SNOW: Final = _column("snow")
 # (LOOKS, 16): which variants of a look are switched on at night.
 GLOW: Final = _column("glow")[:, None] * (np.arange(16)[None] < 16 * _column("lit")[:, None])

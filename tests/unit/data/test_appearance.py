@@ -88,9 +88,10 @@ def test_infrared_pictures_can_be_read(domain: str) -> None:
     assert 75 < image.mean() < 150
     assert np.mean(image.max(axis=-1) < 20) < 0.03
     assert np.mean(image.min(axis=-1) > 250) < 0.01
-    for label in (2, 3):
+    # Lawns are withered more often than trees, and show soil.
+    for label, ratio in ((2, 1.02), (3, 1.1)):
         red, green, blue = ground(domain, label)
-        assert red > 1.15 * max(green, blue)
+        assert red > ratio * max(green, blue)
     for label in (0, 1):
         red, green, _ = ground(domain, label)
         assert red < 1.2 * green
