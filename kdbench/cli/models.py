@@ -42,7 +42,8 @@ def verify_models(
     weights_dir: Annotated[Path | None, typer.Option(help="A folder of stand-ins. [those shipped]")] = None,
 ) -> None:
     """Compare every stand-in's weights with its card and its architecture. Exit status 1 on a fault."""
-    from kdbench.models.shipped import SHIPPED, Zoo
+    from kdbench.models.card import SHIPPED
+    from kdbench.models.shipped import Zoo
     from kdbench.models.zoo import STAND_INS
 
     zoo, faults = Zoo(weights_dir or SHIPPED), 0

@@ -67,6 +67,7 @@ class CellRun:
         self._inference = Inference()
         self._cached: list[str] = []
         self._key, self._remark = "", ""
+        self._weights: dict[str, str] = {}
 
     @cached_property
     def plan(self) -> Plan:
@@ -77,6 +78,8 @@ class CellRun:
         """Plans the cell; returns its key, which changes with anything that its result depends on."""
         method = self.plan.networks.method
         self._remark = method.remark if method is not None else ""
+        models = (self._cell.teacher, self._cell.student)
+        self._weights = {role.name: self._lab.zoo.weights(role) for role in models if role is not None}
         self._key = digest([
             [step.key for step in self.plan.stages],
             [samples.identity for samples in map(self._lab.worlds.val, self._evaluated())],
@@ -339,6 +342,7 @@ class CellRun:
             teacher=cell.teacher.name,
             student=cell.student.name if cell.student else None,
             zoo=lab.protocol.zoo,
+            weights=self._weights,
             family=Pair(cell.teacher, cell.student).family if cell.student else None,
             method=method.name if method else "teacher",
             role=method.method.role if method else "teacher",

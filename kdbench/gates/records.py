@@ -1,4 +1,4 @@
-"""Every record validates, lies where its content says, and belongs to a known protocol and world."""
+"""Every record validates, lies where its content says, and is of a known protocol and world and of the shipped zoo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from kdbench.data.synthetic import WORLDS
 from kdbench.errors import KdbenchError
 from kdbench.gates.gate import Gate, Outcome
-from kdbench.protocol import PROTOCOLS, find_protocol
+from kdbench.models.card import SHIPPED, read_card
+from kdbench.models.zoo import STAND_INS
+from kdbench.protocol import MINI, PROTOCOLS, find_protocol
 from kdbench.report.names import REAL
 from kdbench.report.records import Record, read_record, record_files
 from kdbench.spec import assign_label_maps
@@ -34,7 +36,7 @@ def _fault(path: Path) -> str:
         record = read_record(path)
     except KdbenchError as error:
         return str(error)
-    fault = _protocol(record) or _world(record) or _misplaced(path, record)
+    fault = _protocol(record) or _world(record) or _misplaced(path, record) or _weights(record)
     return fault and f"{path} {fault}. Remove it and run its cell again."
 
 
@@ -52,6 +54,16 @@ def _world(record: Record) -> str:
     domains, known = record.result.domains if record.result else [], sorted({*WORLDS.values(), REAL})
     strange = {record.spec.resolved.world, *(domain.world for domain in domains)} - set(known)
     return f"is of the unknown world '{min(strange)}' (known: {', '.join(known)})" if strange else ""
+
+
+def _weights(record: Record) -> str:
+    """Stand-ins alone: which of several real weights are right nobody here knows."""
+    cell = record.spec.resolved
+    if cell.zoo != MINI.zoo:
+        return ""
+    shipped = {model: read_card(SHIPPED, model).weights for model in cell.weights if model in STAND_INS}
+    strange = [model for model, weights in cell.weights.items() if weights != shipped.get(model)]
+    return f"began with other weights of {' and '.join(strange)} than those shipped" if strange else ""
 
 
 def _misplaced(path: Path, record: Record) -> str:

@@ -53,6 +53,9 @@ class Weights(Protocol):
     def key(self, role: Role) -> str:
         """What the pretrained weights are, known without reading them where that is possible."""
 
+    def weights(self, role: Role) -> str:
+        """The same in words for a record, whatever code reads them."""
+
     def load(self, name: str) -> State:
         """An encoder's state dict, by its role's name."""
 
@@ -77,12 +80,17 @@ class Pretrained:
         return build_real(role, trained=not self.random(role))
 
     def key(self, role: Role) -> str:
-        """A file's checksum, or the name on the hub, or `random`."""
-        file = self.find(role)
-        weights = f"hub-{role.weights}" if file is None else f"file-{_checksum(file)}"
+        """The network, its weights, and the code that reads them."""
         network = _detectron2().config_key(role.network) if role.of_detectron2 else role.network
         code = digest([code_digest(Path(path)) for path in (__file__, real.__file__)], 8)
-        return f"{network}-{'random' if self.random(role) else weights}-{code}"
+        return f"{network}-{self.weights(role)}-{code}"
+
+    def weights(self, role: Role) -> str:
+        """A file's checksum, or the name on the hub, or `random`."""
+        if self.random(role):
+            return "random"
+        file = self.find(role)
+        return f"hub-{role.weights}" if file is None else f"file-{_checksum(file)}"
 
     def load(self, name: str) -> State:
         """As Weights.load."""

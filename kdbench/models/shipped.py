@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -19,46 +18,8 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
 from kdbench.identity import digest
 from kdbench.models.backbones import REAL, Encoder, build_stand_in
+from kdbench.models.card import SHIPPED, Card, Rung, read_card, restore
 from kdbench.models.zoo import ROLES, STAND_INS, Role
-
-SHIPPED = Path(__file__).parent / "weights"
-
-
-class Rung(BaseModel):
-    """What one pretraining objective gave: mIoU in percent of a decoder fitted to the frozen encoder, by benchmark."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    objective: str
-    source: dict[str, float]
-    targets: dict[str, float]
-
-
-class Card(BaseModel):
-    """What a stand-in is and how it came to be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: str
-    family: str
-    architecture: dict[str, Any]
-    parameters: int
-    world: str
-    collection: str
-    images: int
-    """Pictures in the collection."""
-    objective: str
-    teacher: str | None
-    recipe: dict[str, Any]
-    losses: dict[str, list[float]]
-    seconds: float
-    made_with: dict[str, Any]
-    command: str
-    bytes: int
-    sha256: str
-    ladder: tuple[Rung, ...] = ()
-    """Of a foundation stand-in: its objective (or its teacher's) and those tried before, as `kdbench models ladder`
-    measured them on its smallest."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +37,15 @@ class Zoo:
         """What the pretrained weights are, as a digest."""
         return f"zoo-{digest([self.card(role.name).sha256, role.kind, role.stand_in])}"
 
+    def weights(self, role: Role) -> str:
+        """The beginning of the stored weights' hash."""
+        return self.card(role.name).weights
+
     def card(self, role: str) -> Card:
         """The card of a stand-in."""
         if role not in STAND_INS:
             raise unknown("stand-in of the mini zoo", role, STAND_INS, REAL)
-        path = self.folder / f"{role}.json"
-        try:
-            return Card.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {self._restore(role)}") from None
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise KdbenchError(f"{path} is not a model card: {reason}. {self._restore(role)}") from None
+        return read_card(self.folder, role)
 
     def cards(self) -> dict[str, Card]:
         """Every stand-in's card, by name."""
@@ -136,10 +94,7 @@ class Zoo:
         return card
 
     def _restore(self, role: str) -> str:
-        return (
-            "Restore it with `git checkout` or a new installation, or train it again: "
-            f"kdbench models train {role} --output {self.folder}"
-        )
+        return restore(self.folder, role)
 
     def write(self, role: str, state: Mapping[str, Tensor], **facts: Any) -> Card:
         """Stores weights in half precision with their card; running statistics and counters stay as they are."""

@@ -10,7 +10,8 @@ from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
 from kdbench.method import Knobs
-from kdbench.models.shipped import Rung, Zoo
+from kdbench.models.card import Rung
+from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import ROLES
 from kdbench.plugins import load_benchmark
 from kdbench.pretraining.courses import COURSES, LADDER

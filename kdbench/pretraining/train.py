@@ -13,8 +13,9 @@ from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.identity import digest
 from kdbench.models.backbones import ZOO_SIZE, Encoder, build_stand_in
+from kdbench.models.card import Card
 from kdbench.models.segmentor import seeded
-from kdbench.models.shipped import Card, Zoo
+from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import ROLES
 from kdbench.pretraining.courses import IMAGES, Course
 from kdbench.pretraining.lessons import lessons

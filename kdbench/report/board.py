@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -126,7 +126,8 @@ def _board(pair: str, entries: list[Entry]) -> Board:
     served = {domain.domain: domain.world for entry in entries for domain in entry.domains}
     shown = {name: domain_name(name, world) for name, world in served.items()}
     methods = {group[0].label: group for group in _methods(entries)}
-    rows = sorted((make_row(group, targets, sources) for group in methods.values()), key=_order)
+    weights = _weights(entries)
+    rows = sorted((make_row(group, targets, sources, weights) for group in methods.values()), key=_order)
     comparison = compare_rows(rows)
     over_images, faults = _over_images(comparison, methods)
     return Board(
@@ -150,6 +151,15 @@ def _board(pair: str, entries: list[Entry]) -> Board:
         over_images=over_images,
         faults=faults,
     )
+
+
+def _weights(entries: list[Entry]) -> dict[str, str]:
+    """The weights that most of the records began with, by model."""
+    began: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        for model, weights in entry.cell.weights.items():
+            began[model].append(weights)
+    return {model: Counter(weights).most_common(1)[0][0] for model, weights in began.items()}
 
 
 def _names(entries: list[Entry], role: str) -> list[str]:

@@ -63,6 +63,8 @@ class Resolved(_Model):
     teacher: str
     student: str | None
     zoo: str
+    weights: dict[str, str] = {}
+    """Which pretrained weights each of the two models began with, by its name; an older record does not know."""
     family: str | None
     method: str
     role: Literal["teacher", "undistilled", "distilled"]

@@ -62,13 +62,14 @@ class Row:
         return means if len(means) == len(self.by_seed) else {}
 
 
-def make_row(seeds: list[Entry], targets: list[str], sources: list[str]) -> Row:
-    """The row of one method's records, one a seed, in the order of their seeds.
+def make_row(seeds: list[Entry], targets: list[str], sources: list[str], weights: Mapping[str, str]) -> Row:
+    """The row of one method's records, one a seed, in the order of their seeds. weights: the board's, by model.
 
-    It is blank where the seeds' domains or knobs differ, or one of them failed: a mean over what is left would be that
-    of another experiment.
+    It is blank where the seeds' domains or knobs differ, one of them failed or began with other weights: a mean over
+    what is left would be that of another experiment.
     """
-    whole = _alike(seeds) and not _knobs_differ(seeds)
+    strange = list(_strange(seeds, weights))
+    whole = _alike(seeds) and not _knobs_differ(seeds) and not strange
     held: list[Domains] = [{domain.domain: domain for domain in entry.domains} if whole else {} for entry in seeds]
     by_seed = {
         entry.cell.seed: tuple(_value(domain_miou, domains, name) for name in targets)
@@ -99,7 +100,7 @@ def make_row(seeds: list[Entry], targets: list[str], sources: list[str]) -> Row:
         losses=losses_of(records) if mean is not None else {},
         paths={entry.cell.seed: entry.path for entry in seeds if entry.path},
         reference=all(entry.reference for entry in seeds),
-        remark="; ".join(dict.fromkeys(_remarks(seeds))),
+        remark="; ".join(dict.fromkeys((*_remarks(seeds), *strange))),
     )
 
 
@@ -135,6 +136,13 @@ def _knobs_differ(seeds: list[Entry]) -> bool:
     # A knob that a record does not know is younger than it.
     known: dict[str, Any] = {}
     return any(known.setdefault(name, value) != value for entry in seeds for name, value in entry.cell.knobs.items())
+
+
+def _strange(seeds: list[Entry], weights: Mapping[str, str]) -> Iterator[str]:
+    for entry in seeds:
+        for model, own in entry.cell.weights.items():
+            if own != weights[model]:
+                yield f"blank: seed {entry.cell.seed} began with other weights of {model} than this board; run it again"
 
 
 def _remarks(seeds: list[Entry]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
 from kdbench.gates import boards, contract, records, scores, smoke, speed
 from kdbench.gates.gate import Gate, Outcome, annotation, junit
+from kdbench.models.shipped import Zoo
 from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
 from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report.statistics import ENOUGH
@@ -107,6 +108,17 @@ def test_a_record_with_a_fault_is_named_with_its_repair(tmp_path: Path, name: st
     assert message in gate.detail
     assert str(path) in gate.detail
     assert "Remove it and run its cell again" in gate.detail
+
+
+def test_a_record_of_other_weights_than_those_shipped_is_named(tmp_path: Path) -> None:
+    shipped = {"dinov2-l": Zoo().card("dinov2-l").sha256[:16], "resnet50": Zoo().card("resnet50").sha256[:16]}
+    (path,) = write(tmp_path, make_record(zoo=MINI.zoo, teacher="dinov2-l", student="resnet50", weights=shipped))
+    assert only(records.gates([tmp_path])).outcome is Outcome.OK
+    edit(path, lambda record: record["spec"]["resolved"]["weights"].update(resnet50="0" * 16))
+    detail = only(records.gates([tmp_path])).detail
+    assert "began with other weights of resnet50 than those shipped" in detail
+    edit(path, lambda record: record["spec"]["resolved"].update(weights={"resnet51": "0" * 16}))
+    assert "resnet51" in only(records.gates([tmp_path])).detail
 
 
 def test_a_domain_of_an_unknown_world_is_named(tmp_path: Path) -> None:

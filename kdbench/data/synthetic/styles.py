@@ -118,7 +118,7 @@ def _plants(season: float) -> tuple[Array, Array]:
 
 def _rise(table: Array) -> Array:
     """How reflectance grows from green to red; the spectra of soils, bricks and tiles go on much as they rise there."""
-    return np.clip(table[..., :1] / table[..., 1:2], 0.85, 1.6)
+    return np.asarray(np.clip(table[..., :1] / table[..., 1:2], 0.85, 1.6), np.float32)
 
 
 def colours(style: Style, dice: Dice) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from kdbench.data.rendered import RenderedSet
 from kdbench.data.synthetic import DOMAINS, NEUTRAL, WORLDS, causes, describe, draw
 from kdbench.data.synthetic.canvas import Dice
 from kdbench.data.synthetic.domains import _style_box
-from kdbench.data.synthetic.styles import sample
+from kdbench.data.synthetic.styles import Style, colours, sample
+from kdbench.data.synthetic.things import BASE, LOOK, LOOKS
+from kdbench.data.worlds import Worlds
 from kdbench.errors import KdbenchError
+from kdbench.plugins import load_benchmark
+from kdbench.protocol import SMOKE
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIZE = (64, 128)
@@ -117,3 +122,35 @@ def test_an_adjusted_set_is_another_set(tmp_path: Path) -> None:
     assert plain.identity != misty.identity
     assert not np.array_equal(plain.arrays["image"], misty.arrays["image"])
     assert np.array_equal(plain.arrays["label"], misty.arrays["label"])
+
+
+@pytest.mark.parametrize(("name", "world"), [("c2a", "synthetic-v1"), ("p2r", "synthetic-v2")])
+def test_a_benchmark_is_of_the_version_of_its_domains(tmp_path: Path, name: str, world: str) -> None:
+    worlds, benchmark = Worlds(SMOKE, tmp_path), load_benchmark(name)
+    assert worlds.world_of(benchmark) == world
+    assert {worlds.val(domain).world for domain in benchmark.evaluated()} == {world}
+    assert worlds.proxy(benchmark.proxy).world == "synthetic-v1"
+
+
+def test_fields_since_version_2_leave_version_1_as_it_was() -> None:
+    """They draw no number where no domain names them: else every later number of a scene would be another."""
+    box = DOMAINS["gtav"].styles[0][1]
+    plain, dice = sample(box, Dice("test")), Dice("test")
+    assert sample({**box, "season": (0.2, 0.4)}, dice) == replace(plain, season=pytest.approx(0.3, abs=0.1))
+    assert plain.season == plain.mineral == 0
+
+
+def test_minerals_go_on_into_the_infrared_as_they_rise_and_plants_wither() -> None:
+    """A brick that reflects twice as much red as green against a grey one, by hand; plants against their table."""
+    style = Style(bands=1, mineral=1.0, season=0.0)
+    table = colours(style, Dice("x"))[0].reshape(3, LOOKS, 16)
+    brick, stone = LOOK["tiles"], LOOK["asphalt"]
+    rise = np.clip(BASE[brick, :, 0] / BASE[brick, :, 1], 0.85, 1.6)
+    assert table[0, brick] == pytest.approx(np.minimum(1.1 * BASE[brick, :, 0] * rise, 1.2), rel=1e-5)
+    assert table[0, stone] == pytest.approx(1.1 * BASE[stone, :, 0] * (92 / 92), rel=1e-5)
+    withered = colours(replace(style, season=1.0), Dice("x"))[0].reshape(3, LOOKS, 16)
+    leaf = LOOK["leaf"]
+    assert withered[1, leaf, -1] == pytest.approx(124 / 255 * 1.07, rel=1e-5)
+    red = withered[1, leaf]
+    assert withered[0, leaf, 8:] == pytest.approx(0.52 * (0.4 + 0.6 * red / red.mean())[8:], rel=1e-5)
+    assert withered[1:, leaf, 0] == pytest.approx(table[1:, leaf, 0])

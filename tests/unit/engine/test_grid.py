@@ -16,6 +16,7 @@ import torch
 from kdbench.engine import checks
 from kdbench.engine.grid import Done, _fix_order, describe
 from kdbench.errors import KdbenchError
+from kdbench.models.shipped import Zoo
 from kdbench.report.records import SIDE_FILE, read_record
 from kdbench.report.scores import hits, points
 
@@ -50,7 +51,9 @@ def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run
     (done,) = run_cells(methods=("cwd",), settings=("temperature=2",))
     cell = done.record.spec.resolved
     folder = tmp_path / "results" / cell.protocol_id / cell.world / "g2c" / "dinov2-s--deit-s"
-    assert read_record(folder / "cwd@temperature=2.0-s0.json").spec.resolved.knobs["temperature"] == 2
+    cell = read_record(folder / "cwd@temperature=2.0-s0.json").spec.resolved
+    assert cell.knobs["temperature"] == 2
+    assert cell.weights == {name: Zoo().card(name).weights for name in (cell.teacher, cell.student)}
     with np.load(folder / f"cwd@temperature=2.0-s0{SIDE_FILE}") as counts:
         for domain in done.record.result.domains:
             assert counts[domain.domain].shape == (domain.images, 3, 19)

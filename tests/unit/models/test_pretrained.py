@@ -376,10 +376,13 @@ def test_without_a_file_and_without_the_hub_it_is_said_what_to_put_where(
 def test_the_key_follows_the_content_of_the_file(tmp_path: Path, vit: nn.Module) -> None:
     role, weights = zoo.find_role(VIT), Pretrained(tmp_path)
     from_hub = weights.key(role)
+    assert weights.weights(role) == f"hub-{role.weights}"
     torch.save(vit.state_dict(), tmp_path / "timm--test_vit.pth")
     first = weights.key(role)
     torch.save({**vit.state_dict(), "mask_token": torch.ones(64)}, tmp_path / "timm--test_vit.pth")
     assert len({from_hub, first, weights.key(role)}) == 3
+    assert weights.weights(role).startswith("file-")
+    assert weights.weights(role) in weights.key(role)
     with pytest.raises(KdbenchError, match="is not a folder"):
         Pretrained(tmp_path / "nowhere").key(role)
 

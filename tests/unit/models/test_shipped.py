@@ -10,7 +10,8 @@ import torch
 
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import build_stand_in
-from kdbench.models.shipped import SHIPPED, Rung, Zoo
+from kdbench.models.card import SHIPPED, Rung
+from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import ROLES, STAND_INS
 
 FACTS = {

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from kdbench.cli import app
 from kdbench.engine.grid import make_lab
 from kdbench.errors import KdbenchError
-from kdbench.models.shipped import SHIPPED, Rung, Zoo
+from kdbench.models.card import SHIPPED, Rung
+from kdbench.models.shipped import Zoo
 from kdbench.pretraining import courses, ladder
 from kdbench.pretraining.courses import LADDER
 from kdbench.pretraining.ladder import ROLE, climb

@@ -324,3 +324,32 @@ def test_seeds_with_different_knobs_are_not_averaged(make_record) -> None:
     (row,) = board.rows
     assert row.targets == (None,)
     assert "different knobs" in row.remark
+
+
+def began_with(make_record, weights: list[str], method: str = "cwd", role: str = "distilled") -> list[Entry]:
+    return [
+        Entry(make_record(
+            {"cityscapes": 40.0 + seed}, seed=seed, method=method, role=role, weights={"dinov2-l": "t", "resnet50": own}
+        ))
+        for seed, own in enumerate(weights)
+    ]  # fmt: skip
+
+
+def test_a_seed_of_another_student_is_not_averaged_with_the_rest(make_record) -> None:
+    (board,) = boards(began_with(make_record, ["new", "new", "old"]))
+    (row,) = board.rows
+    assert row.targets == (None,)
+    assert row.remark == "blank: seed 2 began with other weights of resnet50 than this board; run it again"
+
+
+def test_a_row_of_another_student_is_not_compared_with_the_board(make_record) -> None:
+    alone = began_with(make_record, ["old", "old"], "baseline", "undistilled")
+    (board,) = boards([*alone, *began_with(make_record, ["new"] * 3)])
+    values = {row.method: row.mean for row in board.rows}
+    assert values == {"baseline": None, "cwd": pytest.approx(41.0)}
+
+
+def test_a_record_that_does_not_know_its_weights_stands_with_later_ones(make_record) -> None:
+    old = Entry(make_record({"cityscapes": 43.0}, seed=3, method="cwd"))
+    (board,) = boards([*began_with(make_record, ["new"] * 3), old])
+    assert board.rows[0].mean == pytest.approx(41.5)
