@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import count
 from pathlib import Path
 
 from PIL import Image
 
 from kdbench.data.synthetic import DOMAINS, WORLDS, draw
+from kdbench.data.synthetic.canvas import Dice
+from kdbench.data.synthetic.domains import _style_box
 
 FOLDER = Path(__file__).parent
 SIZES = ((64, 128), (96, 96))
@@ -20,26 +23,38 @@ INDICES = (0, 1, 7, 40)
 
 
 def label_hashes(domain: str) -> dict[str, str]:
-    """A hash of every label map, or of the coarse groups where a domain has no labels."""
+    """A hash of every label map and of the materials' colours; of the coarse groups where a domain has no labels."""
     found = {}
     for size in SIZES:
         for split in SPLITS:
             for index in INDICES:
                 scene = draw(domain, split, index, size)
                 drawn = scene.label if DOMAINS[domain].classes else scene.coarse
-                found[f"{split}/{index}/{size[0]}x{size[1]}"] = hashlib.sha256(drawn.tobytes()).hexdigest()[:16]
+                content = drawn.tobytes() + scene.albedo.tobytes()
+                found[f"{split}/{index}/{size[0]}x{size[1]}"] = hashlib.sha256(content).hexdigest()[:16]
+    return found
+
+
+def examples(domain: str) -> dict[str, Image.Image]:
+    """A picture of every box of styles, the first that it has among the test images, and how near its pixels are."""
+    spec, found = DOMAINS[domain], {}
+    for k, (_, box) in enumerate(spec.styles):
+        boxes = (_style_box(spec, Dice(spec.world, "style", domain, "val", index)) for index in count())
+        scene = draw(domain, "val", next(index for index, drawn in enumerate(boxes) if drawn is box), (64, 128))
+        found |= {f"{domain}-{k}": Image.fromarray(scene.image), f"{domain}-{k}-depth": Image.fromarray(scene.depth)}
     return found
 
 
 def main() -> None:
-    """For each version one file of hashes, and one picture a domain."""
+    """For each version one file of hashes, and the pictures of every domain."""
     for world in set(WORLDS.values()):
         folder, domains = FOLDER / world, [name for name, spec in DOMAINS.items() if spec.world == world]
         folder.mkdir(exist_ok=True)
         hashes = {domain: label_hashes(domain) for domain in domains}
         (folder / "labels.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
         for domain in domains:
-            Image.fromarray(draw(domain, "val", 3, (64, 128)).image).save(folder / f"{domain}.png", optimize=True)
+            for name, picture in examples(domain).items():
+                picture.save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
