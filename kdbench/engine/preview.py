@@ -88,7 +88,7 @@ def write_causes(source: str, target: str, index: int, size: tuple[int, int], ou
     if DOMAINS[source].kind != DOMAINS[target].kind:
         raise KdbenchError(f"'{source}' and '{target}' are of different kinds; name two of one kind.")
     ours, theirs = describe()[source], describe()[target]
-    columns, images = [source], [draw(source, "val", index, size).image]
+    columns, images = [f"{source}-like"], [draw(source, "val", index, size).image]
     everything: dict[str, tuple[float, float]] = {}
     for cause, fields in causes(source).items():
         if cause == "geometry":
@@ -99,7 +99,7 @@ def write_causes(source: str, target: str, index: int, size: tuple[int, int], ou
         if any(span != ours.get(field) for field, span in ranges.items()):
             columns.append(f"+ {cause}")
             images.append(draw(source, "val", index, size, ranges).image)
-    columns += ["all of them", f"{target}"]
+    columns += ["all of them", f"{target}-like"]
     images += [draw(source, "val", index, size, everything).image, draw(target, "val", index, size).image]
     sheet = contact_sheet([("", images)], columns, title=f"synthetic {source}-like to {target}-like, cause by cause")
     output.mkdir(parents=True, exist_ok=True)

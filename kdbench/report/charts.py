@@ -19,7 +19,8 @@ def heat_map(matrix: pd.DataFrame, rows: str, columns: str, title: str) -> Figur
         matrix, annot=True, fmt=".0f", cmap="cividis", vmin=0, square=False, cbar=False, linewidths=1, ax=axes
     )
     axes.set(xlabel=columns, ylabel=rows)
-    axes.set_title(title, fontsize=11, loc="left")
+    # Over the whole figure and in several lines where it must: a matrix of three is narrower than its title.
+    figure.suptitle(title, fontsize=11, x=0.01, horizontalalignment="left", wrap=True)
     axes.tick_params(axis="x", rotation=35)
     axes.tick_params(axis="y", rotation=0)
     return figure
