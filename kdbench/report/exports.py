@@ -135,7 +135,7 @@ def _difference(found: Mapping[str, Difference], method: str, over_images: Inter
 
 def _summary(summary: Summary) -> Values:
     return (
-        _conditions(summary.boards[0])
+        _conditions(summary.common)
         | {"benchmark": " ".join(summary.benchmarks), "title": "average over sources"}
         | {"sources": {name: list(benchmarks) for name, benchmarks in summary.sources.items()}}
         | {"found": _found(summary.comparison), "rows": [_summary_row(summary, row) for row in summary.rows]}
@@ -155,7 +155,7 @@ def _families(found: Families) -> list[Values]:
     """One for every family."""
     summary = found.summaries[0]
     return [
-        _setting(summary.boards[0])
+        _setting(summary.common)
         | {"pair": ", ".join(pairs), "family": name}
         | {"benchmark": " ".join(summary.benchmarks), "title": "average over sources and pairs"}
         | {

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdbench.report.board import ROLES, Board, compare_rows
 from kdbench.report.comparison import Comparison
+from kdbench.report.names import REAL
 from kdbench.report.rows import Row, mean_of
 from kdbench.report.statistics import deviation
 
@@ -41,7 +42,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The boards of one pair in one world under one protocol. sources: as displayed, with their benchmarks."""
+    """One pair's boards under one protocol, all real or all built in. sources: as displayed, with their benchmarks."""
 
     boards: tuple[Board, ...]
     sources: Mapping[str, tuple[str, ...]]
@@ -52,6 +53,11 @@ class Summary:
     def benchmarks(self) -> tuple[str, ...]:
         """By name."""
         return tuple(board.benchmark for board in self.boards)
+
+    @property
+    def common(self) -> Board:
+        """The first board, for what all have in common; its world names every version that they were run in."""
+        return replace(self.boards[0], world=" and ".join(sorted({board.world for board in self.boards})))
 
 
 @dataclass(frozen=True)
@@ -74,20 +80,24 @@ class Families:
 
 
 def summaries(boards: Iterable[Board]) -> list[Summary]:
-    """One for every protocol id, world and pair with several benchmarks, all of whose domains are of that world."""
-    groups: dict[tuple[str, ...], dict[str, Board]] = defaultdict(dict)
+    """One for every protocol id and pair with several benchmarks, real ones apart from the built-in world's.
+
+    A benchmark with domains of another world than its own is left out; of one that was run in several versions of the
+    built-in world the last counts.
+    """
+    groups: dict[tuple[object, ...], dict[str, Board]] = defaultdict(dict)
     for board in boards:
         if set(board.worlds.values()) == {board.world} and ":" in board.pair:
-            key = (board.protocol_id, board.world, board.label_fraction, board.pair)
+            key = (board.protocol_id, board.world == REAL, board.label_fraction, board.pair)
             groups[key][board.benchmark] = board
     return [_summary(list(group.values())) for group in groups.values() if len(group) > 1]
 
 
 def families(found: Iterable[Summary]) -> list[Families]:
-    """One for every protocol id, world and set of benchmarks with several pairs."""
+    """One for every protocol id and set of benchmarks with several pairs."""
     groups: dict[tuple[object, ...], list[Summary]] = defaultdict(list)
     for summary in found:
-        board = summary.boards[0]
+        board = summary.common
         key = (board.protocol_id, board.world, board.label_fraction, summary.benchmarks)
         groups[key].append(summary)
     return [_families(group) for group in groups.values() if len(group) > 1]

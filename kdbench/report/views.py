@@ -41,7 +41,7 @@ def over_boards(boards: Sequence[Board]) -> list[Table]:
 def of_summary(summary: Summary) -> list[Table]:
     """The averages over benchmarks and their differences."""
     title = f"{len(summary.boards)} benchmarks"
-    return [_averages(summary), *differences(title, summary.boards[0].conditions, summary.rows, summary.comparison)]
+    return [_averages(summary), *differences(title, summary.common.conditions, summary.rows, summary.comparison)]
 
 
 def _ranking(board: Board) -> Table:
@@ -125,7 +125,7 @@ def _averages(summary: Summary) -> Table:
         rows,
         ranked(rows, found),
         title=f"{len(summary.boards)} benchmarks: average over {len(summary.sources)} sources",
-        conditions=summary.boards[0].conditions,
+        conditions=summary.common.conditions,
         about=f"mIoU in %, mean ± standard deviation over seeds. Benchmarks of one source count as one: {sources}",
         notes=(*_left_out(summary), *_committed(rows), *_unranked(found)),
     )
@@ -142,7 +142,7 @@ def _source(index: int, name: str) -> Column[SummaryRow]:
 
 def of_families(found: Families) -> Table:
     """The averages of families of pairs."""
-    board = found.summaries[0].boards[0]
+    board = found.summaries[0].common
     columns = [Column[FamilyRow]("method", lambda row: row.method)]
     for index, name in enumerate(found.families):
         columns += _family(index, name)

@@ -53,7 +53,7 @@ def summary_pictures(summary: Summary, prefix: str, looks: Mapping[str, Look]) -
     """The radar, where enough benchmarks span one."""
     if len(summary.boards) >= radar.AXES and radar.scores(summary):
         svg = Markup(inline(radar.radar(summary, looks), prefix, "Radar over benchmarks"))
-        yield Picture("Radar over benchmarks", RADAR, summary.boards[0].conditions, svg)
+        yield Picture("Radar over benchmarks", RADAR, summary.common.conditions, svg)
 
 
 CHOSEN = f"With more than {SHOWN} methods, only the teacher, the undistilled student and the {BEST} best"

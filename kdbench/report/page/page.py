@@ -91,7 +91,7 @@ def _over_benchmarks(boards: Sequence[Board], drawn: Mapping[str, Look]) -> Iter
             id=f"s{index}",
             group="Over benchmarks",
             short=" → ".join(summary.boards[0].models),
-            conditions=summary.boards[0].conditions,
+            conditions=summary.common.conditions,
             tables=of_summary(summary),
             pictures=list(summary_pictures(summary, f"s{index}", drawn)),
         )

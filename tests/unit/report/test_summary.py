@@ -113,6 +113,16 @@ def test_worlds_and_pairs_are_never_mixed(summarised) -> None:
     assert summaries(boards(first + stray)) == []
 
 
+def test_versions_of_the_built_in_world_stand_in_one_summary(summarised) -> None:
+    """Of a benchmark that was run in two of them the last counts."""
+    first = summarised.entries({("g2c", "a", 0): 10.0, ("c2a", "a", 0): 50.0}, world="synthetic-v1")
+    second = summarised.entries({("c2a", "a", 0): 30.0}, world="synthetic-v2")
+    (summary,) = summaries(boards(first + second))
+    assert {row.method: row.mean for row in summary.rows} == {"a": pytest.approx(20.0)}
+    assert "world synthetic-v1 and synthetic-v2, protocol" in summary.common.conditions
+    assert "world synthetic-v1, protocol" in summaries(boards(first))[0].common.conditions
+
+
 def test_families_are_means_over_their_pairs(summarised) -> None:
     def held(student: str, family: str, plain: float, a: float) -> list[Entry]:
         values = grid("plain", plain, plain, plain) | grid("a", a, a, a)
