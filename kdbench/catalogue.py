@@ -29,14 +29,20 @@ measured costs. Extra parameters are those of the method's own modules for the s
 dropped at deployment unless the page says otherwise. The cost is the share of a training step that distillation takes,
 the teacher's forward pass included, on a CPU with the same stand-ins
 (`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{COSTS}`).
+It is that of the first stage that distils. Where that is one without labels (proxy or source), its step has no decoder,
+while the student's own step, which it is compared with, has one: such a share is not comparable with the others.
 Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets.
 """
 
 
 def document(reference: Path | None) -> str:
     """The whole page; reference: the folder of committed records, if there is one."""
-    rows, costs = _rows(reference), _costs(reference)
-    pages, broken = load_all(method_names(), lambda name: _page(load_method(name), rows.get(name, {}), costs.get(name)))
+    records = list(_records(reference))
+    rows, labels, costs = _rows(records), _labels(records), _costs(reference)
+    pages, broken = load_all(
+        method_names(),
+        lambda name: _page(load_method(name), rows.get(name, {}), labels.get(name, {}), costs.get(name)),
+    )
     pages |= {name: f"## {name}\n\nBROKEN: {error}\n" for name, error in broken.items()}
     contents = ", ".join(f"[{name}](#{name})" for name in sorted(pages))
     return "\n".join([HEAD, contents + "\n", *(pages[name] for name in sorted(pages))])
@@ -49,8 +55,7 @@ def paragraphs(method: type[Method]) -> dict[str, str]:
     for part in text.split("\n\n")[1:]:
         label, _, rest = part.partition(":")
         if label in PARAGRAPHS:
-            words = " ".join(rest.split())
-            found[label] = words[:1].upper() + words[1:]
+            found[label] = " ".join(rest.split())
     return found
 
 
@@ -66,7 +71,7 @@ def stages_of(plugin: MethodPlugin, pair: PairSpec) -> tuple[str, str]:
     return " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages), ", ".join(read) or "no teacher"
 
 
-def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | None) -> str:
+def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], labels: dict[str, str], cost: float | None) -> str:
     method, pair = plugin.method, _pair()
     said = paragraphs(method)
     stages, needs = stages_of(plugin, pair)
@@ -74,7 +79,7 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | N
     lines = [f"## {plugin.name}", "", said["idea"], ""]
     if method.paper:
         lines += [f"*{method.paper}*", ""]
-    lines += [f"**{label}.** {said[label]}\n" for label in PARAGRAPHS if label in said]
+    lines += [f"**{label}:** {said[label]}\n" for label in PARAGRAPHS if label in said]
     measured = cost is not None and method.role == "distilled"
     share = f" Distillation takes {100 * (cost or 0):.0f} % of a step." if measured else ""
     lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}.{share}"]
@@ -83,6 +88,8 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], cost: float | N
         names = sorted({benchmark for row in rows.values() for benchmark in row})
         table = [[row, *(values.get(name, "-") for name in names)] for row, values in sorted(rows.items())]
         lines += [tabulate(table, headers=["pair and variant", *names], tablefmt="github", disable_numparse=True), ""]
+    if labels:
+        lines += [f"Labels: {', '.join(f'`{options}`' for _, options in sorted(labels.items()))}.", ""]
     return "\n".join(lines)
 
 
@@ -119,10 +126,21 @@ def _costs(reference: Path | None) -> dict[str, float]:
     return {entry["method"]: float(entry["share"]) for entry in measured}
 
 
-def _rows(reference: Path | None) -> dict[str, dict[str, dict[str, str]]]:
+def _labels(records: Iterable[Record]) -> dict[str, dict[str, str]]:
+    """Method -> label of a variant -> the options that it stands for, as they were passed."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for record in records:
+        cell, passed = record.spec.resolved, record.spec.passed
+        if cell.variant and passed.get("label") == cell.variant:
+            options = (*(f"--set {setting}" for setting in passed["settings"]), f"--as {cell.variant}")
+            found[cell.method][cell.variant] = " ".join(options)
+    return found
+
+
+def _rows(records: Iterable[Record]) -> dict[str, dict[str, dict[str, str]]]:
     """Method -> pair and variant -> benchmark -> mean over seeds, of the protocol's committed records."""
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for record in _records(reference):
+    for record in records:
         cell = record.spec.resolved
         row = f"{cell.teacher}:{cell.student}" + (f" {cell.variant}" if cell.variant else "")
         targets = [domain_miou(domain) for domain in domains(record, "target")]

@@ -6,8 +6,9 @@ check_method("path/to/mine.py")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,31 @@ from kdbench.errors import KdbenchError
 from kdbench.method import Method, Stage
 from kdbench.models.backbones import build_stand_in
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
-from kdbench.models.zoo import ROLES, Pair, parse_pair
+from kdbench.models.zoo import Pair, Role, find_role
 from kdbench.plugins import MethodPlugin, load_method
 from kdbench.types import IGNORE, Batch, FeatureSpec, PairSpec
 
 CLASSES = 5
 SIZE = (32, 64)
-PAIRS = ("dinov2-s:deit-s", "dinov2-b:deit-s", "dinov2-s:resnet18", "eva02-s:mit-b0")
-"""Equal widths; different widths; a convolutional student without a class token; another stride."""
+PAIRS = ("dinov2-s:deit-s", "dinov2-b:deit-s", "dinov2-s:resnet18", "eva02-s:mit-b0", "resnet50:deit-s")
+"""Equal widths; different widths; a convolutional student without a class token; another stride; a convolutional
+teacher, as `timm/NAME` gives one."""
+ROUNDING = 1e-5
+"""The part of a module's largest gradient below which another one is rounding, as behind a softmax over one entry."""
+SHOWN = 4
+"""Parameters that a fault names."""
 
 
 def sample_pair() -> PairSpec:
     """A pair to build a method for when only its stages and knobs are asked for."""
-    spec = FeatureSpec((8,) * 4, (8,) * 4, 8, 8, class_token=True)
+    spec = FeatureSpec((8,) * 4, (8,) * 4, 8, 8, class_token=True, blocks=(8,) * 6)
     return PairSpec(spec, spec, CLASSES)
+
+
+def find_pair(text: str) -> Pair:
+    """`teacher:student` among the stand-ins, of whatever family: nothing here asks what a teacher was trained on."""
+    teacher, _, student = text.partition(":")
+    return Pair(find_role(teacher), find_role(student))
 
 
 @dataclass
@@ -56,15 +68,17 @@ class Bench:
 def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
     """The method on a pair of stand-ins."""
 
-    def segmentor(name: str, part: str) -> Segmentor:
-        encoder = seeded(lambda: build_stand_in(ROLES[name]), "conformance", part)
+    def segmentor(role: Role, part: str) -> Segmentor:
+        encoder = seeded(lambda: build_stand_in(role), "conformance", part)
         # LayerNorms' and zero-initialised residuals' start values hide missing gradients and moves.
-        _roughen(encoder)
+        _roughen(parameter for parameter in encoder.parameters() if parameter.ndim <= 1)
         return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "conformance", part))
 
-    teacher, student = segmentor(pair.teacher.name, "teacher"), segmentor(pair.student.name, "student")
+    teacher, student = segmentor(pair.teacher, "teacher"), segmentor(pair.student, "student")
     spec = PairSpec(teacher.spec, student.spec, CLASSES)
     method = seeded(lambda: plugin.method(plugin.method.Config(), spec), "conformance", "method")
+    # What starts at zero keeps gradients from all that stands before it, for one step.
+    _roughen((parameter for parameter in method.parameters() if not parameter.any()), 0.3)
     return Bench(Networks(teacher, student, method), method)
 
 
@@ -84,12 +98,11 @@ def make_batch(stage: Stage, ignored: bool = False) -> Batch:
     )
 
 
-def _roughen(module: nn.Module) -> None:
+def _roughen(parameters: Iterable[nn.Parameter], deviation: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim <= 1:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        for parameter in parameters:
+            parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
 
 
 def stages_are_sound(bench: Bench) -> None:
@@ -141,16 +154,35 @@ def exactly_trains_moves(bench: Bench) -> None:
             assert modes == {name in stage.trains}, f"stage {stage.name}: {name} has its training mode mixed up"
 
 
-def adapters_get_gradients(bench: Bench) -> None:
-    """Every own module that a stage trains gets a gradient in it that is not zero throughout."""
+def gradients_reach_what_trains(bench: Bench) -> None:
+    """Every parameter that is trained gets a gradient, save `dead` ones and what a loss leaves unread of networks."""
     for stage in bench.stages():
-        for module in bench.networks.modules().values():
+        modules = bench.networks.modules()
+        for module in modules.values():
             module.zero_grad(set_to_none=True)
         torch.stack(list(bench.losses(stage, make_batch(stage)).values())).sum().backward()  # type: ignore[no-untyped-call]
-        for name in stage.own_modules:
-            gradients = [p.grad for p in bench.networks.modules()[name].parameters()]
-            reached = any(g is not None and bool(g.abs().sum() > 0) for g in gradients)
-            assert reached or not gradients, f"stage {stage.name}: no gradient reaches {name}"
+        for name in sorted(stage.trains):
+            # Of a network, a final norm or a mask token may have no part in a loss; a method's own modules are for it.
+            unreached = _unreached if name in stage.own_modules else _unreached_though_read
+            found = [f"{name}.{parameter}" for parameter in unreached(modules[name])]
+            missed = [each for each in found if not any(fnmatch(each, pattern) for pattern in bench.method.dead)]
+            more = f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
+            assert not missed, (
+                f"stage {stage.name}: no gradient reaches {', '.join(missed[:SHOWN])}{more}. Mend the path from the "
+                f"loss, leave out what nothing can train, or declare it with the reason: dead = ({missed[0]!r},)"
+            )
+
+
+def _unreached(module: nn.Module) -> list[str]:
+    """Parameters of a method's own module whose gradient is missing, zero, or no more than rounding."""
+    largest = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in module.named_parameters()}
+    floor = ROUNDING * max(largest.values(), default=0.0)
+    return [name for name, value in largest.items() if not value > floor]
+
+
+def _unreached_though_read(module: nn.Module) -> list[str]:
+    """Parameters of a network that the loss reads and whose gradient is zero throughout."""
+    return [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.any()]
 
 
 def losses_repeat(bench: Bench) -> None:
@@ -183,7 +215,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     losses_are_finite_scalars,
     passes_are_declared,
     exactly_trains_moves,
-    adapters_get_gradients,
+    gradients_reach_what_trains,
     losses_repeat,
     deployment_segments,
 )
@@ -201,7 +233,7 @@ def check_method(name: str) -> list[tuple[str, str, str]]:
         for check in CHECKS:
             fault = ""
             try:
-                check(make_bench(plugin, parse_pair(text)))
+                check(make_bench(plugin, find_pair(text)))
             except (AssertionError, KdbenchError) as error:
                 fault = str(error) or type(error).__name__
             except Exception as error:  # a plug-in's own bug is a finding too, and the other checks go on

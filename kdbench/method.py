@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from kdbench.losses import same_grid
@@ -25,6 +26,26 @@ class Knobs(BaseModel):
     """A method's settings. Defaults are the published values; each knob's description names their source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    unread: ClassVar[tuple[tuple[Mapping[str, Any], tuple[str, ...]], ...]] = ()
+    """Settings, and the knobs that are not read where all of them hold. Off its default, such a knob is refused there:
+    else a variant would have a row of its own with the numbers of another."""
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Self:
+        for settings, names in self.unread:
+            if all(getattr(self, name) == value for name, value in settings.items()):
+                for name in names:
+                    self._refuse_unread(name, settings)
+        return self
+
+    def _refuse_unread(self, name: str, settings: Mapping[str, Any]) -> None:
+        value = getattr(self, name)
+        if value != type(self).model_fields[name].default:
+            where = " and ".join(f"{other}={setting}" for other, setting in settings.items())
+            context = {"name": name, "value": str(value), "where": where, "others": " or ".join(settings)}
+            raise PydanticCustomError(
+                "unread", "{name}={value} is not read where {where}; leave it out, or set {others} otherwise", context
+            )
 
 
 def knob(default: Any, source: str, **limits: Any) -> Any:
@@ -59,6 +80,11 @@ class Stage:
         """Every network part in play, trained or read."""
         read = self.uses if self.uses is not None else (STUDENT | TEACHER if self.phase.labelled else ENCODERS)
         return read | {Part(name) for name in self.trains if name in set(Part)}
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images that its loss needs at once: what the method says of its own losses, 1 for a plain function."""
+        return int(getattr(getattr(self.loss, "__self__", None), "smallest_batch", 1))
 
     @property
     def own_modules(self) -> frozenset[str]:
@@ -110,6 +136,12 @@ class Method(nn.Module):
     Config: ClassVar[type[Knobs]] = Knobs
     requires: ClassVar[str] = ""
     """An optional package that the method is built on, which is also the name of kdbench's extra."""
+    smallest_batch: int = 1
+    """Images that its losses need at once. With fewer on a process, or in a piece that memory holds, they would say
+    nothing: a run is refused instead."""
+    dead: ClassVar[tuple[str, ...]] = ()
+    """Patterns (fnmatch) of parameters that a stage trains and no gradient reaches, e.g. because the published method
+    carries them along: `head.query.*`, `student.encoder.*.bias`. All others get one, as kdbench.conformance checks."""
     remark: str = ""
     """What a reader of a board must know of this pair, e.g. an extension beyond the paper; printed as a footnote."""
 
@@ -166,7 +198,8 @@ class FeatureMethod(Method):
     companions: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {}
     """What `recipe = "paper"` adds: name -> weighted loss of student's and teacher's logits on one grid."""
     blocks: tuple[int, ...] = ()
-    """Blocks of both encoders that `terms` reads besides levels and final."""
+    """Blocks of both encoders that `terms` reads besides levels and final: 0 is the first, -1 the last. In networks
+    without blocks these are the resolution steps; a number that an encoder does not have is an error."""
 
     @property
     def accompanied(self) -> bool:

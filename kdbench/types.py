@@ -86,7 +86,7 @@ class Features:
 
     levels: maps (B, C_l, H/s_l, W/s_l) that decoders read. final: (B, C, h, w), the last map after the last norm.
     pooled: (B, C), the class token, or the mean of final where the model has none. blocks: the extra block outputs that
-    were asked for, (B, C_i, h_i, w_i), by block number.
+    were asked for, (B, C_i, h_i, w_i) before the network's last norm, by the number that they were asked by.
     """
 
     levels: tuple[Tensor, ...]
@@ -113,7 +113,8 @@ class FeatureSpec:
     """The static shape of an encoder's features; strides are in pixels of the input.
 
     convolutional: its maps come from convolutions, channels first. batch_norms: it has batch norms, so that images in
-    one batch give other features, while it trains, than in two.
+    one batch give other features, while it trains, than in two. blocks: channels of every block that it can be asked
+    for; of a network in resolution steps, these are its steps.
     """
 
     channels: tuple[int, ...]
@@ -123,6 +124,7 @@ class FeatureSpec:
     class_token: bool
     convolutional: bool = False
     batch_norms: bool = False
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ class Segmentor(Protocol):
         """The shape of the encoder's features."""
 
     def encode(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
-        """Features of an image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool on the model's own grid, True = hidden."""
+        """Features of an image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool on the model's own grid, True = hidden.
+
+        blocks: numbers of further block outputs, 0 the first and -1 the last; one that is not there is a KdbenchError.
+        """
 
     def decode(self, features: Features) -> SegOutput:
         """Class logits from features; differentiable in the features even where the decoder is frozen."""

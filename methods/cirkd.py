@@ -96,8 +96,8 @@ class CIRKD(FeatureMethod):
     positions are mean-pooled for the term within a batch by the smallest window that leaves about so many (the code
     pools twofold for SegFormer, fourfold from 256 x 256 on). Without labelled positions the memory's terms are 0, where
     the code's are not a number. The encoder's last normed map stands in for the feature before the classifier. Batch
-    norm and memory are a process's own, those of the code are shared. The published numbers add logit distillation
-    (recipe = paper). The later CIRKDv2 adds relations of channels, which are not here.
+    norm and memory are a process's own, those of the code are shared. The published numbers add logit distillation with
+    weight 1 at T = 1 (recipe = paper). The later CIRKDv2 adds relations of channels, which are not here.
 
     Compared: CIRKD's losses/cirkd_mini_batch.py and losses/cirkd_memory.py, four steps on random maps with equal
     weights and queues, the latter with the draw of pixels corrected and all slots compared with: terms and their

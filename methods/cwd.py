@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -14,10 +14,25 @@ from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
 class ChannelKnobs(RecipeKnobs):
     """What is distilled, how softly and how strongly."""
 
+    unread: ClassVar = (
+        ({"recipe": "paper"}, ("target",)),
+        ({"recipe": "bare", "target": "logits"}, ("feature_weight",)),
+        ({"recipe": "bare", "target": "features"}, ("logit_weight",)),
+    )
     target: Literal["logits", "features", "both"] = knob("logits", "TorchDistiller's headline command: logits only")
     temperature: float = knob(4.0, "TorchDistiller README and CIRKD script: T = 4", gt=0)
     logit_weight: float = knob(3.0, "TorchDistiller README and CIRKD script: 3", ge=0)
     feature_weight: float = knob(50.0, "CIRKD script: 50", ge=0)
+
+
+def projector(inputs: int, outputs: int, convolutional: bool) -> nn.Module:
+    """Where the widths differ, a projector without biases, which no gradient would reach."""
+    if inputs == outputs:
+        return nn.Identity()
+    made = Projector(inputs, outputs, convolutional)
+    for layer in (made.norm, made.linear):
+        layer.register_parameter("bias", None)
+    return made
 
 
 class CWD(Method):
@@ -25,11 +40,13 @@ class CWD(Method):
 
     Formula: T^2 times KL(teacher || student) of the softmax over the positions of each channel of a map / T, mean over
     samples and channels. The map is the logits, the last feature map, or each of them. Features are first projected to
-    the teacher's width where the widths differ, and resized to the teacher's grid.
+    the teacher's width where the widths differ, a student of tokens by a layer norm and a linear map, a convolutional
+    one by a 1x1 convolution, and resized to the teacher's grid.
 
     Deviations: CIRKD divides the feature term by the student's channels, which makes it C_t / C_s times larger behind a
-    projector; here it is the teacher's. The numbers of CIRKD's tables come from both targets with logit distillation
-    and an adversarial term; recipe = paper is the first three.
+    projector; here it is the teacher's. The projector has no biases, because the softmax over positions does not see
+    them. The numbers of CIRKD's tables come from both targets with logit distillation and an adversarial term; recipe =
+    paper is the first three, logit distillation with weight 1 at T = 1.
 
     Compared: CIRKD's losses/cwd.py on random maps of equal width: equal to 1.4e-7, relative.
     """
@@ -44,10 +61,7 @@ class CWD(Method):
         self._on_features = self._combined or config.target != "logits"
         inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
         if self._on_features:
-            same = inputs == outputs
-            self.projector: nn.Module = (
-                nn.Identity() if same else Projector(inputs, outputs, convolutional=pair.student.convolutional)
-            )
+            self.projector = projector(inputs, outputs, pair.student.convolutional)
 
     def stages(self) -> tuple[Stage, ...]:
         if not self._on_logits:

@@ -22,7 +22,12 @@ class DoubleKnobs(Knobs):
         "is 0.122 on the mean over images of the squared distance",
         ge=0,
     )
-    class_weight: float = knob(10.0, "CIRKD: 10", ge=0)
+    class_overlap_weight: float = knob(
+        10 / (32 * 64) ** 2,
+        "CIRKD: 10 on overlaps that fall with the positions, of which an image has 32 x 64 after the pooling there; "
+        "divided by their square it is 2.38e-6 on overlaps times the positions",
+        ge=0,
+    )
     temperature: float = knob(4.0, "CIRKD: 4", gt=0)
 
 
@@ -34,11 +39,11 @@ def changes(maps: list[Tensor]) -> Tensor:
 
 
 def class_affinities(logits: Tensor, temperature: float) -> Tensor:
-    """(B, K, h, w) to (B, K, K): overlap of the classes' distributions over the pooled positions."""
+    """(B, K, h, w) to (B, K, K): overlaps of the classes' distributions over N pooled positions, times N."""
     pooled = F.avg_pool2d(logits, 2, ceil_mode=True).flatten(2)
     places = F.softmax(pooled / temperature, dim=2)
     with torch.autocast(places.device.type, enabled=False):
-        return places @ places.mT
+        return places.shape[2] * places @ places.mT
 
 
 class DSD(Method):
@@ -50,17 +55,18 @@ class DSD(Method):
     minus earlier, again divided by its norm. First term: the squared distance between both networks' changes, mean over
     the three pairs of maps and the images. Second term: the resized logits are average-pooled over 2 x 2 positions
     (incomplete blocks at the border are averaged over what they hold); P (B, K, N) is the softmax over the positions of
-    the pooled logits / 4, A = P P^T, and the term is the mean over the B K^2 entries of (A_student - A_teacher)^2.
+    the pooled logits / 4, A = N P P^T, and the term is the mean over the B K^2 entries of (A_student - A_teacher)^2.
 
     Deviations: CIRKD takes the mean over the positions too, which ties the weight of the first term to the grid; here
-    they are summed and the weight is converted. CIRKD's maps come at one stride from one kind of head: an auxiliary
-    output (logits in DeepLab), the feature before the classifier, the logits. Decoders here have none in common, so
-    encoder maps stand in; where networks have one level, which is the last map before its norm, it is left out and one
-    pair remains. The entries of A fall with the number of positions, so at the published weight the second term hardly
-    counts.
+    they are summed and the weight is converted. CIRKD's A is P P^T, whose entries fall with the positions, so that its
+    second term is 16 times smaller where the grid is twice as fine; here A is times N and the weight is converted. At
+    the published weight the second term hardly counts. CIRKD's maps come at one stride from one kind of head: an
+    auxiliary output (logits in DeepLab), the feature before the classifier, the logits. Decoders here have none in
+    common, so encoder maps stand in; where networks have one level, which is the last map before its norm, it is left
+    out and one pair remains.
 
-    Compared: CIRKD's losses/dsd.py on three random maps on one grid, the first term times the positions / 8192: values
-    and gradients equal to 3e-7.
+    Compared: CIRKD's losses/dsd.py on three random maps on one grid, the first term times the positions / 8192, the
+    second times the square of the pooled positions / 2048: values equal to 2e-7, gradients to 2e-6.
     """
 
     paper = "Feng, Sun, Diao, Li, Gao, Double Similarity Distillation for Semantic Image Segmentation, IEEE TIP 2021"
@@ -81,5 +87,5 @@ class DSD(Method):
         return {
             **student.task_loss(output, batch.label),
             "dsd_pixels": self.config.pixel_mean_weight * distance.mean(),
-            "dsd_classes": self.config.class_weight * F.mse_loss(overlap, goal),
+            "dsd_classes": self.config.class_overlap_weight * F.mse_loss(overlap, goal),
         }

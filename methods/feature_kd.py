@@ -26,7 +26,7 @@ class FeatureKD(FeatureMethod):
     teacher's grid.
 
     Deviations: CIRKD reads the last feature before the classifier; decoders here have none in common, so the encoder's
-    last normed map stands in. The published numbers add logit distillation (recipe = paper).
+    last normed map stands in. The published numbers add logit distillation with weight 1 at T = 1 (recipe = paper).
 
     Compared: CIRKD's losses/fitnet.py on random maps, for a convolutional student: equal to 1.9e-7, relative.
     """

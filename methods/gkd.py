@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from kdbench.losses import masked_images, resize, token_masks, tokens, whole_and_masked
@@ -16,6 +18,11 @@ from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segme
 class GKDKnobs(Knobs):
     """Weights of the three losses, the masking rule, and the paper's ablations. A weight of 0 leaves out the term."""
 
+    unread: ClassVar = (
+        ({"single_stage": True}, ("proxy", "encoder")),
+        ({"match": "mse"}, ("values",)),
+        ({"patch": 0}, ("mask_probability", "mask_ratio")),
+    )
     token: float = knob(1.0, "GKD, alpha = 1, and every released script", ge=0)
     feature: float = knob(1.0, "GKD, beta = 1, and every released script", ge=0)
     patch: float = knob(1.0, "GKD, gamma = 1, and every released script", ge=0)
@@ -26,6 +33,12 @@ class GKDKnobs(Knobs):
     proxy: bool = knob(True, "GKD scripts; the paper's text leaves the proxy set out for F2F pairs")
     encoder: Literal["frozen", "fine-tuned"] = knob("frozen", "GKD: frozen in the task stage; else its ablation")
     single_stage: bool = knob(False, "GKD's ablation: distilled and taught at once on the source, without the proxy")
+
+    @model_validator(mode="after")
+    def _some_term(self) -> Self:
+        if not self.token + self.feature + self.patch:
+            raise PydanticCustomError("empty", "token, feature and patch are all 0; set one of them above 0")
+        return self
 
 
 class QSD(nn.Module):
@@ -91,6 +104,8 @@ class GKD(Method):
 
     paper = "Lv et al., Generalizable Knowledge Distillation, CVPR 2026 (arXiv 2603.02554)"
     Config = GKDKnobs
+    # The class token meets one key, so that the attention is 1 whatever the query; released like this.
+    dead = ("token_head.query.*",)
     token_head: nn.Module
     feature_head: nn.Module
     patch_head: nn.Module

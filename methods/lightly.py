@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segme
 class LightlyKnobs(Knobs):
     """Which of the two losses, and the settings of the second."""
 
+    unread: ClassVar = (({"version": "v2"}, ("temperature", "local", "queue")),)
     version: Literal["v2", "v3"] = knob("v3", "LightlyTrain: what its method 'distillation' stands for since v3")
     temperature: float = knob(0.07, "LightlyTrain v3: 0.07 for both terms", gt=0)
     local: float = knob(1.0, "LightlyTrain v3: loss_local_weight = 1 beside the global term", ge=0)
@@ -23,19 +24,29 @@ class LightlyKnobs(Knobs):
 
 
 class Queue(nn.Module):
-    """The teacher's last global embeddings, newest first; zeros until it is full."""
+    """The teacher's last global embeddings, newest first, and how many rows are filled by now."""
 
     rows: Tensor
+    filled: Tensor
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(size, width))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
-    def push(self, embeddings: Tensor) -> Tensor:
-        """Puts embeddings (B, C) in front, drops the oldest and returns all rows."""
-        # A new tensor, because the graph of an earlier batch may still hold the old one.
-        self.rows = torch.cat((embeddings.detach(), self.rows))[: len(self.rows)]
-        return self.rows
+    def push(self, embeddings: Tensor) -> None:
+        """Puts embeddings (B, C) in front and drops the oldest."""
+        # In place, because the engine puts buffers back where it only tries a step.
+        self.rows.copy_(torch.cat((embeddings.detach(), self.rows))[: len(self.rows)])
+        self.filled.add_(len(embeddings)).clamp_(max=len(self.rows))
+
+    def compare(self, embeddings: Tensor, temperature: float) -> Tensor:
+        """Unit vectors (B, C) to cosines with all rows / temperature (B, N), for a softmax without unfilled rows."""
+        unfilled = torch.arange(len(self.rows), device=self.rows.device) >= self.filled
+        # Of a copy, because the next push changes the rows while this graph may still hold them.
+        cosines = embeddings @ self.rows.clone().T
+        # Not minus infinity, which the divergence would subtract from itself.
+        return (cosines / temperature).masked_fill(unfilled, torch.finfo(cosines.dtype).min)
 
 
 def mix(image: Tensor) -> Tensor:
@@ -52,14 +63,15 @@ def start_small(linear: nn.Linear | nn.Conv2d) -> nn.Module:
     return linear
 
 
+BEFORE_LAST = -2
+"""The block whose map v2 reads beside the last one."""
+
+
 def last_two(teacher: Features) -> Tensor:
-    """The last two levels as one map: the last as the network norms it, the other with a plain LayerNorm."""
-    size = teacher.final.shape[-2:]
-    maps = [teacher.final.float()]
-    for level in teacher.levels[-2:-1]:
-        normed = F.layer_norm(level.movedim(1, -1).float(), level.shape[1:2]).movedim(-1, 1)
-        maps.insert(0, resize(normed, size))
-    return torch.cat(maps, 1)
+    """The last two blocks as one map: the last as the network norms it, the other with a plain LayerNorm."""
+    block = teacher.blocks[BEFORE_LAST]
+    normed = F.layer_norm(block.movedim(1, -1).float(), block.shape[1:2]).movedim(-1, 1)
+    return torch.cat((resize(normed, teacher.final.shape[-2:]), teacher.final.float()), 1)
 
 
 class Lightly(Method):
@@ -70,18 +82,20 @@ class Lightly(Method):
     student's mapped linearly to the teacher's width and resized to its grid; KL(teacher || student) of the softmax over
     the tokens that each token is compared with, mean over samples and tokens. v3, global: the class tokens, the
     student's mapped linearly, are compared likewise with a queue of the teacher's last 8192 normalised class tokens,
-    this batch's in front; KL over the queue, mean over samples. v2: squared error between the student's last map,
-    mapped linearly and resized, and the teacher's last two maps side by side, mean over everything. The sum is
-    minimised on the proxy, then with new heads and queue on the source's images; the task follows on the whole student.
+    this batch's in front; KL over the rows filled by then, mean over samples. v2: squared error between the student's
+    last map, mapped linearly and resized, and the maps of the teacher's last two blocks side by side, mean over
+    everything. The sum is minimised on the proxy, then with new heads and queue on the source's images; the task
+    follows on the whole student.
 
-    Deviations: v2 reads the last two blocks behind the network's final norm; here they are the last two levels (of a
-    transformer, the blocks at two thirds of the depth and at its end), and the first of the two has a LayerNorm without
-    weights, because the depth and the network's own norm are not known to a method. The queue is not shortened for
-    small data sets, and v3's biases start at zero, as v2's do. Optimiser (v2: LARS), views and clipping at norm 1 are
-    the protocol's. The stage on the source is GKD's scheme, so that the two can be compared.
+    Deviations: v2 reads both blocks behind the network's final norm; here the first of the two has a LayerNorm without
+    weights, because the network's own norm is not known to a method. Of a network in resolution steps they are the last
+    two steps. LightlyTrain's queue begins with rows of zeros, which count as tokens of similarity 0 until they are
+    filled; here they are left out of the softmax, as short runs never fill them. The queue is not shortened for small
+    data sets, and v3's biases start at zero, as v2's do. Optimiser (v2: LARS), views and clipping at norm 1 are the
+    protocol's. The stage on the source is GKD's scheme, so that the two can be compared.
 
     Compared: lightly-train's _methods/distillationv2 and distillationv3 on random maps with equal weights and, in v2,
-    equal targets: equal to 4e-7 in each term over three steps of the queue; queue and mixed images equal.
+    equal targets: equal to 4e-7 in each term, the one over the queue once that is full; queue and mixed images equal.
     """
 
     paper = "Lightly AG, LightlyTrain, distillation v2 and v3 (software without a paper)"
@@ -91,7 +105,7 @@ class Lightly(Method):
         super().__init__(config, pair)
         inputs, width = pair.student.final_channels, pair.teacher.final_channels
         if config.version == "v2":
-            self.head = start_small(nn.Conv2d(inputs, sum(pair.teacher.channels[-2:-1]) + width, 1))
+            self.head = start_small(nn.Conv2d(inputs, pair.teacher.blocks[BEFORE_LAST] + width, 1))
         else:
             self.local_head = start_small(nn.Conv2d(inputs, width, 1))
             self.global_head = start_small(nn.Linear(inputs, width))
@@ -108,9 +122,10 @@ class Lightly(Method):
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         image = mix(batch.image)
-        ours, theirs = student.encode(image), teacher.encode(image)
+        ours = student.encode(image)
         if self.config.version == "v3":
-            return self._similarities(ours, theirs)
+            return self._similarities(ours, teacher.encode(image))
+        theirs = teacher.encode(image, blocks=(BEFORE_LAST,))
         mapped = resize(self.head(ours.final), theirs.final.shape[-2:]).float()
         return {"features": F.mse_loss(mapped, last_two(theirs))}
 
@@ -122,7 +137,7 @@ class Lightly(Method):
         heat = self.config.temperature
         # Behind a division by 0.07, half precision would leave errors of several per cent.
         with torch.autocast(theirs.device.type, enabled=False):
-            queue = self.queue.push(theirs).T
-            across_images = kl(ours @ queue / heat, theirs @ queue / heat, 1.0, dim=1).mean()
+            self.queue.push(theirs)
+            across_images = kl(self.queue.compare(ours, heat), self.queue.compare(theirs, heat), 1.0, dim=1).mean()
             within = kl(our_tokens @ our_tokens.mT / heat, their_tokens @ their_tokens.mT / heat, 1.0, dim=2).mean()
         return {"global": across_images, "local": self.config.local * within}

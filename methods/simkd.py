@@ -41,7 +41,8 @@ class Reused(nn.Module):
     def forward(self, image: Tensor) -> SegOutput:
         """Class logits of images (B, 3, H, W) in [0, 1]."""
         features = self.encoder(image)
-        sizes = [(image.shape[-2] // stride, image.shape[-1] // stride) for stride in self.strides]
+        # Rounded up: a last patch or step that the image does not fill is padded.
+        sizes = [(-(-image.shape[-2] // stride), -(-image.shape[-1] // stride)) for stride in self.strides]
         output: SegOutput = self.decoder(replace(features, levels=self.projectors(features.levels, sizes)))
         return output
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdbench.losses import Projector, matched_levels, resize, same_grid, tokens
 from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
-from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Segmentor, SegOutput
+from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor, SegOutput
 
 FLOOR = 1e-5
 """Smallest variance of VIDLoss (torchdistill's sample)."""
@@ -42,7 +42,7 @@ class Rule:
 
     weight: torchdistill's sample, on the loss divided by `extent`, which is what the loss grows with: a function of
     images, channels and positions of the teacher's map. settings: torchdistill's. images: with fewer there is nothing
-    to compare.
+    to compare. code: the part of the teacher's channels that its code has, where codes are compared; 0 for maps.
     """
 
     reads: Literal["logits", "both", "final", "levels"]
@@ -51,14 +51,15 @@ class Rule:
     project: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     images: int = 1
+    code: float = 0
 
 
 RULES = {
     # COCO: 10 channels of 60 x 60 positions, L1 50 and affinity 1.
     "KTALoss": Rule("final", 50 / math.sqrt(10 * 60 * 60), lambda b, c, n: 1 / math.sqrt(c * n)),
     "AffinityLoss": Rule("final", 10 / (60 * 60), lambda b, c, n: c / n),
-    # ImageNet, ResNet-34 to ResNet-18: 256 channels of 7 x 7 positions.
-    "FTLoss": Rule("final", 1000 / math.sqrt(256 * 7 * 7), lambda b, c, n: 1 / math.sqrt(c * n)),
+    # ImageNet, ResNet-34 to ResNet-18: codes of 256 channels, half of the teacher's, and 7 x 7 positions.
+    "FTLoss": Rule("final", 1000 / math.sqrt(256 * 7 * 7), lambda b, c, n: 1 / math.sqrt(c * n), code=0.5),
     # ImageNet: 14 x 14 positions in the larger of two layers.
     "ATLoss": Rule("levels", 1000 / (14 * 14), lambda b, c, n: 1 / n, project=False),
     "AltActTransferLoss": Rule("levels", 1.0, lambda b, c, n: c * n, settings={"margin": 1.0, "reduction": "mean"}),
@@ -70,7 +71,7 @@ RULES = {
     "RKDLoss": Rule(
         "final", 1.0, project=False, settings={"dist_factor": 1.0, "angle_factor": 2.0, "reduction": "mean"}, images=3
     ),
-    "SPKDLoss": Rule("final", 1.0, project=False, settings={"reduction": "batchmean"}),
+    "SPKDLoss": Rule("final", 1.0, project=False, settings={"reduction": "batchmean"}, images=2),
     # ImageNet, beside half of the task loss: beta = 9, times T^2 = 4, which torchdistill leaves out without labels.
     "LogitStdKDLoss": Rule("logits", 9 * 4.0, project=False, settings={"temperature": 2.0, "alpha": 0}),
     "KDLoss": Rule("logits", 0.5, project=False, settings={"temperature": 1.0, "alpha": 0}),
@@ -95,14 +96,18 @@ def hooks(**maps: Any) -> Hooks:
     return {path: {"output": map_} for path, map_ in maps.items()}
 
 
-def make_criterion(name: str, settings: Mapping[str, Any], package: str) -> nn.Module:
-    """A loss of torchdistill whose paths all lead to what `hooks` gives: logits, map, and before it the shallower."""
+def from_package(package: str, module: str, name: str) -> Any:
+    """A class of the package; ImportError with the repair where it is not installed."""
     try:
-        kind = getattr(import_module(f"{package}.losses.mid_level"), name)
+        return getattr(import_module(f"{package}.{module}"), name)
     except ImportError as error:
         raise ImportError(
             f'{package} cannot be imported ({error}). Repair: pip install "kdbench[{package}]"'
         ) from error
+
+
+def make_criterion(kind: Callable[..., nn.Module], settings: Mapping[str, Any]) -> nn.Module:
+    """A loss of torchdistill whose paths all lead to what `hooks` gives: logits, map, and before it the shallower."""
     roles = {f"{side}{role}": {"io": "output", "path": path} for side in SIDES for role, path in PLACES.items()}
     given: dict[str, Any] = {}
     for parameter in inspect.signature(kind).parameters:
@@ -112,35 +117,42 @@ def make_criterion(name: str, settings: Mapping[str, Any], package: str) -> nn.M
             given[parameter] = "logits" if "logit" in parameter else "map"
         elif parameter.endswith("_io"):
             given[parameter] = "output"
-    criterion: nn.Module = kind(**given, **settings)
-    return criterion
+    return kind(**given, **settings)
 
 
 class TorchDistill(Method):
-    """Any loss of the package torchdistill that works on dense maps, called from the package itself.
+    """A loss of the package torchdistill that works on dense maps, called from the package itself.
 
     Formula: the loss is torchdistill's, with weight w on its value divided by what it grows with. Logits are compared
     pixel by pixel, as rows: KDLoss (T = 1, w = 1/2), LogitStdKDLoss (T = 2, w = 36), DISTLoss (w = 2), DISTPlusLoss
-    (beta = gamma = 2, kappa = 1, w = 2; also the last map). The last map: KTALoss and FTLoss, the mean absolute
-    difference of both maps, each divided by its root mean square (w = 50 / 190 and 1000 / 112); AffinityLoss, the
-    distance of the products of all pairs of positions, for each channel at norm one, mean over channels
-    (w = 10 / 3600); ChSimLoss, the distance of the channels' correlations, mean over images (w = 500 / 256); RKDLoss
-    (distances 1, angles 2) and SPKDLoss (w = 1), relations of images. The sum over the levels: ATLoss (mode code), the
-    squared distance of an image's attentions (w = 1000 / 196); AltActTransferLoss (margin 1), mean over the map
-    (w = 1); HierarchicalContextLoss (w = 1); VIDLoss (w = 1); FSPLoss, of each level with the next deeper one, root
-    mean square of each column, mean over columns (w = 1). The student's map is resized to the teacher's grid, and
-    projected to its width except for ATLoss, RKDLoss and SPKDLoss.
+    (beta = gamma = 2, kappa = 1, w = 2; also the last map). The last map: KTALoss, the mean absolute difference of both
+    maps, each divided by its root mean square (w = 50 / 190); FTLoss, the same of codes (w = 1000 / 112): first, on the
+    source without labels, a paraphraser (three 3x3 convolutions to half of the channels and three transposed ones back,
+    each with a leaky ReLU) learns to give the teacher's map back, mean squared error; then a translator, three such
+    convolutions, stands in the projector's place, and the frozen paraphraser's code in the map's; AffinityLoss, the
+    distance of the products of all pairs of positions, for each channel at norm one, mean over channels (w = 10 /
+    3600); ChSimLoss, the distance of the channels' correlations, mean over images (w = 500 / 256); RKDLoss (distances
+    1, angles 2) and SPKDLoss (w = 1), relations of images. The sum over the levels: ATLoss (mode code), the squared
+    distance of an image's attentions (w = 1000 / 196); AltActTransferLoss (margin 1), mean over the map (w = 1);
+    HierarchicalContextLoss (w = 1); VIDLoss (w = 1); FSPLoss, of each level with the next deeper one, root mean square
+    of each column, mean over columns (w = 1). The student's map is resized to the teacher's grid, and projected to its
+    width except for ATLoss, RKDLoss and SPKDLoss.
 
-    Deviations: adapters are projectors here; torchdistill's samples have convolutions with batch norms. KTALoss and
-    FTLoss compare the teacher's map itself, not its code in an autoencoder that is trained first; so they differ in
-    weight alone. ReviewKD's fusion and VID's three convolutions are left out (review_kd and vid have them). FSPLoss
-    pairs levels where the sample pairs a stage's input and output; its sample and that of AltActTransferLoss come
-    before the task, without it, and here every loss stands beside the task. The samples of KDLoss and LogitStdKDLoss
-    halve the task loss. DISTPlusLoss adds the correlation of channels where it means 1 minus it, so iota is -1, not 1;
-    its spatial relation runs over the images of a batch, so it is handed maps with positions in their place.
-    SPKDLoss divides rows by the sum of their magnitudes (sp: Euclidean norm) and shrinks with the square of the batch.
-    RKDLoss compares three images or more and is zero for fewer. AffinityLoss needs memory for all pairs of positions
-    of every channel. Losses that only vectors have (PKT, CCKD, CRD, SSKD, PAD, SRD, SKD) are left out.
+    Deviations: adapters are projectors here; torchdistill's samples have convolutions with batch norms. KTALoss is
+    KTA's loss alone: He et al. and torchdistill's sample compare the student with the teacher's code in an autoencoder
+    that is trained first, and add AffinityLoss; here it is the teacher's map, without affinity. FTLoss has its first
+    stage; its reconstruction is a mean where the sample has a sum, and the protocol sets its length and optimiser.
+    ReviewKD's fusion and VID's three convolutions are left out (review_kd and vid have them). FSPLoss pairs levels
+    where the sample pairs a stage's input and output; its sample and that of AltActTransferLoss come before the task,
+    without it, and here every loss stands beside the task. The samples of KDLoss and LogitStdKDLoss halve the task
+    loss. DISTPlusLoss adds the correlation of channels where it means 1 minus it, so iota is -1, not 1; its spatial
+    relation runs over the images of a batch, so it is handed maps with positions in their place. SPKDLoss divides rows
+    by the sum of their magnitudes (sp: Euclidean norm) and shrinks with the square of the batch. SPKDLoss needs two
+    images and RKDLoss three: a run that gives a process fewer is refused. AffinityLoss needs memory for all pairs of
+    positions of every channel. Not offered: PKTLoss, CCKDLoss, CRDLoss, SSKDLoss, PADL2Loss, SRDLoss, SKDInstanceLoss
+    and SKDDirectionLoss, which take a vector an image, some with memories of a whole data set; AuxSSKDLoss, which
+    trains the teacher's head on rotated copies of images; RegularizationLoss, a norm of one network's map, which the
+    sample of KTALoss puts on its codes and which compares nothing.
 
     Compared: torchdistill 1.1.5 is what runs. Its AT, VID and review losses against those of at, vid and review_kd on
     random maps: equal to 2e-7.
@@ -152,13 +164,19 @@ class TorchDistill(Method):
 
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        self.criterion = make_criterion(config.loss, self.rule.settings, self.requires)
+        kind = from_package(self.requires, "losses.mid_level", config.loss)
+        self.criterion = make_criterion(kind, self.rule.settings)
+        self.smallest_batch = self.rule.images
+        if config.loss == "KTALoss":
+            self.remark = "KTA's loss alone: maps in place of codes, and no affinity (He et al. have both)"
         widths = [(pair.student.final_channels, pair.teacher.final_channels)]
         if self.rule.reads == "levels":
             widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
         self.projectors = nn.ModuleList(
             Projector(*both, pair.student.convolutional) if self.rule.project else nn.Identity() for both in widths
         )
+        if self.rule.code:
+            self._learn_codes(*widths[0])
         if config.loss == "VIDLoss":
             # The inverse of softplus: every variance begins at 5, as in torchdistill's sample.
             start = math.log(math.expm1(5 - FLOOR))
@@ -169,17 +187,35 @@ class TorchDistill(Method):
         """What the table says of the chosen loss."""
         return RULES[self.config.loss]
 
+    def _learn_codes(self, student: int, teacher: int) -> None:
+        """Factor transfer's modules: the teacher's map to its code and back, and the student's map to such a code."""
+        paraphraser, translator = (
+            from_package(self.requires, "models.wrapper", f"{name}4FactorTransfer")
+            for name in ("Paraphraser", "Translator")
+        )
+        self.paraphraser = paraphraser(self.rule.code, teacher, uses_bn=False)
+        self.projectors = nn.ModuleList([translator(student, int(self.rule.code * teacher), uses_bn=False)])
+
     def stages(self) -> tuple[Stage, ...]:
         if self.rule.reads in ("logits", "both"):
             return (FIT_TEACHER, self.joint())
-        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
+        joint = self.joint(uses=STUDENT | {Part.TEACHER_ENCODER})
+        if not self.rule.code:
+            return (joint,)
+        coder = frozenset({"paraphraser"})
+        read = frozenset({Part.TEACHER_ENCODER})
+        first = Stage("paraphraser", Phase.SOURCE, trains=coder, uses=read, loss=self.paraphrase, passes=0.0)
+        return (first, replace(joint, trains=joint.trains - coder))
+
+    def paraphrase(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        """How far the teacher's last map comes back from its code: squared error, mean over everything."""
+        map_ = teacher.encode(batch.image).final
+        return {"paraphrase": F.mse_loss(self.paraphraser(map_).float(), map_.float())}
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         ours, theirs = student(batch.image), teacher.encode(batch.image)
         assert batch.label is not None
         terms = student.task_loss(ours, batch.label)
-        if len(batch.image) < self.rule.images:
-            return {**terms, self.config.loss: 0 * ours.features.final.sum()}
         if self.rule.reads in ("logits", "both"):
             calls = [self._on_pixels(ours, teacher.decode(theirs))]
         else:
@@ -210,10 +246,11 @@ class TorchDistill(Method):
         return [(hooks(map=self._as_read(a, level)), hooks(map=b)) for level, (a, b) in enumerate(maps)]
 
     def _maps(self, ours: Features, theirs: Features) -> list[tuple[Tensor, Tensor]]:
-        """The student's maps in the teacher's shapes, beside the teacher's."""
+        """The student's maps in the teacher's shapes, beside the teacher's, or the codes of both."""
         pairs = matched_levels(ours, theirs) if self.rule.reads == "levels" else [(ours.final, theirs.final)]
         projected = [project(a) for project, (a, _) in zip(self.projectors, pairs, strict=True)]
-        return [(resize(a, b.shape[-2:]).float(), b.float()) for a, (_, b) in zip(projected, pairs, strict=True)]
+        goals = [self.paraphraser.encoder(b) if self.rule.code else b for _, b in pairs]
+        return [(resize(a, b.shape[-2:]).float(), b.float()) for a, b in zip(projected, goals, strict=True)]
 
     def _as_read(self, map_: Tensor, level: int) -> Any:
         """Two losses read the student's map as the first of two."""

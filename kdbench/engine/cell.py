@@ -275,6 +275,16 @@ def _plan_stage(
     return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
 
 
+def strides(networks: Networks, stage: Stage) -> dict[str, list[int]]:
+    """Pixels between the positions of the maps of each encoder in play, as it stands now: fine to coarse, each once."""
+    sides = (("teacher", Part.TEACHER_ENCODER, networks.teacher), ("student", Part.STUDENT_ENCODER, networks.student))
+    return {
+        side: sorted({*network.spec.strides, network.spec.final_stride})
+        for side, part, network in sides
+        if network is not None and part in stage.parts
+    }
+
+
 def deployed_parts(plan: Plan) -> frozenset[str]:
     """The parts that the evaluated segmentor may read."""
     if plan.networks.method is None:

@@ -1,4 +1,4 @@
-"""What is looked at before the first cell of a run: weights, data sets, test images."""
+"""What is looked at before the first cell of a run: weights, batches, data sets, test images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from kdbench.data.domainset import DomainSet
 from kdbench.engine.cell import Cell, Lab, stage_sets, stages_of
-from kdbench.engine.processes import gathered
+from kdbench.engine.processes import check_smallest, gathered
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.method import Stage
@@ -29,6 +29,7 @@ def _check(lab: Lab, cells: list[Cell]) -> None:
     """The quick looks first."""
     for role in models_of(cells):
         lab.zoo.check(role.name)
+    check_batches(lab, cells)
     check_sets(lab, cells)
     if lab.fabric.is_global_zero:
         check_tests(lab, cells)
@@ -46,20 +47,33 @@ def check_together(lab: Lab, cells: list[Cell]) -> None:
         raise mine or KdbenchError(found)
 
 
+def check_batches(lab: Lab, cells: list[Cell]) -> None:
+    """Raises where a process would see fewer images at once than a loss needs: its term would be 0 in every step."""
+    batches: dict[str, int] = {phase: recipe.batch for phase, recipe in lab.protocol.recipes.items()}
+    for cell, stage in _all_stages(lab, cells):
+        what = f"{cell.name}, stage '{stage.name}'"
+        check_smallest(what, stage.smallest_batch, stage.phase, batches, lab.fabric.world_size)
+
+
 def check_sets(lab: Lab, cells: list[Cell]) -> None:
     """Opens every set that a stage of a cell reads: what a later stage misses would come up after hours of training."""
+    opened: set[tuple[str, Phase]] = set()
+    for cell, stage in _all_stages(lab, cells):
+        if (cell.benchmark.name, stage.phase) not in opened:
+            opened.add((cell.benchmark.name, stage.phase))
+            _open(lab, cell, stage)
+
+
+def _all_stages(lab: Lab, cells: list[Cell]) -> Iterator[tuple[Cell, Stage]]:
+    """Every cell with each of its stages, from networks without weights."""
     with torch.device("meta"):
         specs = {role.name: lab.zoo.build(role).spec for role in models_of(cells)}
-    opened: set[tuple[str, Phase]] = set()
     for cell in cells:
         try:
             stages = stages_of(cell, specs)
         except Exception:  # whatever is wrong with the method is the cell's own failure when it runs
             continue
-        for stage in stages:
-            if (cell.benchmark.name, stage.phase) not in opened:
-                opened.add((cell.benchmark.name, stage.phase))
-                _open(lab, cell, stage)
+        yield from ((cell, stage) for stage in stages)
 
 
 def _open(lab: Lab, cell: Cell, stage: Stage) -> None:

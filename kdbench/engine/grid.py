@@ -21,8 +21,8 @@ from kdbench.benchmark import Benchmark
 from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab, make_plan
-from kdbench.engine.checks import check_together, models_of
+from kdbench.engine.cell import Cell, Lab, make_plan, strides
+from kdbench.engine.checks import check_batches, check_together, models_of
 from kdbench.engine.costs import cost_of
 from kdbench.engine.journal import Journal
 from kdbench.engine.processes import check_shares, make_fabric, processes
@@ -220,6 +220,7 @@ def _check_places(spec: RunSpec) -> None:
 
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
+    check_batches(lab, cells)
     for role in models_of(cells):
         yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
     sharers = lab.fabric.world_size
@@ -247,7 +248,16 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
                     f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
                     f"{amount(cost.memory, 'B')} for a batch"
                 )
+                # The count has brought the encoders to the stage's geometry.
+                yield from _resizing(strides(plan.networks, step.stage))
     yield f"together {amount(total, 'FLOP')}"
+
+
+def _resizing(strides: dict[str, list[int]]) -> Iterator[str]:
+    """A line where the encoders' maps differ in size. Which of them is resized, the loss alone knows."""
+    if len(set(map(tuple, strides.values()))) > 1:
+        sides = " and ".join(f"the {side}'s {', '.join(map(str, each))}" for side, each in strides.items())
+        yield f"{'':<22}strides of the maps: {sides}; a loss that compares positions resizes (see the method's page)"
 
 
 def _chosen(spec: RunSpec) -> list[Chosen]:

@@ -25,16 +25,17 @@ class Gradients:
     A process whose memory runs out leaves the exchange of gradients, in which the others then wait for it. So several
     processes rehearse the first steps, each for itself, and agree on the pieces; later it is fatal to them.
     loss: the module, as Fabric has set it up; module: the same, bare. images: how many have gone through the student.
+    smallest: images that the loss needs at once.
     """
 
     def __init__(
-        self, fabric: Fabric, loss: nn.Module, module: nn.Module, what: str, images: Callable[[], int]
+        self, fabric: Fabric, loss: nn.Module, module: nn.Module, what: str, images: Callable[[], int], smallest: int
     ) -> None:
         self.pieces = 1
         self.passes = 0
         """Images through the student, where memory held them to the end."""
         self._fabric, self._loss, self._module = fabric, loss, module
-        self._what, self._images = what, images
+        self._what, self._images, self._smallest = what, images, smallest
         self._rehearsals = REHEARSED if fabric.world_size > 1 else 0
 
     def __call__(self, batch: Any, seed: int) -> Terms:
@@ -88,10 +89,11 @@ class Gradients:
     def _halve(self, batch: Any) -> None:
         self._module.zero_grad()
         torch.cuda.empty_cache()
-        if 2 * self.pieces > len(batch.index):
+        if len(batch.index) // (2 * self.pieces) < self._smallest:
+            least = f", and the loss needs {self._smallest} images at once" if self._smallest > 1 else ""
             raise KdbenchError(
-                f"{self._what}: the device's memory does not hold {len(batch.index)} images in {self.pieces} pieces. "
-                "Take a device with more memory, or smaller networks."
+                f"{self._what}: the device's memory does not hold {len(batch.index)} images in {self.pieces} pieces"
+                f"{least}. Take a device with more memory, or smaller networks."
             )
         self.pieces *= 2
 

@@ -70,11 +70,29 @@ def check_shares(batches: Mapping[str, int], count: int) -> None:
     """Raises where so many processes cannot take equal shares of every phase's batch."""
     uneven = [f"{phase} has batches of {batch}" for phase, batch in batches.items() if batch % count]
     if uneven:
-        common = math.gcd(*batches.values())
-        fitting = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
+        fitting = ", ".join(map(str, _equal(batches)))
         raise KdbenchError(
             f"{count} processes cannot take equal shares of every batch: {', '.join(uneven)}. Start one of {fitting}."
         )
+
+
+def check_smallest(what: str, needed: int, phase: str, batches: Mapping[str, int], count: int) -> None:
+    """Raises where a process's share of a phase's batch is smaller than a loss needs."""
+    each = batches[phase] // count
+    if each >= needed:
+        return
+    fitting = [str(number) for number in _equal(batches) if batches[phase] // number >= needed]
+    raise KdbenchError(
+        f"{what}: its loss compares {needed} images at least, and a process gets {each} of a batch of "
+        f"{batches[phase]}. "
+        + (f"Start one of {', '.join(fitting)} processes." if fitting else "Take a protocol with larger batches.")
+    )
+
+
+def _equal(batches: Mapping[str, int]) -> list[int]:
+    """Numbers of processes that can take equal shares of every batch."""
+    common = math.gcd(*batches.values())
+    return [number for number in range(1, common + 1) if common % number == 0]
 
 
 def share(fabric: Fabric, batch: int) -> slice:

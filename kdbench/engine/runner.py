@@ -20,7 +20,7 @@ from torch import nn
 from kdbench.benchmark import Domain
 from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import Broken, training_batches
-from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan
+from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan, strides
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.costs import Inference, Peak, inference_of, stage_flops
 from kdbench.engine.evaluator import evaluate
@@ -169,6 +169,7 @@ class CellRun:
             broken=len(summary["broken"]),
             flops=self._flops.get(step.stage.name),
             pieces=summary.get("pieces", 1),
+            strides=summary.get("strides", {}),
             losses=summary["losses"],
         )
 
@@ -176,6 +177,7 @@ class CellRun:
         networks, stage = self.plan.networks, step.stage
         size = step.recipe.size(self._lab.protocol.image_size)
         networks.load(step.inputs, self._lab.geometry(step.recipe, size), self._lab.halved(stage))
+        seen = strides(networks, stage)
         trained = networks.freeze_all_but(stage.trains)
         before = {name: weights_digest(module) for name, module in trained.items()}
         networks.forget(stage.trains)
@@ -197,6 +199,7 @@ class CellRun:
             keep=step.keep,
             checkpoint_every=self._lab.protocol.checkpoint_every,
             epoch=step.recipe.epoch(sum(map(len, step.sets))),
+            smallest=stage.smallest_batch,
             passes=lambda: student.images * lab.fabric.world_size,
             skipped=skipped.errors,
             broken=Broken(lab.protocol.most_broken, lab.progress.note),
@@ -204,7 +207,7 @@ class CellRun:
         peak = Peak(lab.fabric.device)
         heard = self._journal.stage(stage.name, self.plan.before(step), lab.progress)
         summary = train(self._lab.fabric, job, step.folder, heard)
-        summary |= {"memory_mb": peak.megabytes, "flops": self._flops.get(stage.name)}
+        summary |= {"memory_mb": peak.megabytes, "flops": self._flops.get(stage.name), "strides": seen}
         idle = [
             name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
         ]

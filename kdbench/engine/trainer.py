@@ -168,6 +168,8 @@ class Job:
     checkpoint_every: int
     epoch: int = 1
     """Steps of one pass over the data, where the recipe counts in them."""
+    smallest: int = 1
+    """Images that the loss needs at once: memory cuts no batch into smaller pieces."""
     passes: Callable[[], int] = lambda: 0
     """Images that have gone through the student so far, in passes that memory did not hold too."""
     skipped: Sequence[str] = ()
@@ -180,7 +182,7 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
     """Trains to the end, from the folder's checkpoint where there is one. Returns losses, steps, passes and seconds."""
     module, optimizer = fabric.setup(job.module, make_optimizer(_by_part(job.module), job.recipe))
     log = LossLog(partial(gathered, fabric))
-    gradients = Gradients(fabric, module, job.module, job.what, job.passes)
+    gradients = Gradients(fabric, module, job.module, job.what, job.passes, job.smallest)
     begun, seconds = _resume(job, optimizer, gradients, log, folder)
     started = time.perf_counter()
     progress.begin(job.what, job.steps)

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdbench.errors import unknown
+from kdbench.errors import KdbenchError, unknown
 from kdbench.models.geometry import Geometry, resample_kernel, resample_positions
 from kdbench.models.zoo import STAND_INS, Role
 from kdbench.types import Features, FeatureSpec
@@ -56,14 +56,28 @@ class Encoder(nn.Module):
         return None
 
     def forward(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
-        """image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool, True = hidden; blocks: which extra block outputs."""
+        """image (B, 3, H, W) in [0, 1]; mask (B, h, w) bool, True = hidden; blocks: which extra block outputs.
+
+        Blocks are counted from 0 on, or from -1 back; a number that the network does not have is a KdbenchError.
+        """
+        numbers = {block: self._number(block) for block in blocks}
         self._mask = mask
         try:
-            return self._features((image - self.mean) / self.std, blocks)
+            return self._features((image - self.mean) / self.std, numbers)
         finally:
             self._mask = None
 
-    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+    def _number(self, block: int) -> int:
+        count = len(self.spec.blocks)
+        if not -count <= block < count:
+            raise KdbenchError(
+                f"block {block} is not among the {count} blocks of {type(self.body).__name__}. "
+                f"Ask for 0 to {count - 1}, or from the end for -1 to -{count}."
+            )
+        return block % count
+
+    def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
+        """blocks: the extra block outputs, as they were asked for and as counted from 0 on."""
         raise NotImplementedError
 
     def _hide(self, stem: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -96,13 +110,14 @@ class TokenEncoder(Encoder):
         super().__init__(body, body.patch_embed, width, "NHWC")  # type: ignore[arg-type]
         # GKD's taps, 3/5/7/11 of 12 and 7/11/15/23 of 24, as fractions of the depth.
         self.taps = (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
-        self._width, self._offset = width, position_offset
+        self._width, self._depth, self._offset = width, depth, position_offset
         self._class_token = getattr(body, "cls_token", None) is not None
         self._set_patch(patch)
 
     def _set_patch(self, patch: int) -> None:
         self.patch = patch
-        self.spec = FeatureSpec((self._width,) * 4, (patch,) * 4, self._width, patch, self._class_token)
+        blocks = (self._width,) * self._depth
+        self.spec = FeatureSpec((self._width,) * 4, (patch,) * 4, self._width, patch, self._class_token, blocks=blocks)
 
     def adapt(self, geometry: Geometry) -> None:
         """As Encoder.adapt. The kernel and the positions are resampled; timm keeps the rest of the books."""
@@ -144,8 +159,8 @@ class TokenEncoder(Encoder):
         prefix = 0 if body.no_embed_class else body.num_prefix_tokens
         return math.isqrt(positions.shape[1] - prefix)
 
-    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
-        wanted = sorted({*self.taps, *blocks})
+    def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
+        wanted = sorted({*self.taps, *blocks.values()})
         size, whole = (image.shape[-2], image.shape[-1]), padded(image, self.patch)
         last, maps = self.body.forward_intermediates(whole, indices=wanted, norm=False)  # type: ignore[operator]
         by_block = {block: cut(map_, size, self.patch) for block, map_ in zip(wanted, maps, strict=True)}
@@ -156,7 +171,7 @@ class TokenEncoder(Encoder):
             levels=tuple(by_block[tap] for tap in self.taps),
             final=final,
             pooled=last[:, 0] if self._class_token else final.mean((2, 3)),
-            blocks={block: by_block[block] for block in blocks},
+            blocks={block: by_block[number] for block, number in blocks.items()},
         )
 
 
@@ -190,16 +205,17 @@ class PyramidEncoder(Encoder):
         described: Any = body.feature_info
         info = [described[stage] for stage in stages]
         channels = tuple(int(entry["num_chs"]) for entry in info)
+        blocks = tuple(int(entry["num_chs"]) for entry in described)
         super().__init__(body, stem, width, layout)
         strides = tuple(int(entry["reduction"]) for entry in info)
         self.stages = stages
         self.spec = FeatureSpec(
             channels, strides, channels[-1], strides[-1], class_token=False, convolutional=layout == "NCHW",
-            batch_norms=has_batch_norms(body),
+            batch_norms=has_batch_norms(body), blocks=blocks,
         )  # fmt: skip
 
-    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
-        wanted = sorted({*self.stages, *blocks})
+    def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
+        wanted = sorted({*self.stages, *blocks.values()})
         maps = self.body.forward_intermediates(image, indices=wanted, intermediates_only=True)  # type: ignore[operator]
         by_stage = dict(zip(wanted, maps, strict=True))
         final = by_stage[self.stages[-1]]
@@ -207,7 +223,7 @@ class PyramidEncoder(Encoder):
             levels=tuple(by_stage[stage] for stage in self.stages),
             final=final,
             pooled=final.mean((2, 3)),
-            blocks={block: by_stage[block] for block in blocks},
+            blocks={block: by_stage[number] for block, number in blocks.items()},
         )
 
 

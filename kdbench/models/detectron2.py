@@ -72,6 +72,7 @@ class FPNEncoder(Encoder):
         self.spec = FeatureSpec(
             channels, strides, channels[-1], strides[-1], class_token=False, convolutional=True,
             batch_norms=has_batch_norms(body),
+            blocks=tuple(int(part.out_channels) for part in (stem, *(stage[-1] for stage in body.bottom_up.stages))),
         )  # fmt: skip
 
     def _per_channel(self, numbers: Sequence[float]) -> Tensor:
@@ -88,10 +89,12 @@ class FPNEncoder(Encoder):
             raise KdbenchError(f"MODEL.SEM_SEG_HEAD.NAME is '{config.MODEL.SEM_SEG_HEAD.NAME}', not 'SemSegFPNHead'.")
         return SemanticFPN(head)
 
-    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+    def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
         size, whole = (image.shape[-2], image.shape[-1]), padded(image, int(self.body.size_divisibility))  # type: ignore[arg-type]
         kept: dict[int, Tensor] = {}
-        hooks = [self._blocks[block].register_forward_hook(partial(_keep, kept, block)) for block in blocks]
+        hooks = [
+            self._blocks[number].register_forward_hook(partial(_keep, kept, block)) for block, number in blocks.items()
+        ]
         try:
             maps = self.body(whole.flip(1) if self._bgr else whole)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import timm
@@ -114,10 +114,12 @@ class SamEncoder(Encoder):
         width, depth, patch = int(body.embed_dim), len(body.blocks), int(body.patch_embed.patch_size[0])
         super().__init__(body, body.patch_embed, width, "NHWC")
         self.taps = (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
-        self.spec = FeatureSpec((width,) * 4, (patch,) * 4, int(body.num_features), patch, class_token=False)
+        self.spec = FeatureSpec(
+            (width,) * 4, (patch,) * 4, int(body.num_features), patch, class_token=False, blocks=(width,) * depth
+        )
 
-    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
-        wanted = sorted({*self.taps, *blocks})
+    def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
+        wanted = sorted({*self.taps, *blocks.values()})
         size, patch = (image.shape[-2], image.shape[-1]), self.spec.final_stride
         whole, maps = self.body.forward_intermediates(padded(image, patch), indices=wanted)  # type: ignore[operator]
         by_block = {block: cut(map_, size, patch) for block, map_ in zip(wanted, maps, strict=True)}
@@ -126,7 +128,7 @@ class SamEncoder(Encoder):
             levels=tuple(by_block[tap] for tap in self.taps),
             final=final,
             pooled=final.mean((2, 3)),
-            blocks={block: by_block[block] for block in blocks},
+            blocks={block: by_block[number] for block, number in blocks.items()},
         )
 
 

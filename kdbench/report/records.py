@@ -103,6 +103,8 @@ class StageResult(_Model):
 
     data: the domains that it trained on, with their worlds. broken: training files that could not be read and were
     replaced by others. pieces: in how many a batch went through the networks, where memory did not hold it whole.
+    strides: of the maps of each encoder in play, teacher and student, in pixels of the image, fine to coarse and each
+    once; a loss that compares maps of other strides resizes one of them. An older record does not know.
     flops: floating point operations of all its steps, forward and back, as counted on the real modules; None where they
     were not counted. losses: each term's means over tenths of the stage.
     """
@@ -117,6 +119,7 @@ class StageResult(_Model):
     flops: int | None = None
     broken: int = 0
     pieces: int = 1
+    strides: dict[str, list[int]] = {}
     losses: dict[str, list[float]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from textwrap import dedent, indent
@@ -10,9 +11,8 @@ from textwrap import dedent, indent
 import pytest
 
 from kdbench import conformance
-from kdbench.conformance import CHECKS, PAIRS, Bench, check_method, make_bench
+from kdbench.conformance import CHECKS, PAIRS, Bench, check_method, find_pair, make_bench
 from kdbench.errors import KdbenchError
-from kdbench.models.zoo import parse_pair
 from kdbench.plugins import load_method, method_names
 
 
@@ -21,7 +21,7 @@ def built(method: str, pair: str) -> Bench:
     plugin = load_method(method)
     if plugin.missing:
         pytest.skip(f"optional: {plugin.missing}")
-    return make_bench(plugin, parse_pair(pair))
+    return make_bench(plugin, find_pair(pair))
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -74,7 +74,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(further: str = "") -> Bench:
         path = tmp_path / "mine.py"
         path.write_text(SOUND + indent(dedent(further), "    "))
-        return make_bench(load_method(str(path)), parse_pair(PAIR))
+        return make_bench(load_method(str(path)), find_pair(PAIR))
 
     return make
 
@@ -238,7 +238,7 @@ FAULTS = {
         """,
     ),
     "an adapter that gets no gradient": (
-        "adapters_get_gradients",
+        "gradients_reach_what_trains",
         "no gradient reaches adapter",
         """
         def hint(self, ours, theirs):
@@ -248,11 +248,46 @@ FAULTS = {
         """,
     ),
     "an adapter whose gradient is zero": (
-        "adapters_get_gradients",
+        "gradients_reach_what_trains",
         "no gradient reaches adapter",
         """
         def hint(self, ours, theirs):
             return 0 * (self.adapter(ours.features.pooled) - theirs.pooled).square().mean()
+        """,
+    ),
+    "a bias that the loss takes out again": (
+        "gradients_reach_what_trains",
+        r"stage joint: no gradient reaches adapter.bias\. .*dead = \('adapter.bias',\)",
+        """
+        def hint(self, ours, theirs):
+            # Over the positions, so that what is added to all of them cancels; a gradient of rounding errors is left.
+            maps = self.adapter(ours.features.final.movedim(1, 3)), theirs.final.movedim(1, 3)
+            ours, theirs = (map_.flatten(1, 2).log_softmax(1) for map_ in maps)
+            return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        """,
+    ),
+    "one of two layers left out of the loss": (
+        "gradients_reach_what_trains",
+        "no gradient reaches adapter.1.weight, adapter.1.bias",
+        """
+        def __init__(self, config, pair):
+            super().__init__(config, pair)
+            widths = pair.student.final_channels, pair.teacher.final_channels
+            self.adapter = nn.ModuleList(nn.Linear(*widths) for _ in range(2))
+
+        def hint(self, ours, theirs):
+            return (self.adapter[0](ours.features.pooled) - theirs.pooled).square().mean()
+        """,
+    ),
+    "a level of the student that is read in vain": (
+        "gradients_reach_what_trains",
+        r"no gradient reaches student.encoder.body.layer2\..* and \d+ more\.",
+        """
+        def loss(self, batch, student, teacher):
+            features = student.encode(batch.image)
+            shallow, deep = features.levels[0].square().mean(), 0 * features.final.square().mean()
+            hint = self.adapter(features.pooled.detach()).square().mean()
+            return {"shallow": shallow, "deep": deep, "hint": hint}
         """,
     ),
     "a generator of its own": (
@@ -324,6 +359,38 @@ def test_a_fault_fails_its_check(fault: str, bench) -> None:
     check = next(check for check in CHECKS if check.__name__ == name)
     with pytest.raises((AssertionError, KdbenchError), match=message):
         check(bench(further))
+
+
+def test_what_a_method_declares_dead_needs_no_gradient(bench) -> None:
+    _, _, further = FAULTS["a bias that the loss takes out again"]
+    (check,) = (check for check in CHECKS if check.__name__ == "gradients_reach_what_trains")
+    check(bench(dedent(further) + 'dead = ("adapter.b*",)'))
+
+
+def test_what_starts_at_zero_hides_nothing_behind_it(bench) -> None:
+    further = """
+        def __init__(self, config, pair):
+            super().__init__(config, pair)
+            inner, width = pair.student.final_channels, pair.teacher.final_channels
+            self.adapter = nn.Sequential(nn.Linear(inner, 3), nn.Linear(3, width))
+            nn.init.zeros_(self.adapter[1].weight)
+    """
+    for check in CHECKS:
+        check(bench(further))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("method", [name for name in method_names() if load_method(name).method.dead])
+def test_what_is_declared_dead_is_dead(method: str, pair: str) -> None:
+    bench = copy.deepcopy(built(method, pair))
+    bench.method.dead = ()
+    parameters = [
+        f"{name}.{key}" for name, part in bench.networks.modules().items() for key, _ in part.named_parameters()
+    ]
+    declared = [name for name in parameters if any(fnmatch(name, pattern) for pattern in type(bench.method).dead)]
+    with pytest.raises(AssertionError, match="no gradient reaches ") as fault:
+        conformance.gradients_reach_what_trains(bench)
+    assert f"no gradient reaches {', '.join(declared)}. Mend" in str(fault.value)
 
 
 def test_every_check_has_a_fault_that_fails_it() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -208,7 +208,7 @@ class Small(Encoder):
                 image = image / 0
         return super().forward(image, mask, blocks)
 
-    def _features(self, image: Tensor, blocks: Sequence[int]) -> Features:
+    def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
         final = self.body(image)
         return Features((final,), final, final.mean((2, 3)), {})
 

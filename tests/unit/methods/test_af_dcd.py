@@ -114,6 +114,14 @@ def test_contrast_equals_a_loop_over_vectors(grid: tuple[int, int], pool: int, p
     assert dense_contrast(student, teacher, 2, 0.07).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_published_coefficient_stands_on_a_sum_of_16_vectors_a_position(plain, distil, random) -> None:
+    student, teacher = 0.1 * random(1, 32, 16, 16), 0.1 * random(1, 32, 16, 16)
+    mean = contrast_by_loops(student.numpy(), teacher.numpy(), 16, 4, (4, 4))
+    value = distil(plain(32, mask_ratio=0), student, teacher)["contrast"]
+    # One patch of 16 positions; the released code sums its 256 losses and divides by the positions.
+    assert value.item() == pytest.approx(5e-3 * 256 * mean / 16, rel=1e-5)
+
+
 def test_each_vector_has_240_negatives() -> None:
     # Where all scores are equal, the loss is the logarithm of the candidates.
     zero = torch.zeros(1, 32, 16, 16)

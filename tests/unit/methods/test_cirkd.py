@@ -257,6 +257,21 @@ def test_a_student_of_another_grid_is_brought_to_the_teachers(grid, make_method,
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
+def test_a_student_of_another_grid_is_projected_before_it_is_resized(make_method, random, label, bilinear) -> None:
+    method, student, teacher = make_method(3, project=True), random(2, 3, 6, 8), random(2, WIDTH, *GRID)
+    projected = torch.from_numpy(bilinear(method.projector(student).detach().numpy(), GRID)).float()
+    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    resized = make_method()
+    resized.load_state_dict(state, strict=False)
+    values = []
+    with torch.random.fork_rng(devices=[]):
+        for each, map_ in ((method, student), (resized, projected)):
+            torch.manual_seed(0)
+            terms = each.terms(labelled(label), features(map_), features(teacher))
+            values.append([terms["cirkd_pixels"].item(), terms["cirkd_regions"].item()])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
 def test_large_maps_are_pooled_for_the_batch_term(make_method, random) -> None:
     student, teacher = random(1, 3, 32, 64), random(1, WIDTH, 32, 64)
     halved = (map_.unflatten(3, (32, 2)).unflatten(2, (16, 2)).mean((3, 5)) for map_ in (student, teacher))

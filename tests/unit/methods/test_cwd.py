@@ -64,6 +64,27 @@ def test_temperature_has_to_be_positive() -> None:
         ChannelKnobs(temperature=0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        ({"recipe": "paper"}, {"target": "both"}),
+        ({}, {"feature_weight": 5}),
+        ({"target": "features"}, {"logit_weight": 5}),
+    ],
+)
+def test_a_knob_that_is_not_read_is_refused(settings: dict[str, object], unread: dict[str, object]) -> None:
+    (name,) = unread
+    with pytest.raises(ValidationError, match=f"{name}=.* is not read where .*; leave it out, or set .* otherwise"):
+        ChannelKnobs(**settings, **unread)
+    # Its default changes nothing, so it may be written down.
+    assert ChannelKnobs(**settings, **{name: getattr(ChannelKnobs(), name)}) == ChannelKnobs(**settings)
+
+
+def test_what_the_papers_recipe_and_both_targets_read_may_be_set() -> None:
+    for settings in ({"recipe": "paper"}, {"target": "both"}):
+        assert ChannelKnobs(**settings, feature_weight=5, logit_weight=5).feature_weight == 5
+
+
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
     fit, joint = CWD(ChannelKnobs(), make_pair()).stages()
     assert fit.trains == {Part.TEACHER_DECODER}
@@ -129,10 +150,22 @@ def test_features_are_projected_then_resized_to_the_teachers_grid(make_pair, dis
     method = CWD(ChannelKnobs(target="features"), make_pair(3, 5))
     x = np.moveaxis(student.double().numpy(), 1, -1)
     normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    weight, bias = (p.detach().double().numpy() for p in method.projector.linear.parameters())
-    projected = bilinear(np.moveaxis(normed @ weight.T + bias, -1, 1), (4, 4))
+    weight = method.projector.linear.weight.detach().double().numpy()
+    projected = bilinear(np.moveaxis(normed @ weight.T, -1, 1), (4, 4))
     expected = 50 * divergence(projected, teacher.numpy(), 4.0)
     assert distil_features(method, student, teacher).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("convolutional", [True, False])
+def test_the_projector_has_nothing_that_the_softmax_takes_out_again(
+    convolutional: bool, make_pair, distil_features, random
+) -> None:
+    method = CWD(ChannelKnobs(target="features"), make_pair(3, 5, convolutional=convolutional))
+    distil_features(method, random(2, 3, 4, 6), random(2, 5, 4, 6)).backward()
+    sizes = {name: float(parameter.grad.abs().max()) for name, parameter in method.projector.named_parameters()}
+    assert set(sizes) == {"linear.weight"} if convolutional else {"norm.weight", "linear.weight"}
+    # A bias would have a gradient of rounding errors, a millionth of these.
+    assert min(sizes.values()) > 1e-3 * max(sizes.values())
 
 
 def test_features_of_equal_width_are_not_projected(make_pair, distil_features, random) -> None:

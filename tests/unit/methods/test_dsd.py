@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.dsd import DSD, DoubleKnobs
+from kdbench.methods.dsd import DSD, DoubleKnobs, class_affinities
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -43,7 +43,7 @@ def overlaps(logits: np.ndarray, temperature: float) -> np.ndarray:
     corners = [(y, x) for y in range(0, height, 2) for x in range(0, width, 2)]
     blocks = [logits[:, y : y + 2, x : x + 2].astype(np.float64).mean((1, 2)) / temperature for y, x in corners]
     places = [np.exp(row - row.max()) / np.exp(row - row.max()).sum() for row in np.array(blocks).T]
-    return np.array([[(a * b).sum() for b in places] for a in places])
+    return np.array([[len(corners) * (a * b).sum() for b in places] for a in places])
 
 
 def class_error(student: np.ndarray, teacher: np.ndarray, temperature: float = 4.0) -> float:
@@ -79,11 +79,12 @@ def listed(side) -> list[np.ndarray]:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    converted = pytest.approx(0.1221, abs=1e-4)
-    assert DoubleKnobs().model_dump() == {"pixel_mean_weight": converted, "class_weight": 10.0, "temperature": 4.0}
+    # 1000 for a mean over 64 x 128 positions; 10 for the squares of overlaps that fall with 32 x 64 pooled ones.
+    weights = {"pixel_mean_weight": 1000 / 8192, "class_overlap_weight": 10 / 2048**2}
+    assert DoubleKnobs().model_dump() == {**weights, "temperature": 4.0}
 
 
-@pytest.mark.parametrize("bad", [{"pixel_mean_weight": -1}, {"class_weight": -1}, {"temperature": 0}])
+@pytest.mark.parametrize("bad", [{"pixel_mean_weight": -1}, {"class_overlap_weight": -1}, {"temperature": 0}])
 def test_knobs_have_limits(bad: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         DoubleKnobs(**bad)
@@ -107,9 +108,34 @@ def test_second_term_equals_a_loop_over_pairs_of_classes(
 ) -> None:
     # The published weight makes the term too small to compare closely.
     student, teacher = (([], random(2, 3, *grid), 6 * random(2, CLASSES, *grid)) for _ in range(2))
-    value = distil(student, teacher, class_weight=1e4, temperature=temperature)["dsd_classes"].item()
+    value = distil(student, teacher, class_overlap_weight=1e4, temperature=temperature)["dsd_classes"].item()
     expected = 1e4 * class_error(student[2].numpy(), teacher[2].numpy(), temperature)
     assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_at_the_published_size_the_second_term_is_the_published_one(distil, random) -> None:
+    student, teacher = (([], random(1, 3, 64, 128), 9 * random(1, CLASSES, 64, 128)) for _ in range(2))
+    plain = [overlaps(side[2].numpy()[0], 4.0) / 2048 for side in (student, teacher)]
+    expected = 10 * ((plain[0] - plain[1]) ** 2).mean()
+    assert distil(student, teacher)["dsd_classes"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_flat_classes_overlap_by_one_on_any_grid() -> None:
+    assert torch.allclose(class_affinities(torch.full((1, CLASSES, 5, 8), 3.0), 4.0), torch.ones(1, CLASSES, CLASSES))
+
+
+@pytest.mark.parametrize("times", [(2, 2), (1, 3)])
+def test_an_image_repeated_on_a_larger_grid_costs_the_same(times: tuple[int, int], distil, sides) -> None:
+    def repeated(side):
+        levels, final, logits = side
+        *levels, final, logits = (map_.repeat(1, 1, *times) for map_ in (*levels, final, logits))
+        return levels, final, logits
+
+    before, after = distil(*sides), distil(*map(repeated, sides))
+    assert before["dsd_classes"] > 0
+    assert {name: term.item() for name, term in after.items()} == pytest.approx(
+        {name: term.item() for name, term in before.items()}, rel=1e-4, abs=0
+    )
 
 
 def test_opposite_changes_are_at_distance_four(distil) -> None:
@@ -131,9 +157,9 @@ def test_equal_networks_cost_nothing(distil, sides) -> None:
 
 def test_a_constant_on_a_class_does_not_matter_to_the_second_term(distil, sides) -> None:
     (levels, final, logits), teacher = sides
-    before = distil((levels, final, logits), teacher, class_weight=1e4)["dsd_classes"].item()
+    before = distil((levels, final, logits), teacher, class_overlap_weight=1e4)["dsd_classes"].item()
     moved = logits + torch.tensor([5.0, -3.0, 0.0, 1.0]).view(1, CLASSES, 1, 1)
-    after = distil((levels, final, moved), teacher, class_weight=1e4)["dsd_classes"].item()
+    after = distil((levels, final, moved), teacher, class_overlap_weight=1e4)["dsd_classes"].item()
     assert after == pytest.approx(before, rel=1e-3)
 
 
@@ -141,7 +167,7 @@ def test_every_map_is_resized_to_the_grid_of_the_teachers_last(distil, random, b
     student = ([random(1, 2, 8, 12), random(1, 3, 2, 3)], random(1, 3, 2, 3), 3 * random(1, CLASSES, 8, 12))
     teacher = ([random(1, 4, 4, 6), random(1, 5, 4, 6)], random(1, 5, 4, 6), 3 * random(1, CLASSES, 2, 3))
     ours, theirs = ([bilinear(map_, GRID) for map_ in listed(side)] for side in (student, teacher))
-    terms = distil(student, teacher, class_weight=1e4)
+    terms = distil(student, teacher, class_overlap_weight=1e4)
     assert terms["dsd_pixels"].item() == pytest.approx(1000 / 8192 * pixel_distance(ours, theirs), rel=1e-4)
     assert terms["dsd_classes"].item() == pytest.approx(1e4 * class_error(ours[2], theirs[2]), rel=1e-3)
 

@@ -103,12 +103,18 @@ def test_gradient_reaches_student_and_projector(make_pair, distil, random) -> No
     assert all(parameter.grad.abs().sum() > 0 for parameter in method.projector.parameters())
 
 
-def test_all_pixels_ignored_leave_the_task_at_zero(make_pair, make_batch, fake, random) -> None:
-    method = FeatureKD(FeatureKnobs(), make_pair())
-    student = fake(random(2, 4, 2, 2), random(2, 3, 2, 2))
-    terms = method.loss(make_batch(label=255), student, fake(None, random(2, 5, 2, 2)))
+@pytest.mark.parametrize("convolutional", [True, False])
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(
+    scale: float, convolutional: bool, make_pair, make_batch, fake, random
+) -> None:
+    method = FeatureKD(FeatureKnobs(), make_pair(convolutional=convolutional))
+    student = fake(random(2, 4, 2, 2), (scale * random(2, 3, 2, 2)).requires_grad_())
+    terms = method.loss(make_batch(label=255), student, fake(None, scale * random(2, 5, 2, 2)))
+    terms["feature_kd"].backward()
     assert terms["task"] == 0
     assert torch.isfinite(terms["feature_kd"])
+    assert all(torch.isfinite(tensor.grad).all() for tensor in (student.final, *method.parameters()))
 
 
 def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:

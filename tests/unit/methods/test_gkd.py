@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods.gkd import GKD, QSD, GKDKnobs
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdbench.conformance import make_batch as make_conformance_batch
@@ -86,6 +87,33 @@ def test_defaults_are_the_published_ones() -> None:
     assert GKDKnobs().model_dump() == published
 
 
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        ({"single_stage": True}, {"encoder": "fine-tuned"}),
+        ({"single_stage": True}, {"proxy": False}),
+        ({"match": "mse"}, {"values": "teacher"}),
+        ({"patch": 0}, {"mask_ratio": 0.25}),
+        ({"patch": 0}, {"mask_probability": 0.25}),
+    ],
+)
+def test_a_knob_that_is_not_read_is_refused(settings: dict[str, object], unread: dict[str, object]) -> None:
+    (name, value), (where,) = *unread.items(), settings
+    with pytest.raises(ValidationError, match=rf"{name}={value} is not read where {where}=\w+; leave it out, or set"):
+        GKDKnobs(**settings, **unread)
+    assert getattr(GKDKnobs(**unread), name) == value
+    assert getattr(GKDKnobs(**settings, **{name: getattr(GKDKnobs(), name)}), where) == settings[where]
+
+
+@pytest.mark.parametrize("single_stage", [False, True])
+def test_without_any_term_nothing_is_built(single_stage: bool) -> None:
+    nothing = {"token": 0, "feature": 0, "patch": 0, "single_stage": single_stage}
+    with pytest.raises(ValidationError, match="token, feature and patch are all 0; set one of them above 0"):
+        GKDKnobs(**nothing)
+    for name in ("token", "feature", "patch"):
+        assert getattr(GKDKnobs(**{**nothing, name: 0.5}), name) == 0.5
+
+
 def test_stages_are_proxy_source_and_task(make_pair) -> None:
     method = GKD(GKDKnobs(), make_pair())
     stages = method.stages()
@@ -135,6 +163,16 @@ def test_head_does_not_scale_its_scores(head: QSD, random) -> None:
     student, teacher = random(2, 6, 3), random(2, 6, 5)
     scaled = attend(head, student.double().numpy(), teacher.double().numpy(), scale=1 / math.sqrt(5))
     assert np.abs(head(student, teacher).detach().numpy() - scaled).max() > 1e-2
+
+
+def test_attention_keeps_single_precision_under_autocast(head: QSD, random) -> None:
+    student, teacher = random(2, 6, 3), 3 * random(2, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, query, value = head(student, teacher), head.query(student), head.value(student)
+    assert (out.dtype, query.dtype) == (torch.float32, torch.bfloat16)
+    # The linear layers round, what is done with their output does not.
+    weights = (query.double() @ teacher.double().transpose(1, 2)).softmax(2)
+    assert torch.allclose(out.double(), weights @ value.double(), atol=1e-5)
 
 
 def test_one_token_gives_its_value_and_no_gradient_to_the_query(head: QSD, random) -> None:
@@ -298,6 +336,18 @@ def test_gradient_reaches_the_student_by_all_three_losses(make_pair, make_batch,
     for name, tensor in (("token", student.pooled), ("feature", student.final), ("patch", student.masked)):
         (gradient,) = torch.autograd.grad(terms[name], tensor, retain_graph=True)
         assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("match", ["qsd", "scaled", "mse"])
+def test_extreme_maps_give_finite_losses_and_gradients(match: str, make_pair, make_batch, fake, random) -> None:
+    method = GKD(GKDKnobs(match=match), make_pair(*WIDTHS))
+    maps = [(1e4 * random(4, 3, *shape)).requires_grad_() for shape in (GRID, (), GRID)]
+    teacher = fake(None, 1e4 * random(4, 5, *GRID), 1e4 * random(4, 5))
+    terms = method.loss(make_batch(4, label=255), fake(None, *maps), teacher)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(map_.grad).all() for map_ in maps)
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in method.parameters())
 
 
 def masks_of(batch: int, grid: tuple[int, int], probability: float = 0.5, ratio: float = 0.5) -> Tensor:

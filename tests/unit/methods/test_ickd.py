@@ -79,9 +79,12 @@ def test_the_weight_cannot_be_negative() -> None:
 
 @pytest.mark.parametrize("widths", [(3, 5), (4, 4)])
 def test_one_joint_stage_with_the_adapter_and_without_the_teachers_decoder(widths, make) -> None:
-    (joint,) = make(*widths).stages()
+    method = make(*widths)
+    (joint,) = method.stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"adapter"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
+    # No bias before the norm, which would take it out.
+    assert {name for name, _ in method.adapter.named_parameters()} == {"0.weight", "1.weight", "1.bias"}
 
 
 @pytest.mark.parametrize("widths", [(3, 5), (4, 4)])

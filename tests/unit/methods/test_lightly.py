@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from kdbench.methods.lightly import Lightly, LightlyKnobs, Queue, mix
 from pydantic import ValidationError
 from torch import Tensor
 
-from kdbench.types import ENCODERS, STUDENT, Part, Phase
+from kdbench.types import ENCODERS, STUDENT, PairSpec, Part, Phase
 
 GRID = (2, 3)
 
@@ -43,11 +44,18 @@ def divergence(student: np.ndarray, teacher: np.ndarray, others: np.ndarray, the
 
 
 @pytest.fixture
-def make(make_pair, random):
+def pair(make_pair) -> PairSpec:
+    """A teacher whose last blocks are 4 and 5 wide, as in a pyramid; its levels tell nothing of them."""
+    plain = make_pair(3, 5, levels=1)
+    return replace(plain, teacher=replace(plain.teacher, blocks=(2, 4, 5)))
+
+
+@pytest.fixture
+def make(pair, random):
     """A method whose heads are away from their small start."""
 
-    def build(levels: int = 4, widths: tuple[int, int] = (3, 5), **knobs: object) -> Lightly:
-        method = Lightly(LightlyKnobs(**knobs), make_pair(*widths, levels=levels))
+    def build(**knobs: object) -> Lightly:
+        method = Lightly(LightlyKnobs(**knobs), pair)
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.add_(0.5 * random(*parameter.shape))
@@ -71,9 +79,19 @@ def test_knobs_are_held_to_their_limits(wrong: dict[str, object]) -> None:
         LightlyKnobs(**wrong)
 
 
+@pytest.mark.parametrize("unread", [{"temperature": 0.1}, {"local": 2}, {"queue": 9}])
+def test_settings_of_v3_are_refused_beside_v2(unread: dict[str, object]) -> None:
+    (name,) = unread
+    with pytest.raises(
+        ValidationError, match=rf"{name}=\S+ is not read where version=v2; leave it out, or set version"
+    ):
+        LightlyKnobs(version="v2", **unread)
+    assert getattr(LightlyKnobs(**unread), name) == unread[name]
+
+
 @pytest.mark.parametrize(("version", "own"), [("v2", {"head"}), ("v3", {"local_head", "global_head", "queue"})])
-def test_stages_are_proxy_source_and_task(version: str, own: set[str], make_pair) -> None:
-    stages = Lightly(LightlyKnobs(version=version), make_pair(levels=4)).stages()
+def test_stages_are_proxy_source_and_task(version: str, own: set[str], make) -> None:
+    stages = make(version=version).stages()
     assert [stage.phase for stage in stages] == [Phase.PROXY, Phase.SOURCE, Phase.TASK]
     learns = own | {Part.STUDENT_ENCODER}
     assert [stage.trains for stage in stages] == [learns, learns, STUDENT]
@@ -134,20 +152,65 @@ def test_global_term_compares_with_a_queue_that_holds_this_batch(make, make_batc
     assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_rows_not_yet_filled_have_no_similarity(make, make_batch, sides) -> None:
-    method, (student, teacher) = make(queue=10), sides
-    theirs = teacher.pooled.double().numpy()
-    rows = np.concatenate((theirs, np.zeros((6, 5))))
-    expected = divergence(affine(method.global_head, student.pooled.double().numpy()), theirs, rows, rows)
+@pytest.mark.parametrize("size", [5, 9, 8192])
+def test_rows_not_yet_filled_count_in_neither_softmax(size: int, make, make_batch, sides) -> None:
+    method, (student, teacher) = make(queue=size), sides
+    ours, theirs = affine(method.global_head, student.pooled.double().numpy()), teacher.pooled.double().numpy()
+    expected = divergence(ours, theirs, theirs, theirs)
+    assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
+    # A second batch of other embeddings stands in front of the first, of which the oldest make room.
+    teacher.pooled = teacher.pooled.flip(1)
+    rows = np.concatenate((teacher.pooled.double().numpy(), theirs))[:size]
+    expected = divergence(ours, rows[:4], rows, rows)
     assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_queue_drops_the_oldest() -> None:
+def test_unfilled_rows_give_no_gradient_and_steep_softmaxes_stay_finite(make, make_batch, sides) -> None:
+    gradients = []
+    for size in (4, 100):
+        method = make(queue=size, temperature=1e-4)
+        method.global_head.load_state_dict({"weight": torch.ones(5, 3).tril(), "bias": torch.ones(5)})
+        term = method.loss(make_batch(4), *sides)["global"]
+        gradients.append(torch.autograd.grad(term, [*method.global_head.parameters()]))
+        assert torch.isfinite(term)
+        assert all(torch.isfinite(gradient).all() for gradient in gradients[-1])
+    assert all(torch.allclose(exact, found, rtol=1e-4) for exact, found in zip(*gradients, strict=True))
+
+
+def test_the_queue_drops_the_oldest_and_counts_what_it_holds() -> None:
     queue = Queue(3, 1)
-    assert queue.push(torch.tensor([[1.0], [2.0]])).flatten().tolist() == [1, 2, 0]
-    assert queue.push(torch.tensor([[3.0], [4.0]])).flatten().tolist() == [3, 4, 1]
-    assert queue.push(torch.tensor([[5.0], [6.0], [7.0], [8.0]])).flatten().tolist() == [5, 6, 7]
-    assert queue.state_dict()["rows"].flatten().tolist() == [5, 6, 7]
+    assert queue.filled == 0
+    for pushed, rows, filled in (([1, 2], [1, 2, 0], 2), ([3, 4], [3, 4, 1], 3), ([5, 6, 7, 8], [5, 6, 7], 3)):
+        queue.push(torch.tensor(pushed, dtype=torch.float)[:, None])
+        assert (queue.rows.flatten().tolist(), queue.filled.item()) == (rows, filled)
+
+
+def test_a_queue_goes_on_from_a_checkpoint(make, make_batch, sides) -> None:
+    method, resumed = make(queue=9), make(queue=9)
+    method.loss(make_batch(4), *sides)
+    assert set(method.queue.state_dict()) == {"rows", "filled"}
+    resumed.load_state_dict({name: tensor.clone() for name, tensor in method.state_dict().items()})
+    terms = [m.loss(make_batch(4), *sides)["global"].item() for m in (method, resumed)]
+    assert terms[0] == terms[1]
+    assert method.queue.filled == resumed.queue.filled == 8
+
+
+def test_a_step_that_was_only_tried_is_taken_back_through_the_buffers(make, make_batch, sides) -> None:
+    method = make(queue=9)
+    method.loss(make_batch(4), *sides)
+    kept = [(buffer, buffer.clone()) for buffer in method.buffers()]
+    method.loss(make_batch(4), *sides)
+    for buffer, before in kept:
+        buffer.copy_(before)
+    assert method.queue.filled == 4
+    assert bool((method.queue.rows[4:] == 0).all())
+
+
+def test_a_later_push_leaves_the_graph_of_an_earlier_batch_alone(make, make_batch, sides) -> None:
+    method = make(queue=6)
+    first, _ = (method.loss(make_batch(4), *sides)["global"] for _ in range(2))
+    first.backward()
+    assert method.global_head.weight.grad.abs().sum() > 0
 
 
 def test_a_student_that_is_the_teacher_costs_nothing(make_pair, make_batch, fake, random) -> None:
@@ -160,20 +223,17 @@ def test_a_student_that_is_the_teacher_costs_nothing(make_pair, make_batch, fake
     assert all(term.item() == pytest.approx(0, abs=1e-6) for term in terms.values())
 
 
-@pytest.mark.parametrize("levels", [1, 2, 4])
-def test_v2_compares_with_the_last_two_levels(levels: int, make, make_batch, fake, random, bilinear) -> None:
-    method = make(levels, version="v2")
+def test_v2_compares_with_the_last_two_blocks(make, make_batch, fake, random, bilinear) -> None:
+    method = make(version="v2")
     student = fake(None, random(2, 3, 2, 3))
-    maps = [random(2, 5, *GRID) for _ in range(levels)]
-    teacher = fake(None, random(2, 5, 4, 6), levels=maps)
-    goal = [rows_of(teacher.final)]
-    if levels > 1:
-        rows = rows_of(maps[-2])
-        centred = rows - rows.mean(2, keepdims=True)
-        normed = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-5)
-        resized = bilinear(normed.transpose(0, 2, 1).reshape(2, 5, *GRID), (4, 6))
-        goal.insert(0, resized.reshape(2, 5, -1).transpose(0, 2, 1))
-    goal_rows = np.concatenate(goal, 2)
+    # A level that is not the block before the last.
+    blocks = [random(2, width, *GRID) for width in (2, 4, 5)]
+    teacher = fake(None, random(2, 5, 4, 6), levels=[random(2, 5, *GRID)] * 4, blocks=blocks)
+    rows = rows_of(blocks[1])
+    centred = rows - rows.mean(2, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-5)
+    resized = bilinear(normed.transpose(0, 2, 1).reshape(2, 4, *GRID), (4, 6))
+    goal_rows = np.concatenate((resized.reshape(2, 4, -1).transpose(0, 2, 1), rows_of(teacher.final)), 2)
     ours = affine(method.head, rows_of(student.final)).transpose(0, 2, 1).reshape(2, -1, 2, 3)
     mapped = bilinear(ours, (4, 6)).reshape(2, -1, 24).transpose(0, 2, 1)
     terms = method.loss(make_batch(2), student, teacher)
@@ -201,13 +261,15 @@ def test_gradient_reaches_the_student_and_the_heads_but_not_the_queue(make, make
     assert not method.queue.rows.requires_grad
 
 
-@pytest.mark.parametrize("version", ["v2", "v3"])
+@pytest.mark.parametrize("knobs", [{"version": "v2"}, {"queue": 8}])
 @pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_extreme_and_empty_maps_stay_finite(version: str, scale: float, make, make_batch, fake, random) -> None:
-    levels = [scale * random(2, 5, 4, 8) for _ in range(4)]
+def test_extreme_and_empty_maps_stay_finite(
+    knobs: dict[str, object], scale: float, make, make_batch, fake, random
+) -> None:
+    blocks = [scale * random(2, width, 4, 8) for width in (2, 4, 5)]
     student = fake(None, (scale * random(2, 3, 4, 8)).requires_grad_(), scale * random(2, 3))
-    teacher = fake(None, scale * random(2, 5, 4, 8), scale * random(2, 5), levels=levels)
-    terms = make(version=version, queue=8).loss(make_batch(2), student, teacher)
+    teacher = fake(None, scale * random(2, 5, 4, 8), scale * random(2, 5), blocks=blocks)
+    terms = make(**knobs).loss(make_batch(2), student, teacher)
     sum(terms.values()).backward()
     assert all(torch.isfinite(term) for term in terms.values())
     assert torch.isfinite(student.final.grad).all()

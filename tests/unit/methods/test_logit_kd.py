@@ -131,10 +131,13 @@ def test_gradient_reaches_the_student(distil, random) -> None:
     assert torch.allclose(student.grad.double(), expected, atol=1e-6)
 
 
-def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(make_pair, make_batch, fake, random) -> None:
-    student = fake(logits=random(2, CLASSES, 4, 4).requires_grad_())
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(
+    scale: float, make_pair, make_batch, fake, random
+) -> None:
+    student = fake(logits=(scale * random(2, CLASSES, 4, 4)).requires_grad_())
     terms = LogitKD(LogitKnobs(), make_pair()).loss(
-        make_batch(label=255), student, fake(logits=random(2, CLASSES, 4, 4))
+        make_batch(label=255), student, fake(logits=scale * random(2, CLASSES, 4, 4))
     )
     sum(terms.values()).backward()
     assert terms["task"] == 0

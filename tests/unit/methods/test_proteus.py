@@ -133,7 +133,12 @@ def test_a_student_of_another_grid_is_resized_behind_the_heads(method, make_batc
     token = ((norm_and_map(method.token_head, student.pooled[:, :, None]) - class_goal) ** 2).sum()
     terms = method.loss(make_batch(2), student, teacher)
     assert terms["feature"].item() == pytest.approx(3 * (token + feature) / (2 * 25 * 5), rel=1e-5)
-    assert student.masks[0].shape == (3, 4, 6)
+    # One of two images is masked; it stands behind the whole ones.
+    hidden = student.masks[0][2:].numpy()
+    assert hidden.shape == (1, 4, 6)
+    mapped = norm_and_map(method.patch_head, student.masked[:1]).transpose(0, 2, 1).reshape(1, 5, 2, 3)
+    patch = ((bilinear(mapped, (4, 6)) - teacher.final[:1].double().numpy()) ** 2 * hidden[:, None]).sum()
+    assert terms["patch"].item() == pytest.approx(5 * patch / (12 * 5), rel=1e-5)
 
 
 def test_gradient_reaches_the_student_and_the_head_of_each_loss(method, make_batch, sides) -> None:
@@ -149,9 +154,23 @@ def test_gradient_reaches_the_student_and_the_head_of_each_loss(method, make_bat
 
 
 def test_extreme_maps_stay_finite(method, make_batch, fake, random) -> None:
-    student = fake(None, *(1e4 * random(2, 3, *shape) for shape in (GRID, (), GRID)))
-    terms = method.loss(make_batch(2), student, fake(None, 1e4 * random(2, 5, *GRID), 1e4 * random(2, 5)))
+    maps = [(1e4 * random(2, 3, *shape)).requires_grad_() for shape in (GRID, (), GRID)]
+    terms = method.loss(make_batch(2), fake(None, *maps), fake(None, 1e4 * random(2, 5, *GRID), 1e4 * random(2, 5)))
+    sum(terms.values()).backward()
     assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(map_.grad).all() for map_ in maps)
+
+
+def test_heads_of_a_convolutional_student_have_a_norm_and_a_bias_too(make_pair, make_batch, sides) -> None:
+    method, (student, teacher) = Proteus(ProteusKnobs(), make_pair(convolutional=True)), sides
+    terms = method.loss(make_batch(5), student, teacher)
+    class_goal = rows_of(teacher.pooled[:, :, None])
+    errors = (norm_and_map(method.token_head, student.pooled[:, :, None]) - class_goal) ** 2
+    assert terms["token"].item() == pytest.approx(errors.mean(), rel=1e-5)
+    for head in method.children():
+        assert [name for name, _ in head.named_parameters()] == [
+            "norm.weight", "norm.bias", "linear.weight", "linear.bias",
+        ]  # fmt: skip
 
 
 def test_a_convolutional_student_is_remarked_on(make_pair) -> None:

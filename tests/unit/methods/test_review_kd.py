@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.review_kd import Fusion, ReviewKD, ReviewKnobs, hierarchical_error
+from kdbench.methods.review_kd import Fusion, ReviewKD, ReviewKnobs, convolution, hierarchical_error
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -160,6 +160,16 @@ def test_without_warm_up_the_weight_is_full_at_once(make_pair, distil, random) -
     method = ReviewKD(ReviewKnobs(warm_up=0), make_pair(3, 5))
     maps = [random(2, 3, 4, 8)], [random(2, 5, 4, 8)]
     assert distil(method, *maps, progress=0.0) == distil(method, *maps, progress=1.0) > 0
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_convolutions_are_drawn_as_in_mdistiller(side: int) -> None:
+    # Kaiming's uniform with a = 1: the bound is the root of 6 / (1 + a^2) over the inputs of an output.
+    layer, _ = convolution(200, 100, side)
+    bound = math.sqrt(3 / (200 * side * side))
+    assert layer.weight.abs().max().item() == pytest.approx(bound, rel=1e-2)
+    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=2e-2)
+    assert layer.bias is None
 
 
 def test_the_middle_width_is_the_students_deepest_up_to_512() -> None:

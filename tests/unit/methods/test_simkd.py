@@ -8,6 +8,7 @@ import torch
 from kdbench.methods.simkd import SimKD, SimKDKnobs, bottleneck
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kdbench.losses import LevelProjectors
 from kdbench.models.decoders import LightDecoder
@@ -137,7 +138,7 @@ def test_gradient_reaches_every_level_and_parameter_and_extremes_are_finite(make
 
 
 class Encoder(nn.Module):
-    """Levels by convolutions of one stride each."""
+    """Levels by convolutions of one stride each; a last patch that the image does not fill is padded."""
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
@@ -145,11 +146,18 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList(nn.Conv2d(3, c, s, s) for c, s in zip(spec.channels, spec.strides, strict=True))
 
     def forward(self, image: Tensor, mask: None = None, blocks: tuple[int, ...] = ()) -> Features:
-        levels = tuple(level(image) for level in self.levels)
+        levels = tuple(
+            level(functional.pad(image, (0, -image.shape[3] % stride, 0, -image.shape[2] % stride)))
+            for level, stride in zip(self.levels, self.spec.strides, strict=True)
+        )
         return Features(levels, levels[-1], levels[-1].mean((2, 3)), {})
 
 
-def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decoder() -> None:
+# The second size fills neither patches of 8 nor of 16.
+@pytest.mark.parametrize(("size", "grid"), [((32, 64), (4, 8)), ((34, 61), (5, 8))])
+def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decoder(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
     def segmentor(shape: FeatureSpec) -> Segmentor:
         return Segmentor(Encoder(shape), LightDecoder(shape, 4))
 
@@ -159,8 +167,9 @@ def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decod
     model = method.deploy(student, teacher).eval()
     parts = student.encoder, method.projectors, teacher.decoder
     assert {id(p) for p in model.parameters()} == {id(p) for part in parts for p in part.parameters()}
-    image = torch.rand(2, 3, 32, 64)
+    image = torch.rand(2, 3, *size)
     # The grid that the decoder was fitted to, whatever the student's.
-    levels = method.projectors(student.encode(image).levels, [(4, 8), (4, 8)])
+    assert {level.shape[-2:] for level in teacher.encode(image).levels} == {grid}
+    levels = method.projectors(student.encode(image).levels, [grid, grid])
     expected = teacher.decode(Features(levels, levels[-1], levels[-1], {})).logits
     assert torch.equal(model(image).logits, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdbench.methods.vid import VID, VariationalKnobs
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from kdbench.losses import Projector
 from kdbench.types import STUDENT, PairSpec, Part, Phase
 
 IMAGES, WIDTH, CLASSES, GRID = 3, 5, 4, (8, 12)
@@ -144,8 +146,10 @@ def direct(package: ModuleType, loss: str, student: Any, teacher: Any) -> float:
 
 
 def unprojected(method: TorchDistill) -> TorchDistill:
-    """The method with maps that are compared as they come."""
+    """The method with maps that are compared as they come, and codes that are the maps."""
     method.projectors = nn.ModuleList(nn.Identity() for _ in method.projectors)
+    if hasattr(method, "paraphraser"):
+        method.paraphraser.encoder = nn.Identity()
     return method
 
 
@@ -181,7 +185,8 @@ def test_stages_read_logits_only_where_the_loss_does(loss: str, make) -> None:
     method = make(loss)
     stages = method.stages()
     joint = stages[-1]
-    assert [stage.phase for stage in stages] == [Phase.FIT_TEACHER] * (loss in ON_LOGITS) + [Phase.TASK]
+    first = [Phase.FIT_TEACHER] * (loss in ON_LOGITS) + [Phase.SOURCE] * (loss == "FTLoss")
+    assert [stage.phase for stage in stages] == [*first, Phase.TASK]
     assert (Part.TEACHER_DECODER in joint.parts) == (loss in ON_LOGITS)
     own = set() if loss in UNPROJECTED else {"projectors"} | ({"scales"} if loss == "VIDLoss" else set())
     assert joint.trains == STUDENT | own
@@ -205,6 +210,9 @@ def test_students_maps_are_projected_then_resized(loss: str, package, make, netw
             tuple(torch.cat((level, level[:, :2]), 1) for level in student.levels),
         )
     method = make(loss, 3, cnn=True)
+    if loss == "FTLoss":
+        method.paraphraser.encoder = nn.Identity()
+        method.projectors = nn.ModuleList([Projector(3, WIDTH, convolutional=True)])
 
     def brought(map_: Tensor, level: int) -> Tensor:
         array = map_.double().numpy()
@@ -274,14 +282,16 @@ def test_gradient_reaches_the_student_and_every_parameter(loss: str, make, netwo
     method = make(loss)
     distil(method, student, teacher).backward()
     assert all(map_.grad.abs().sum() > 0 for map_ in read)
-    assert all(parameter.grad.abs().sum() > 0 for parameter in method.parameters())
+    own = [getattr(method, name) for name in method.stages()[-1].own_modules]
+    assert all(parameter.grad.abs().sum() > 0 for module in own for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("more", [0, 2])
 def test_extreme_values_ignored_pixels_and_few_images_are_finite(
-    loss: str, images: int, package, make_pair, make_batch, network
+    loss: str, more: int, package, make_pair, make_batch, network
 ) -> None:
+    images = RULES[loss].images + more
     student, teacher = network(3, images=images, scale=1e4), network(WIDTH, (4, 8), images, 2, scale=1e4)
     maps = [student.logits, student.final, *student.levels]
     for map_ in maps:
@@ -294,7 +304,7 @@ def test_extreme_values_ignored_pixels_and_few_images_are_finite(
     assert terms["task"] == 0
     assert terms[loss].isfinite()
     assert all(map_.grad.isfinite().all() for map_ in maps if map_.grad is not None)
-    assert loss != "RKDLoss" or (terms[loss] == 0) == (images == 1)
+    assert terms[loss] != 0
 
 
 def test_levels_are_matched_from_the_deepest(package, make_pair) -> None:
@@ -311,6 +321,78 @@ def test_levels_are_matched_from_the_deepest(package, make_pair) -> None:
 def test_equal_widths_and_a_single_level_are_enough_for_fsp(make_pair, package, network, distil) -> None:
     method = TorchDistill(TorchDistillKnobs(loss="FSPLoss"), make_pair(WIDTH, WIDTH, levels=1))
     assert distil(method, network(WIDTH, levels=1), network(WIDTH, levels=1)) > 0
+
+
+def test_every_loss_of_the_package_is_offered_or_said_to_be_left_out(package) -> None:
+    defined = {
+        name for name in vars(package) if name.endswith("Loss") and vars(package)[name].__module__ == package.__name__
+    }
+    left_out = defined - set(RULES)
+    assert set(RULES) < defined
+    assert len(left_out) == 10
+    assert all(re.search(rf"\b{name}\b", TorchDistill.__doc__ or "") for name in left_out)
+
+
+def test_relations_of_images_ask_for_as_many(make) -> None:
+    asked = {loss: make(loss).stages()[-1].smallest_batch for loss in LOSSES}
+    assert {loss: count for loss, count in asked.items() if count > 1} == {"RKDLoss": 3, "SPKDLoss": 2}
+
+
+@pytest.mark.parametrize("loss", ["RKDLoss", "SPKDLoss"])
+def test_with_one_image_fewer_there_is_nothing_to_compare(loss: str, make, network, distil) -> None:
+    method = make(loss)
+    images = method.smallest_batch - 1
+    assert distil(method, network(3, images=images), network(WIDTH, images=images)).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_default_says_that_it_is_not_the_whole_procedure(make) -> None:
+    assert make("KTALoss").remark.startswith("KTA's loss alone")
+    assert make("FTLoss").remark == ""
+
+
+# Factor transfer: codes, from modules of the package.
+
+
+def convolved(map_: Tensor, layers: nn.Sequential) -> Tensor:
+    """Three 3x3 convolutions, each as nine shifted products in float64, with a slope of 0.1 below zero."""
+    for conv in (layer for layer in layers if not isinstance(layer, nn.LeakyReLU)):
+        padded = nn.functional.pad(map_.double(), (1, 1, 1, 1))
+        height, width = map_.shape[-2:]
+        shifted = sum(
+            torch.einsum("oi,bihw->bohw", conv.weight[:, :, y, x].double(), padded[:, :, y : y + height, x : x + width])
+            for y in range(3)
+            for x in range(3)
+        )
+        value = shifted + conv.bias.double().view(-1, 1, 1)
+        map_ = torch.where(value > 0, value, 0.1 * value)
+    return map_
+
+
+def test_factors_are_compared_in_codes_of_half_the_channels(make, network, distil, bilinear) -> None:
+    student, teacher = network(3, (4, 6)), network(8)
+    method = make("FTLoss", 3, 8)
+    with torch.no_grad():
+        ours = bilinear(convolved(student.final, method.projectors[0]).numpy(), GRID)
+        theirs = convolved(teacher.final, method.paraphraser.encoder).numpy()
+    assert ours.shape == theirs.shape == (IMAGES, 4, *GRID)
+    total = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        total += np.abs(a / np.sqrt((a**2).mean()) - b / np.sqrt((b**2).mean())).mean() / IMAGES
+    assert distil(method, student, teacher).item() == pytest.approx(1000 / 112 * total, rel=1e-5)
+
+
+def test_the_paraphraser_learns_first_from_the_teacher_alone_and_is_frozen_after(make, network, make_batch) -> None:
+    method, teacher = make("FTLoss"), network(WIDTH)
+    first, joint = method.stages()
+    assert (first.name, first.trains, first.parts) == ("paraphraser", {"paraphraser"}, {Part.TEACHER_ENCODER})
+    assert (first.phase.labelled, first.passes) == (False, 0)
+    assert joint.trains == STUDENT | {"projectors"}
+    terms = first.loss(make_batch(IMAGES), None, teacher)
+    rebuilt = method.paraphraser(teacher.final).detach().double()
+    expected = sum(((a - b) ** 2).sum() for a, b in zip(rebuilt, teacher.final.double(), strict=True)) / rebuilt.numel()
+    assert terms["paraphrase"].item() == pytest.approx(expected.item(), rel=1e-6)
+    terms["paraphrase"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in method.paraphraser.parameters())
 
 
 # Our own files, against the package.

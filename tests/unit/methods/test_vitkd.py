@@ -140,11 +140,13 @@ def test_gradient_reaches_the_student_and_every_parameter(make_pair, make_batch,
 
 def test_extreme_maps_and_ignored_pixels_stay_finite(make_pair, make_batch, fake, random) -> None:
     def side(width: int, logits: Tensor | None):
-        blocks = (1e4 * random(2, width, 4, 8), 1e4 * random(2, width, 4, 8))
-        return fake(logits, 1e4 * random(2, width, 4, 8), blocks=blocks)
+        final, *blocks = ((1e4 * random(2, width, 4, 8)).requires_grad_() for _ in range(3))
+        return fake(logits, final, blocks=blocks)
 
-    method = ViTKD(ViTKDKnobs(), make_pair())
-    terms = method.loss(make_batch(label=255), side(3, 1e4 * random(2, 4, 2, 2)), side(5, None))
+    method, student = ViTKD(ViTKDKnobs(), make_pair()), side(3, 1e4 * random(2, 4, 2, 2))
+    terms = method.loss(make_batch(label=255), student, side(5, None))
+    sum(terms.values()).backward()
     assert set(terms) == {"task", "mimicking", "generation"}
+    assert all(torch.isfinite(tensor.grad).all() for tensor in (student.final, *student.blocks, *method.parameters()))
     assert terms["task"] == 0
     assert all(torch.isfinite(term) for term in terms.values())

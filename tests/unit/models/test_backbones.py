@@ -10,6 +10,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from kdbench.errors import KdbenchError
 from kdbench.models import backbones
 from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_stand_in
 from kdbench.models.segmentor import seeded
@@ -65,6 +66,29 @@ def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
     assert all(block.ndim == 4 and len(block) == 2 for block in features.blocks.values())
 
 
+@roles(ONE_OF_EACH_KIND)
+def test_blocks_are_counted_from_either_end_and_are_as_wide_as_announced(encoder: Encoder, images) -> None:
+    count = len(encoder.spec.blocks)
+    asked = [*range(-1, -count - 1, -1), *range(count)]
+    blocks = encoder(images(2, HEIGHT, WIDTH), blocks=asked).blocks
+    assert list(blocks) == asked
+    assert tuple(blocks[number].shape[1] for number in range(count)) == encoder.spec.blocks
+    assert all(torch.equal(blocks[number - count], blocks[number]) for number in range(count))
+    # The last level is the last block.
+    assert torch.equal(blocks[-1], encoder(images(2, HEIGHT, WIDTH)).levels[-1])
+    assert not any(torch.equal(blocks[number], blocks[-1]) for number in range(count - 1))
+
+
+@roles(["dinov2-b", "resnet50", "mit-b0"])
+@pytest.mark.parametrize("beyond", [0, -1])
+def test_a_block_beyond_either_end_is_refused(encoder: Encoder, beyond: int, images) -> None:
+    count = len(encoder.spec.blocks)
+    wrong = beyond - count if beyond < 0 else count
+    message = rf"block {wrong} is not among the {count} blocks of \w+\. Ask for 0 to {count - 1}, .* -1 to -{count}\."
+    with pytest.raises(KdbenchError, match=message):
+        encoder(images(1, HEIGHT, WIDTH), blocks=(0, wrong))
+
+
 @roles(list(STAND_INS))
 def test_small_images_keep_a_grid_to_distil(encoder: Encoder, request: pytest.FixtureRequest) -> None:
     kind = ROLES[request.node.callspec.params["encoder"]].kind
@@ -112,6 +136,9 @@ def test_levels_are_the_blocks_at_the_papers_fractions_of_the_depth(encoder: Tok
         hook.remove()
     maps = [out[:, 1:].transpose(1, 2).unflatten(2, (4, 8)) for out in seen]
     assert all(torch.equal(features.blocks[index], maps[index]) for index in range(depth))
+    last_two = encoder(images(1, HEIGHT, WIDTH), blocks=(-2, -1)).blocks
+    assert torch.equal(last_two[-2], maps[-2])
+    assert torch.equal(last_two[-1], maps[-1])
     # Blocks 3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24, so 1, 2, 3, 5 of 6 and 1, 3, 4, 7 of 8.
     taps = {6: (1, 2, 3, 5), 8: (1, 3, 4, 7)}[depth]
     assert all(torch.equal(level, maps[tap]) for level, tap in zip(features.levels, taps, strict=True))

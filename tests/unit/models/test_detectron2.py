@@ -51,15 +51,16 @@ def images(count: int = 2, height: int = 64, width: int = 128) -> Tensor:
 def test_features_have_the_shapes_of_the_spec(student: Any) -> None:
     # Its weights are drawn, so that FrozenBN is BN.
     assert student.spec == FeatureSpec(
-        (256,) * 4, (4, 8, 16, 32), 256, 32, class_token=False, convolutional=True, batch_norms=True
-    )
-    features = student.encode(images(), blocks=(0, 4))
+        (256,) * 4, (4, 8, 16, 32), 256, 32, class_token=False, convolutional=True, batch_norms=True,
+        blocks=(64, 256, 512, 1024, 2048),
+    )  # fmt: skip
+    features = student.encode(images(), blocks=(0, -1))
     assert [tuple(level.shape) for level in features.levels] == [(2, 256, 64 // s, 128 // s) for s in (4, 8, 16, 32)]
     assert features.final is features.levels[-1]
     assert torch.allclose(features.pooled, features.final.flatten(2).mean(2))
     assert {block: tuple(found.shape) for block, found in features.blocks.items()} == {
         0: (2, 64, 16, 32),
-        4: (2, 2048, 2, 4),
+        -1: (2, 2048, 2, 4),
     }
     assert student(images()).logits.shape == (2, CLASSES, 16, 32)
 

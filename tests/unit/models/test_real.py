@@ -29,7 +29,9 @@ def test_shapes_are_as_announced_and_a_mask_hides_what_it_covers(name: str) -> N
     encoder = built(name)
     encoder.adapt(Geometry(16, (64, 96), "bicubic"))
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    features, spec = encoder(image), encoder.spec
+    spec = encoder.spec
+    features = encoder(image, blocks=range(-len(spec.blocks), 0))
+    assert tuple(block.shape[1] for block in features.blocks.values()) == spec.blocks
     for level, channels, stride in zip(features.levels, spec.channels, spec.strides, strict=True):
         assert level.shape == (1, channels, 64 // stride, 96 // stride)
     assert features.final.shape == (1, spec.final_channels, 64 // spec.final_stride, 96 // spec.final_stride)
@@ -103,8 +105,10 @@ def test_sams_encoder_pads_an_image_that_its_patches_do_not_divide() -> None:
     image = picture[..., :57, :83]
     whole = encoder.mean.expand(1, 3, 64, 96).clone()
     whole[..., :57, :83] = image
-    found, expected = encoder(image), encoder(whole)
+    found, expected = encoder(image, blocks=(-2,)), encoder(whole, blocks=(4,))
     assert found.final.shape == expected.final.shape == (1, 24, 4, 6)
+    assert encoder.spec.blocks == (32,) * 6
+    assert torch.equal(found.blocks[-2], cut(expected.blocks[4], (57, 83), 16))
     assert torch.equal(found.final, cut(expected.final, (57, 83), 16))
 
 

@@ -1,0 +1,157 @@
+"""The images that a loss needs at once: a run that has fewer on a process, or in a piece, is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from kdbench.conformance import make_bench
+from kdbench.engine import checks
+from kdbench.engine.grid import describe
+from kdbench.engine.memory import Gradients
+from kdbench.engine.parts import views
+from kdbench.engine.processes import check_smallest
+from kdbench.errors import KdbenchError
+from kdbench.method import FIT_TEACHER, Stage
+from kdbench.models.zoo import parse_pair
+from kdbench.plugins import load_method, method_names
+from kdbench.types import Batch
+
+PAIRED = '''
+"""How alike two images are."""
+from kdbench.method import FIT_TEACHER, FeatureMethod
+
+class Paired(FeatureMethod):
+    """Two images at a time."""
+    smallest_batch = {smallest}
+
+    def stages(self):
+        return (FIT_TEACHER, *super().stages())
+
+    def terms(self, batch, student, teacher):
+        return {{"paired": student.final.float().std(0, correction=0).mean()}}
+'''
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> Callable[[int], str]:
+    """The file of a method that compares so many images."""
+
+    def write(smallest: int) -> str:
+        path = tmp_path / f"paired_{smallest}.py"
+        path.write_text(PAIRED.format(smallest=smallest), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def on(lab: Any, processes: int) -> Any:
+    return replace(lab, fabric=SimpleNamespace(world_size=processes, device=torch.device("cpu"), is_global_zero=True))
+
+
+def test_numbers_of_processes_that_fit_are_named() -> None:
+    batches = {"proxy": 24, "task": 12}
+    check_smallest("here", 3, "task", batches, 4)
+    # Equal shares: 1, 2, 3, 4, 6 or 12 processes, of which a task batch of 12 leaves three images to the first four.
+    with pytest.raises(
+        KdbenchError, match=r"^here: .* 3 images at least, .* 2 of a batch of 12\. Start one of 1, 2, 3, 4 "
+    ):
+        check_smallest("here", 3, "task", batches, 6)
+    with pytest.raises(KdbenchError, match=r" 13 images at least.* Take a protocol with larger batches\."):
+        check_smallest("here", 13, "task", batches, 1)
+
+
+def test_a_share_that_gives_a_loss_nothing_is_refused_before_anything_is_looked_at(
+    plan_cells: Callable[..., tuple], paired: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, cells = plan_cells(methods=(paired(2),))
+    monkeypatch.setattr(checks, "check_sets", lambda *arguments: pytest.fail("data sets were opened"))
+    words = r"g2c · paired_2, stage 'joint': .*2 images at least, .* 1 of a batch of 4\. Start one of 1, 2 processes\."
+    for refused in (checks._check, lambda *arguments: list(describe(*arguments))):
+        with pytest.raises(KdbenchError, match=words):
+            refused(on(lab, 4), cells)
+
+
+def test_a_share_of_as_many_images_runs_and_other_stages_have_no_part_in_it(
+    plan_cells: Callable[..., tuple], paired: Callable[[int], str]
+) -> None:
+    lab, cells = plan_cells(methods=(paired(2),))
+    checks.check_batches(on(lab, 2), cells)
+    lab, cells = plan_cells(methods=(paired(1),))
+    checks.check_batches(on(lab, 4), cells)
+    assert FIT_TEACHER.smallest_batch == 1
+
+
+def random_batch(stage: Stage, images: int, classes: int) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(images, 3, 64, 128, generator=generator)
+    label = torch.randint(0, classes, (images, 64, 128), generator=generator) if stage.phase.labelled else None
+    return Batch(image, label, ("here",) * images, torch.arange(images), progress=0.5)
+
+
+def own_terms(name: str, images: int = 0) -> list[tuple[Stage, dict[str, Tensor]]]:
+    """The terms of a method's own losses of so many images, by default as few as it asks for, in the second step."""
+    plugin = load_method(name)
+    if plugin.missing:
+        pytest.skip(f"optional: {plugin.missing}")
+    bench = make_bench(plugin, parse_pair("dinov2-s:deit-s"))
+    found = []
+    for stage in bench.method.stages():
+        if getattr(stage.loss, "__self__", None) is bench.method:
+            bench.networks.freeze_all_but(stage.trains)
+            batch = random_batch(stage, images or stage.smallest_batch, bench.method.pair.classes)
+            torch.manual_seed(2)
+            # A memory may begin empty, so that the first image has nothing to be compared with.
+            stage.loss(replace(batch, image=1 - batch.image), *views(bench.networks, stage))
+            found.append((stage, stage.loss(batch, *views(bench.networks, stage))))
+    return found
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_as_many_images_as_a_method_asks_for_give_every_term_something(name: str) -> None:
+    for stage, terms in own_terms(name):
+        silent = [term for term, value in terms.items() if value == 0]
+        assert not silent, f"{name}, stage {stage.name}, with {stage.smallest_batch} images"
+
+
+def test_a_method_that_asks_for_two_images_has_nothing_to_say_of_one() -> None:
+    ((stage, terms),) = own_terms("sp", 1)
+    assert stage.smallest_batch == 2
+    assert terms["sp"] == 0
+
+
+class Small(nn.Module):
+    """A loss on a device that holds so many images."""
+
+    def __init__(self, holds: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.holds = holds
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(batch.index) > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate.")
+        loss = self.weight * batch.image.mean()
+        return loss, {"loss": loss}
+
+
+@pytest.mark.parametrize(("smallest", "pieces"), [(1, 4), (2, 4), (3, None)])
+def test_memory_cuts_no_batch_into_pieces_that_say_nothing(smallest: int, pieces: int | None) -> None:
+    module = Small(2)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    gradients = Gradients(fabric, fabric.setup(module), module, "toy", lambda: 0, smallest)
+    batch = random_batch(FIT_TEACHER, 8, 2)
+    if pieces is None:
+        with pytest.raises(KdbenchError, match=r"8 images in 2 pieces, and the loss needs 3 images at once\. Take"):
+            gradients(batch, 0)
+    else:
+        gradients(batch, 0)
+        assert gradients.pieces == pieces
