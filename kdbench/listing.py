@@ -137,11 +137,11 @@ def _protocols() -> Rows:
 
 
 def _domains() -> Rows:
-    from kdbench.data.synthetic import causes, describe
+    from kdbench.data.synthetic import DOMAINS, causes, describe
 
     rows = []
     for name, ranges in describe().items():
-        row = {"domain": name}
+        row = {"domain": name, "world": DOMAINS[name].world}
         for cause, fields in causes(name).items():
             row[cause] = ", ".join(f"{field} {_span(ranges[field])}" for field in fields if field in ranges) or "-"
         rows.append(row)

@@ -19,7 +19,7 @@ class LightlyKnobs(Knobs):
     unread: ClassVar = (({"version": "v2"}, ("temperature", "local", "queue")),)
     version: Literal["v2", "v3"] = knob("v3", "LightlyTrain: what its method 'distillation' stands for since v3")
     temperature: float = knob(0.07, "LightlyTrain v3: 0.07 for both terms", gt=0)
-    local: float = knob(1.0, "LightlyTrain v3: loss_local_weight = 1 beside the global term", ge=0)
+    local: float = knob(1.0, "LightlyTrain v3: loss_local_weight = 1 beside the global term", gt=0)
     queue: int = knob(8192, "LightlyTrain v3: 8192 for data sets of more than 20 000 images, fewer below", ge=1)
 
 

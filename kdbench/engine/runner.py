@@ -169,7 +169,7 @@ class CellRun:
             broken=len(summary["broken"]),
             flops=self._flops.get(step.stage.name),
             pieces=summary.get("pieces", 1),
-            strides=summary.get("strides", {}),
+            strides=summary["strides"],
             losses=summary["losses"],
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from kdbench.data.synthetic import WORLDS
@@ -26,7 +27,11 @@ def gates(folders: Sequence[Path]) -> Iterator[Gate]:
     if faults:
         yield from faults
     elif files:
-        yield Gate(NAME, Outcome.OK, f"{len(files)} are valid and of known protocols and worlds, under {where}")
+        yield Gate(
+            NAME,
+            Outcome.OK,
+            f"{len(files)} are valid, of known protocols and worlds and of the shipped stand-ins, under {where}",
+        )
     else:
         yield Gate(NAME, Outcome.SKIP, f"none under {where}")
 
@@ -61,9 +66,13 @@ def _weights(record: Record) -> str:
     cell = record.spec.resolved
     if cell.zoo != MINI.zoo:
         return ""
-    shipped = {model: read_card(SHIPPED, model).weights for model in cell.weights if model in STAND_INS}
-    strange = [model for model, weights in cell.weights.items() if weights != shipped.get(model)]
+    strange = [model for model, weights in cell.weights.items() if weights != _shipped(model)]
     return f"began with other weights of {' and '.join(strange)} than those shipped" if strange else ""
+
+
+@cache
+def _shipped(model: str) -> str:
+    return read_card(SHIPPED, model).weights if model in STAND_INS else ""
 
 
 def _misplaced(path: Path, record: Record) -> str:

@@ -60,14 +60,14 @@ def read_card(folder: Path, role: str) -> Card:
     try:
         return Card.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise KdbenchError(f"{path} is missing. {restore(folder, role)}") from None
+        raise KdbenchError(f"{path} is missing. {repair(folder, role)}") from None
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise KdbenchError(f"{path} is not a model card: {reason}. {restore(folder, role)}") from None
+        raise KdbenchError(f"{path} is not a model card: {reason}. {repair(folder, role)}") from None
 
 
-def restore(folder: Path, role: str) -> str:
-    """What repairs a stand-in."""
+def repair(folder: Path, role: str) -> str:
+    """What to do where a stand-in is missing or damaged."""
     return (
         "Restore it with `git checkout` or a new installation, or train it again: "
         f"kdbench models train {role} --output {folder}"

@@ -18,7 +18,7 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
 from kdbench.identity import digest
 from kdbench.models.backbones import REAL, Encoder, build_stand_in
-from kdbench.models.card import SHIPPED, Card, Rung, read_card, restore
+from kdbench.models.card import SHIPPED, Card, Rung, read_card, repair
 from kdbench.models.zoo import ROLES, STAND_INS, Role
 
 
@@ -54,7 +54,7 @@ class Zoo:
     def origin(self, role: Role) -> str:
         """The file, or that it is missing."""
         path = self.folder / f"{role.name}.safetensors"
-        return str(path) if path.is_file() else f"MISSING: {path}. {self._restore(role.name)}"
+        return str(path) if path.is_file() else f"MISSING: {path}. {repair(self.folder, role.name)}"
 
     def remark(self, role: Role, state: Mapping[str, Tensor]) -> str:
         """Nothing: a stand-in's mask token is the one that it was shipped with."""
@@ -66,10 +66,12 @@ class Zoo:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {self._restore(name)}") from None
+            raise KdbenchError(f"{path} is missing. {repair(self.folder, name)}") from None
         found = hashlib.sha256(content).hexdigest()
         if found != card.sha256:
-            raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {card.sha256}. {self._restore(name)}")
+            raise KdbenchError(
+                f"{path} is damaged: sha256 {found}, expected {card.sha256}. {repair(self.folder, name)}"
+            )
         return {key: t.float() if t.dtype == torch.float16 else t for key, t in from_bytes(content).items()}
 
     def check(self, role: str) -> Card:
@@ -78,23 +80,22 @@ class Zoo:
         if card.architecture != _architecture(role):
             raise KdbenchError(
                 f"{self.folder / role}.json describes another architecture: {card.architecture}, not "
-                f"{_architecture(role)}. {self._restore(role)}"
+                f"{_architecture(role)}. {repair(self.folder, role)}"
             )
         broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
         if broken:
-            raise KdbenchError(f"{self.folder / role}.safetensors is not finite in {broken[0]}. {self._restore(role)}")
+            raise KdbenchError(
+                f"{self.folder / role}.safetensors is not finite in {broken[0]}. {repair(self.folder, role)}"
+            )
         expected = {name: tensor.shape for name, tensor in build_stand_in(ROLES[role]).state_dict().items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         wrong = sorted({name for name, _ in expected.items() ^ found.items()})
         if wrong:
             shown = ", ".join(f"{name} {tuple(found.get(name, ()))}" for name in wrong[:5])
             raise KdbenchError(
-                f"{self.folder / role}.safetensors does not fit '{role}': {shown}. {self._restore(role)}"
+                f"{self.folder / role}.safetensors does not fit '{role}': {shown}. {repair(self.folder, role)}"
             )
         return card
-
-    def _restore(self, role: str) -> str:
-        return restore(self.folder, role)
 
     def write(self, role: str, state: Mapping[str, Tensor], **facts: Any) -> Card:
         """Stores weights in half precision with their card; running statistics and counters stay as they are."""

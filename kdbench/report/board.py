@@ -154,12 +154,12 @@ def _board(pair: str, entries: list[Entry]) -> Board:
 
 
 def _weights(entries: list[Entry]) -> dict[str, str]:
-    """The weights that most of the records began with, by model."""
+    """The weights that most of the records began with, by model; of equally many the first by name."""
     began: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         for model, weights in entry.cell.weights.items():
             began[model].append(weights)
-    return {model: Counter(weights).most_common(1)[0][0] for model, weights in began.items()}
+    return {model: Counter(sorted(weights)).most_common(1)[0][0] for model, weights in began.items()}
 
 
 def _names(entries: list[Entry], role: str) -> list[str]:

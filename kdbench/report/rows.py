@@ -139,10 +139,13 @@ def _knobs_differ(seeds: list[Entry]) -> bool:
 
 
 def _strange(seeds: list[Entry], weights: Mapping[str, str]) -> Iterator[str]:
-    for entry in seeds:
-        for model, own in entry.cell.weights.items():
-            if own != weights[model]:
-                yield f"blank: seed {entry.cell.seed} began with other weights of {model} than this board; run it again"
+    for model, usual in weights.items():
+        found = [str(entry.cell.seed) for entry in seeds if entry.cell.weights.get(model, usual) != usual]
+        if found:
+            yield (
+                f"blank: seed{'s' * (len(found) > 1)} {', '.join(found)} began with other weights of {model} than most "
+                "records of this board; run all with the same"
+            )
 
 
 def _remarks(seeds: list[Entry]) -> Iterator[str]:

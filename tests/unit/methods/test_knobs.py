@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache
 
 import pytest
@@ -56,6 +57,7 @@ def outcome(method: str, **knobs: float) -> tuple[list[tuple[object, ...]], dict
         batch.progress = PROGRESS
         with torch.no_grad():
             losses |= {f"{stage.name} {name}": float(value) for name, value in bench.losses(stage, batch).items()}
+    assert all(map(math.isfinite, losses.values())), losses
     return [(stage.name, stage.phase, stage.trains, stage.budget, stage.passes) for stage in bench.stages()], losses
 
 
