@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -29,8 +29,9 @@ def _check(lab: Lab, cells: list[Cell]) -> None:
     """The quick looks first."""
     for role in models_of(cells):
         lab.zoo.check(role.name)
-    check_batches(lab, cells)
-    check_sets(lab, cells)
+    stages = list(all_stages(lab, cells))
+    check_batches(lab, stages)
+    check_sets(lab, stages)
     if lab.fabric.is_global_zero:
         check_tests(lab, cells)
 
@@ -47,24 +48,24 @@ def check_together(lab: Lab, cells: list[Cell]) -> None:
         raise mine or KdbenchError(found)
 
 
-def check_batches(lab: Lab, cells: list[Cell]) -> None:
+def check_batches(lab: Lab, stages: Iterable[tuple[Cell, Stage]]) -> None:
     """Raises where a process would see fewer images at once than a loss needs: its term would be 0 in every step."""
     batches: dict[str, int] = {phase: recipe.batch for phase, recipe in lab.protocol.recipes.items()}
-    for cell, stage in _all_stages(lab, cells):
+    for cell, stage in stages:
         what = f"{cell.name}, stage '{stage.name}'"
         check_smallest(what, stage.smallest_batch, stage.phase, batches, lab.fabric.world_size)
 
 
-def check_sets(lab: Lab, cells: list[Cell]) -> None:
+def check_sets(lab: Lab, stages: Iterable[tuple[Cell, Stage]]) -> None:
     """Opens every set that a stage of a cell reads: what a later stage misses would come up after hours of training."""
     opened: set[tuple[str, Phase]] = set()
-    for cell, stage in _all_stages(lab, cells):
+    for cell, stage in stages:
         if (cell.benchmark.name, stage.phase) not in opened:
             opened.add((cell.benchmark.name, stage.phase))
             _open(lab, cell, stage)
 
 
-def _all_stages(lab: Lab, cells: list[Cell]) -> Iterator[tuple[Cell, Stage]]:
+def all_stages(lab: Lab, cells: list[Cell]) -> Iterator[tuple[Cell, Stage]]:
     """Every cell with each of its stages, from networks without weights."""
     with torch.device("meta"):
         specs = {role.name: lab.zoo.build(role).spec for role in models_of(cells)}

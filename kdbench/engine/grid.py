@@ -22,7 +22,7 @@ from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
 from kdbench.engine.cell import Cell, Lab, make_plan, strides
-from kdbench.engine.checks import check_batches, check_together, models_of
+from kdbench.engine.checks import all_stages, check_batches, check_together, models_of
 from kdbench.engine.costs import cost_of
 from kdbench.engine.journal import Journal
 from kdbench.engine.processes import check_shares, make_fabric, processes
@@ -220,7 +220,7 @@ def _check_places(spec: RunSpec) -> None:
 
 def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
-    check_batches(lab, cells)
+    check_batches(lab, all_stages(lab, cells))
     for role in models_of(cells):
         yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
     sharers = lab.fabric.world_size

@@ -18,7 +18,8 @@ from kdbench.data.real import ADAPTERS, RealSet
 from kdbench.data.real.files import Entry, FileTree, open_image
 from kdbench.data.sizing import Cover
 from kdbench.data.worlds import Worlds
-from kdbench.engine.checks import check_sets
+from kdbench.engine.cell import Cell, Lab
+from kdbench.engine.checks import all_stages, check_sets
 from kdbench.engine.grid import Done, run_grid
 from kdbench.errors import KdbenchError
 from kdbench.models.shipped import Zoo
@@ -214,6 +215,10 @@ def as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(protocols.PROTOCOLS, "smoke", whole)
 
 
+def open_sets(lab: Lab, cells: list[Cell]) -> None:
+    check_sets(lab, all_stages(lab, cells))
+
+
 def test_a_set_that_a_later_stage_misses_is_told_before_anything_is_trained(
     trees: Any, make_spec: Any, plan_cells: Any, tmp_path: Path, as_in_the_paper: None
 ) -> None:
@@ -226,10 +231,10 @@ def test_a_set_that_a_later_stage_misses_is_told_before_anything_is_trained(
     with pytest.raises(KdbenchError, match=r"g2c · gkd, stage 'proxy': data set 'imagenet' is not under .*It comes"):
         next(run_grid(spec, lab, cells))
     assert not (tmp_path / "store" / "stages").exists()
-    check_sets(*plan_cells(methods=("baseline",), references=True, **common))
-    check_sets(*plan_cells(settings=("proxy=false",), **common))
+    open_sets(*plan_cells(methods=("baseline",), references=True, **common))
+    open_sets(*plan_cells(settings=("proxy=false",), **common))
     trees.make("imagenet")
-    check_sets(*plan_cells(**common))
+    open_sets(*plan_cells(**common))
 
 
 def test_what_is_read_fast_is_checked_before_all_test_images_are(

@@ -84,9 +84,9 @@ def test_a_share_of_as_many_images_runs_and_other_stages_have_no_part_in_it(
     plan_cells: Callable[..., tuple], paired: Callable[[int], str]
 ) -> None:
     lab, cells = plan_cells(methods=(paired(2),))
-    checks.check_batches(on(lab, 2), cells)
+    checks.check_batches(on(lab, 2), checks.all_stages(lab, cells))
     lab, cells = plan_cells(methods=(paired(1),))
-    checks.check_batches(on(lab, 4), cells)
+    checks.check_batches(on(lab, 4), checks.all_stages(lab, cells))
     assert FIT_TEACHER.smallest_batch == 1
 
 
