@@ -5,39 +5,34 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
-import resource
 import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from kdbench.benchmark import Domain
-from kdbench.data.domainset import DomainSet
 from kdbench.data.loading import Broken, training_batches
-from kdbench.engine.cell import Cell, Lab, Plan, Planned, deployed_parts, make_plan, strides
+from kdbench.engine.cell import Cell, Lab, Plan, Planned, make_plan, strides
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.costs import Inference, Peak, inference_of, stage_flops
-from kdbench.engine.evaluator import evaluate
 from kdbench.engine.failing import explain, failure_of
+from kdbench.engine.host import host, peak_memory
 from kdbench.engine.journal import Journal
-from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code, weights_digest
+from kdbench.engine.keys import TESTING, environment, harness_code, weights_digest
 from kdbench.engine.parts import Encode, views
-from kdbench.engine.processes import Failure, failures, gather_interleaved, share
+from kdbench.engine.processes import Failure, failures, share
 from kdbench.engine.revision import revision
+from kdbench.engine.testing import DomainTest
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
-from kdbench.method import Method
 from kdbench.models.zoo import Pair
 from kdbench.report.names import model_name
-from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
-from kdbench.report.scores import hits
+from kdbench.report.records import Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.types import Part
 
 WAITING = "another run is at work on it; waiting"
@@ -74,6 +69,11 @@ class CellRun:
         """The cell's networks and stages."""
         return make_plan(self._lab, self._cell)
 
+    @cached_property
+    def test(self) -> DomainTest:
+        """The test of what the stages leave."""
+        return DomainTest(self._lab, self._cell, self.plan)
+
     def prepare(self) -> str:
         """Plans the cell; returns its key, which changes with anything that its result depends on."""
         method = self.plan.networks.method
@@ -82,8 +82,8 @@ class CellRun:
         self._weights = {role.name: self._lab.zoo.weights(role) for role in models if role is not None}
         self._key = digest([
             [step.key for step in self.plan.stages],
-            [samples.identity for samples in map(self._lab.worlds.val, self._evaluated())],
-            self._deploy_code(),
+            [samples.identity for samples in map(self._lab.worlds.val, self.test.domains)],
+            self.test.deploy_code(),
             self._lab.protocol.id,
             harness_code(TESTING),
         ])  # fmt: skip
@@ -107,8 +107,8 @@ class CellRun:
         self._journal.open(self.resolved(), self._began.isoformat(timespec="seconds"), revision())
         self._flops = self._operations()
         stages = [self._run_stage(step) for step in self.plan.stages]
-        domains, per_image = self._evaluate_all()
-        self._inference = inference_of(self._lab, self._deploy_last())
+        domains, per_image = self.test.run(self._journal)
+        self._inference = inference_of(self._lab, self.test.deploy())
         result = Result(
             domains=domains, stages=stages, parameters=self._parameters(), inference_flops=self._inference.flops
         )
@@ -118,7 +118,7 @@ class CellRun:
         """The evaluated segmentor with the weights of the last point, every stage being done."""
         for step in self.plan.stages:
             self._run_stage(step)
-        return self._deploy_last()
+        return self.test.deploy()
 
     def _operations(self) -> dict[str, int | None]:
         """Operations of every stage: as kept with those that are stored, counted for the rest."""
@@ -133,9 +133,6 @@ class CellRun:
         known: dict[str, int | None] = fabric.broadcast(kept() if fabric.is_global_zero else {})
         names = [step.stage.name for step in self.plan.stages]
         return stage_flops(self._lab, self._cell, [name for name in names if name not in known]) | known
-
-    def _deploy_last(self) -> nn.Module:
-        return self._deploy(len(self.plan.stages[-1].keep) - 1)
 
     def _run_stage(self, step: Planned) -> StageResult:
         what = f"{self._cell.name} · {step.stage.name}"
@@ -237,90 +234,9 @@ class CellRun:
                 if segmentor is not None and role is not None and part in step.stage.parts
             }
 
-    def _deploy(self, point: int) -> nn.Module:
-        networks = self.plan.networks
-        origins = self.plan.at(point)
-        geometry = self._lab.geometry(self.plan.stages[-1].recipe, self._lab.protocol.evaluation.window)
-        networks.load({name: origins[name] for name in deployed_parts(self.plan)}, geometry)
-        networks.freeze_all_but(frozenset())
-        networks.place(self._lab.fabric.device)
-        if networks.method is None or networks.student is None:
-            model: nn.Module = networks.teacher
-        else:
-            model = networks.method.deploy(networks.student, networks.teacher)
-        placed: nn.Module = self._lab.fabric.to_device(model)
-        return placed.eval()
-
-    def _evaluate_all(self) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
-        domains, last = self._evaluated(), self.plan.stages[-1]
-        self._deploy_last()
-        results, per_image = [], {}
-        self._lab.progress.begin(f"{self._cell.name} · testing", len(domains))
-        try:
-            for done, domain in enumerate(domains, 1):
-                result, counts = self._evaluate(domain)
-                results.append(result)
-                self._journal.validation(result, last.stage.name, last.kept, self.plan.before(last))
-                per_image[domain.name] = counts
-                self._lab.progress.advance(done, {})
-        finally:
-            self._lab.progress.end()
-        return results, per_image
-
-    def _evaluated(self) -> list[Domain]:
-        return self._lab.worlds.evaluated(self._cell.benchmark)
-
-    def _evaluate(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
-        samples = self._lab.worlds.val(domain)
-        classes = len(self._cell.benchmark.labels)
-        *earlier, last = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))]
-        result = DomainResult(
-            domain=domain.name,
-            role="target" if domain in self._cell.benchmark.targets else "source",
-            world=samples.world,
-            images=len(samples),
-            confusion=last.sum(0),
-            earlier=np.array([hits(counts.sum(0))[:2] for counts in earlier]).reshape(-1, 2, classes),
-        )
-        return result, hits(last)
-
-    def _counts(self, domain: Domain, samples: DomainSet, point: int) -> np.ndarray:
-        lab, plan = self._lab, self.plan
-        classes = len(self._cell.benchmark.labels)
-        origins = plan.at(point)
-        key = digest([
-            {name: origins[name].key for name in sorted(deployed_parts(plan))}, self._deploy_code(),
-            networks_code(plan.networks.modules()[name] for name in deployed_parts(plan)), domain.name,
-            samples.identity, lab.protocol.evaluation.model_dump(), lab.protocol.resampling, classes,
-            harness_code(TESTING), environment(lab.fabric.device, lab.protocol.precision),
-        ])  # fmt: skip
-
-        # One process looks, for all: with a file that appears between two looks they would wait for each other.
-        zero = lab.fabric.is_global_zero
-        counts: np.ndarray | None = lab.fabric.broadcast(lab.store.evaluation(key) if zero else None)
-        if counts is None:
-            counts = self._count(samples, classes, point)
-            if zero:
-                lab.store.keep_evaluation(key, counts)
-        return counts
-
-    def _count(self, samples: DomainSet, classes: int, point: int) -> np.ndarray:
-        lab = self._lab
-        mine = range(lab.fabric.global_rank, len(samples), lab.fabric.world_size)
-        with lab.fabric.autocast():
-            model, device = self._deploy(point), lab.fabric.device
-            counts = evaluate(model, samples, classes, lab.protocol.evaluation, device, lab.workers, mine)
-        return gather_interleaved(lab.fabric, counts)
-
-    def _deploy_code(self) -> Any:
-        method = self.plan.networks.method
-        if method is None or type(method).deploy is Method.deploy:
-            return None
-        return [method_code(method), self._cell.knobs.model_dump(mode="json")]
-
     def _parameters(self) -> dict[str, int]:
         networks = self.plan.networks
-        model = self._deploy_last()
+        model = self.test.deploy()
         counts = {
             "deployed": model,
             "teacher": networks.teacher,
@@ -358,6 +274,7 @@ class CellRun:
         )
 
     def _record(self, status: Any, result: Result | None = None, error: str | None = None) -> Record:
+        device, precision = self._lab.fabric.device, self._lab.protocol.precision
         return Record(
             status=status,
             error=error,
@@ -370,36 +287,10 @@ class CellRun:
                 stage_memory_mb=self._memory,
                 latency_ms=self._inference.latency_ms,
                 cached=self._cached,
-                peak_memory_mb=max([_peak_memory(self._lab.fabric.device), *self._memory.values()]),
-                host={
-                    "machine": platform.machine(),
-                    "system": platform.system(),
-                    "processor": _processor(),
-                    "vector_code": torch.backends.cpu.get_cpu_capability(),
-                },
-                versions={
-                    name: str(value)
-                    for name, value in environment(self._lab.fabric.device, self._lab.protocol.precision).items()
-                }
+                peak_memory_mb=max([peak_memory(device), *self._memory.values()]),
+                host=host(),
+                versions={name: str(value) for name, value in environment(device, precision).items()}
                 | {"python": platform.python_version()},
                 revision=revision(),
             ),
         )
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-
-
-def _processor() -> str:
-    """The model's name: libraries pick other kernels on another model, and the last bit follows them."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
