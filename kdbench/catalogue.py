@@ -14,6 +14,7 @@ from kdbench.errors import KdbenchError
 from kdbench.method import Method
 from kdbench.plugins import MethodPlugin, load_all, load_method, method_names
 from kdbench.protocol import MINI
+from kdbench.report.names import model_name
 from kdbench.report.records import Record, read_record, record_files
 from kdbench.report.scores import domain_miou, domains
 from kdbench.types import PairSpec
@@ -31,7 +32,11 @@ the teacher's forward pass included, on a CPU with the same stand-ins
 (`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{COSTS}`).
 It is that of the first stage that distils. Where that is one without labels (proxy or source), its step has no decoder,
 while the student's own step, which it is compared with, has one: such a share is not comparable with the others.
-Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets.
+Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets: scores of small
+stand-ins in the built-in synthetic world, which say nothing about the real models and data sets.
+
+Words: the *last map* is an encoder's final feature map after its last norm; the *levels* are the maps that a decoder may
+read; a stage is written as name (phase); *companions* are further losses beside which a method's numbers were published.
 """
 
 
@@ -142,7 +147,8 @@ def _rows(records: Iterable[Record]) -> dict[str, dict[str, dict[str, str]]]:
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for record in records:
         cell = record.spec.resolved
-        row = f"{cell.teacher}:{cell.student}" + (f" {cell.variant}" if cell.variant else "")
+        row = " -> ".join(model_name(role, cell.zoo) for role in (cell.teacher, cell.student) if role)
+        row += f" {cell.variant}" if cell.variant else ""
         targets = [domain_miou(domain) for domain in domains(record, "target")]
         values[cell.method, row, cell.benchmark].append(sum(targets) / len(targets))
     table: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))

@@ -70,10 +70,10 @@ class AfDCD(Method):
     Deviations: logit distillation is part of the default, as in the released scripts, where other methods have their
     own term alone unless recipe = paper asks for companions; kd=0 leaves it out. Coefficients stand on means, so that
     they do not grow with the crop or the width; defaults convert the Cityscapes setting. The released code takes the
-    last stage of a dilated ResNet; here it is the encoder's last normed map. Odd grids: the pool is the largest of 4, 2
-    and 1 that leaves both sides at least 4 long, a side that is shorter even so is a patch's side, and rows and columns
-    that fill no patch are cut off for the contrast, as the released code does on CamVid. Odd widths: the largest number
-    of groups up to 16 that divides the teacher's. The projector of the released "enhanced" variant and its central mask
+    last stage of a dilated ResNet; here it is the encoder's last map. Odd grids: the pool is the largest of 4, 2 and 1
+    that leaves both sides at least 4 long, a side that is shorter even so is a patch's side, and rows and columns that
+    fill no patch are cut off for the contrast, as the released code does on CamVid. Odd widths: the largest number of
+    groups up to 16 that divides the teacher's. The projector of the released "enhanced" variant and its central mask
     are left out: the scripts that ask for them do not parse, so it cannot be known whether published numbers used them.
     Gradients are clipped as the protocol says and not, as released, at norm 15 for the method's own modules.
 

@@ -30,8 +30,8 @@ class AT(FeatureMethod):
     The student's map is first resized to the teacher's grid; widths need not agree.
 
     Deviations: CIRKD takes the mean over the positions too, which ties its weight to the grid; here they are summed and
-    the weight is converted. It reads the last feature before the classifier; here it is the encoder's last normed map.
-    The paper's eq. 2 has the distance unsquared, its code and all others square it. The published numbers add logit
+    the weight is converted. It reads the last feature before the classifier; here it is the encoder's last map. The
+    paper's eq. 2 has the distance unsquared, its code and all others square it. The published numbers add logit
     distillation with weight 1 at T = 1 (recipe = paper).
 
     Compared: CIRKD's losses/at.py and mmrazor's at_loss.py on random maps, times the positions / 8192: equal to 2e-7.

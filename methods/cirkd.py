@@ -81,23 +81,24 @@ def pooled(map_: Tensor) -> Tensor:
 class CIRKD(FeatureMethod):
     """How similar a pixel is to the pixels of other images, and to remembered ones of every class, is passed on.
 
-    Formula: features are scaled to unit length at every position, so that an inner product is a cosine. Within a
-    batch: for every ordered pair of images (i, j), i = j among them, and every position of i, the cosines with all
-    positions of j, divided by 0.1, give a softmax; KL(teacher || student) of it, mean over positions and pairs. With
-    the memory: the student's map first passes a 1x1 convolution to the teacher's width, batch norm, ReLU and a second
-    1x1 convolution. Each labelled position's cosines with remembered teacher vectors, divided by 0.1, give logits;
-    T^2 KL(teacher || student) of their softmax / T, mean over labelled positions. One term compares with pixels, one
-    with regions; a region is the normalised mean of a class's unit vectors in an image. Before it is compared with, the
+    Formula: features are scaled to unit length at every position, so that an inner product is a cosine. Within a batch:
+    for every ordered pair of images (i, j), i = j among them, and every position of i, the cosines with all positions
+    of j, divided by 0.1, give a softmax; KL(teacher || student) of it, mean over positions and pairs. With the memory:
+    the student's map first passes a 1x1 convolution to the teacher's width, batch norm, ReLU and a second 1x1
+    convolution. Each labelled position's cosines with remembered teacher vectors, divided by 0.1, give logits; T^2
+    KL(teacher || student) of their softmax / T, mean over labelled positions. One term compares with pixels, one with
+    regions; a region is the normalised mean of a class's unit vectors in an image. Before it is compared with, the
     memory takes the batch's regions and at most 16 random pixels of every class of every image, first in, first out for
-    each class; compared with are the same random slots of all classes. The terms' weights are 1, 0.1 and 0.1.
+    each class; a position is then compared with the same randomly drawn slots of every class. The terms' weights are 1,
+    0.1 and 0.1.
 
     Deviations: the released code draws the pixels of a class from the whole image; here they are the class's own, so
     that the memory is by class. A full ring goes on at its start without the code's step back. Maps of more than 1024
     positions are mean-pooled for the term within a batch by the smallest window that leaves about so many (the code
     pools twofold for SegFormer, fourfold from 256 x 256 on). Without labelled positions the memory's terms are 0, where
-    the code's are not a number. The encoder's last normed map stands in for the feature before the classifier. Batch
-    norm and memory are a process's own, those of the code are shared. The published numbers add logit distillation with
-    weight 1 at T = 1 (recipe = paper). The later CIRKDv2 adds relations of channels, which are not here.
+    the code's are not a number. The encoder's last map stands in for the feature before the classifier. Batch norm and
+    memory are a process's own, those of the code are shared. The published numbers add logit distillation with weight 1
+    at T = 1 (recipe = paper). The later CIRKDv2 adds relations of channels, which are not here.
 
     Compared: CIRKD's losses/cirkd_mini_batch.py and losses/cirkd_memory.py, four steps on random maps with equal
     weights and queues, the latter with the draw of pixels corrected and all slots compared with: terms and their

@@ -32,8 +32,8 @@ class DIST(LogitMethod):
     mean over columns of the correlation between the two columns. 1e-8 is added to the product of the norms. No
     temperature, as in the paper's code for segmentation.
 
-    Deviations: that code also compares the logits of an auxiliary head, at 0.4 times the weight; decoders here have
-    none in common. Ignored pixels count, as there. mmrazor and torchdistill have a temperature, and given maps they
+    Deviations: that code also compares the logits of an auxiliary head, at 0.4 times the weight; kdbench's decoders
+    share none. Ignored pixels count, as there. mmrazor and torchdistill have a temperature, and given maps they
     correlate over the batch's samples in place of its pixels.
 
     Compared: hunto/DIST_KD's segmentation/losses/dist_kd.py on random maps: equal to 1.3e-7.

@@ -61,9 +61,8 @@ class DSD(Method):
     they are summed and the weight is converted. CIRKD's A is P P^T, whose entries fall with the positions, so that its
     second term is 16 times smaller where the grid is twice as fine; here A is times N and the weight is converted. At
     the published weight the second term hardly counts. CIRKD's maps come at one stride from one kind of head: an
-    auxiliary output (logits in DeepLab), the feature before the classifier, the logits. Decoders here have none in
-    common, so encoder maps stand in; where networks have one level, which is the last map before its norm, it is left
-    out and one pair remains.
+    auxiliary output (logits in DeepLab), the feature before the classifier, the logits. kdbench's decoders share no
+    such layers, so encoder maps stand in; with networks of a single level that level is dropped and one pair remains.
 
     Compared: CIRKD's losses/dsd.py on three random maps on one grid, the first term times the positions / 8192, the
     second times the square of the pooled positions / 2048: values equal to 2e-7, gradients to 2e-6.

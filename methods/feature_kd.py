@@ -25,8 +25,8 @@ class FeatureKD(FeatureMethod):
     token networks, a 1x1 convolution without bias for convolutional ones; the projected map is resized to the
     teacher's grid.
 
-    Deviations: CIRKD reads the last feature before the classifier; decoders here have none in common, so the encoder's
-    last normed map stands in. The published numbers add logit distillation with weight 1 at T = 1 (recipe = paper).
+    Deviations: CIRKD reads the last feature before the classifier; kdbench's decoders share no such layer, so the
+    encoder's last map stands in. The published numbers add logit distillation with weight 1 at T = 1 (recipe = paper).
 
     Compared: CIRKD's losses/fitnet.py on random maps, for a convolutional student: equal to 1.9e-7, relative.
     """

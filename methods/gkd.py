@@ -96,7 +96,8 @@ class GKD(Method):
     Deviations: none from the released code in its losses; docs/gkd-errata.md lists what it leaves open. Students
     without a class token are kdbench's extension: the mean of the last map stands in for it, and the mask hides the
     stem's output. Without batch norms both passes run as one batch, in which an image with no token hidden stands once.
-    The released code would mask nothing in a batch of one image; here such an image is masked with the probability.
+    The released code would mask nothing in a batch of one image; here such an image is masked with probability
+    mask_probability.
 
     Compared: the released code's stage 1 with equal weights and inputs, ViT-B to ViT-S: losses equal, gradients within
     6e-7.

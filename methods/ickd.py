@@ -36,10 +36,10 @@ class ICKD(FeatureMethod):
     image, whose rows are brought to unit length. The loss is the squared distance of two rows, mean over rows and
     images. The grids may differ: positions are summed away.
 
-    Deviations: the paper's code for ImageNet, and torchdistill's after it, divide by the batch's size twice; here it
-    is once, and the weight 500 is divided by their batch of 256. The code for CIFAR divides once. The map is the
-    encoder's last normed one. The paper's segmentation also takes a matrix in each cell of a grid; no training code
-    of that is public, and the single cell (1x1) of its table is what stands here.
+    Deviations: the paper's code for ImageNet, and torchdistill's after it, divide by the batch's size twice; here it is
+    once, and the weight 500 is divided by their batch of 256. The code for CIFAR divides once. The map is the encoder's
+    last. The paper's segmentation also takes a matrix in each cell of a grid; no training code of that is public, and
+    the single cell (1x1) of its table is what stands here.
 
     Compared: torchdistill's losses/mid_level.py (ChSimLoss) with models/wrapper.py (ChannelSimilarityEmbed), times the
     batch, on random maps: equal to 1.5e-7.

@@ -37,9 +37,9 @@ class IFVD(FeatureMethod):
     ones included, of (u_student - u_teacher)^2. The student's map is first resized to the teacher's grid; widths need
     not agree.
 
-    Deviations: the map is the encoder's last normed one, not the feature before the classifier. The official code
-    weighs the term 200 beside logit distillation at 10; CIRKD's 20 beside 1 are taken (recipe = paper adds the logits,
-    with weight 1 at T = 1). The adversarial term of both is left out.
+    Deviations: the map is the encoder's last, not the feature before the classifier. The official code weighs the term
+    200 beside logit distillation at 10; CIRKD's 20 beside 1 are taken (recipe = paper adds the logits, with weight 1 at
+    T = 1). The adversarial term of both is left out.
 
     Compared: CIRKD's losses/ifvd.py and the official utils/criterion.py (YukangWang/IFVD) on random maps with ignored
     pixels: values equal to 3e-7, gradients to 6e-7.

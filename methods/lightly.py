@@ -78,14 +78,14 @@ class Lightly(Method):
     """The student takes over the teacher's maps, or their similarities, from mixed images without labels.
 
     Formula: both networks see l x + (1 - l) x', with x' the batch in random order and l from U(0, 1), one for the whole
-    batch. v3, local: the similarity of two tokens of an image is the cosine of their last normed maps / 0.07, the
-    student's mapped linearly to the teacher's width and resized to its grid; KL(teacher || student) of the softmax over
-    the tokens that each token is compared with, mean over samples and tokens. v3, global: the class tokens, the
-    student's mapped linearly, are compared likewise with a queue of the teacher's last 8192 normalised class tokens,
-    this batch's in front; KL over the rows filled by then, mean over samples. v2: squared error between the student's
-    last map, mapped linearly and resized, and the maps of the teacher's last two blocks side by side, mean over
-    everything. The sum is minimised on the proxy, then with new heads and queue on the source's images; the task
-    follows on the whole student.
+    batch. v3, local: the similarity of two tokens of an image is the cosine of their last maps / 0.07, the student's
+    mapped linearly to the teacher's width and resized to its grid; KL(teacher || student) of the softmax over the
+    tokens that each token is compared with, mean over samples and tokens. v3, global: the class tokens, the student's
+    mapped linearly, are compared likewise with a queue of the teacher's last 8192 normalised class tokens, this batch's
+    in front; KL over the rows filled by then, mean over samples. v2: squared error between the student's last map,
+    mapped linearly and resized, and the maps of the teacher's last two blocks side by side, mean over everything. The
+    sum is minimised on the proxy, then with new heads and queue on the source's images; the task follows on the whole
+    student.
 
     Deviations: v2 reads both blocks behind the network's final norm; here the first of the two has a LayerNorm without
     weights, because the network's own norm is not known to a method. Of a network in resolution steps they are the last

@@ -39,9 +39,9 @@ class MGD(FeatureMethod):
     mean squared error to the teacher's map over all positions, hidden or not.
 
     Deviations: the paper sums over channels and positions; the mean with the coefficient of its segmentation setting
-    keeps the weight for other crops, patches and widths. The map is the encoder's last normed one, for the backbone's
-    fourth stage. The published segmentation numbers add channel-wise distillation of logits with weight 3 at T = 4
-    (recipe = paper). Masking channels, as for classification, is left out.
+    keeps the weight for other crops, patches and widths. The map is the encoder's last, for the backbone's fourth
+    stage. The published segmentation numbers add channel-wise distillation of logits with weight 3 at T = 4 (recipe =
+    paper). Masking channels, as for classification, is left out.
 
     Compared: MGD's seg/mmseg/distillation/losses/mgd.py on random maps, with the same masks: equal to 1e-7.
     """

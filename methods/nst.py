@@ -33,8 +33,8 @@ class NST(FeatureMethod):
     a student with a teacher channel. The student is resized to the teacher's grid; the widths may differ.
 
     Deviations: mdistiller sums three stages of small networks with this weight each, and pools the larger map down to a
-    square; here it is the encoder's last normed map alone. Its channels have both signs, unlike activations after
-    a ReLU, and the kernel does not tell a channel from its negative.
+    square; here it is the encoder's last map alone. Its channels have both signs, unlike activations after a ReLU, and
+    the kernel does not tell a channel from its negative.
 
     Compared: mdistiller's distillers/NST.py (one stage) on random maps: equal to 3.1e-7.
     """

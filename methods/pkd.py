@@ -36,9 +36,9 @@ class PKD(FeatureMethod):
     the student first; it is resized to the teacher's grid.
 
     Deviations: the reference distils each level of a detector's FPN, of one width in both networks, and has no code for
-    segmentation; here it is the encoder's last normed map with one published weight. The projector has neither bias
-    nor LayerNorm, because the loss does not see what is added to a channel. Channels with a deviation below 1e-4 on
-    either side are left out; there, the reference divides by 1e-6.
+    segmentation; here it is the encoder's last map with one published weight. The projector has neither bias nor
+    LayerNorm, because the loss does not see what is added to a channel. Channels with a deviation below 1e-4 on either
+    side are left out; there, the reference divides by 1e-6.
 
     Compared: mmrazor's losses/pkd_loss.py on random maps: equal to 2.0e-7.
     """

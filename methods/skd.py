@@ -35,9 +35,9 @@ class SKD(FeatureMethod):
     of (A_student - A_teacher)^2. The student's map is first resized to the teacher's grid; widths need not agree.
 
     Deviations: CIRKD's form. The official code pools each map into 2 x 2 nodes, keeps the norm out of the gradient and
-    weighs the term 1. The map is the encoder's last normed one, not the feature before the classifier; its channels are
-    signed in transformers, where the maximum prefers positive values. The paper's holistic, adversarial term is left
-    out; its logit distillation, with weight 1 at T = 1 as CIRKD has it, is recipe = paper.
+    weighs the term 1. The map is the encoder's last, not the feature before the classifier; its channels are signed in
+    transformers, where the maximum prefers positive values. The paper's holistic, adversarial term is left out; its
+    logit distillation, with weight 1 at T = 1 as CIRKD has it, is recipe = paper.
 
     Compared: CIRKD's losses/skd.py on random maps: values equal, gradients to 2e-7.
     """

@@ -34,11 +34,11 @@ class SP(FeatureMethod):
     The loss is the squared distance between a row of G_student and of G_teacher, mean over the B rows. Neither widths
     nor grids need agree, so nothing is projected or resized.
 
-    Deviations: the map is the encoder's last normed one. The rows' norm is Euclidean as in mdistiller; torchdistill
-    passes the order 1 and so divides by the sum of magnitudes. As the rows have norm one, a mean over all entries, as
-    mdistiller takes it, shrinks with the batch; here they are summed along a row and the weight is converted. In a
-    batch of a few images the term says little. The similarities are those within one device's batch; of a single image
-    they say nothing, so that a run which gives a process fewer than two is refused.
+    Deviations: the map is the encoder's last. The rows' norm is Euclidean as in mdistiller; torchdistill passes the
+    order 1 and so divides by the sum of magnitudes. As the rows have norm one, a mean over all entries, as mdistiller
+    takes it, shrinks with the batch; here they are summed along a row and the weight is converted. In a batch of a few
+    images the term says little. The similarities are those within one device's batch; of a single image they say
+    nothing, so that a run which gives a process fewer than two is refused.
 
     Compared: mdistiller's distillers/SP.py on random maps, times the batch / 64: equal, value and gradient.
     """

@@ -75,9 +75,9 @@ class ViTKD(FeatureMethod):
     teacher's width, one map with bias a block, and compared with the teacher's in squared error, mean over both blocks,
     samples, tokens and channels. Generation: the last map after the last norm is mapped likewise; floor(N / 2) tokens
     of each image, drawn at random, are kept and one learnt token, which starts at zero, takes the place of the others;
-    two 3x3 convolutions with a ReLU between them fill the map; squared error with the teacher's last normed map, mean
-    over the hidden tokens and the channels. Where the widths agree there are no linear maps. Mapped student maps are
-    resized to the teacher's grid, before tokens are hidden.
+    two 3x3 convolutions with a ReLU between them fill the map; squared error with the teacher's last map, mean over the
+    hidden tokens and the channels. Where the widths agree there are no linear maps. Mapped student maps are resized to
+    the teacher's grid, before tokens are hidden.
 
     Deviations: coefficients stand on means, so that they do not grow with the crop or the width; defaults convert the
     sums over 196 tokens of a teacher 768 wide (DeiT III-B to DeiT-S at 224 pixels). In networks that are no plain
