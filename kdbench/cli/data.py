@@ -15,7 +15,7 @@ from kdbench.places import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
 
-app = typer.Typer(no_args_is_help=True, help="Look at the data.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Inspect, check and prepare data.", rich_markup_mode=None)
 
 
 @app.command("causes")

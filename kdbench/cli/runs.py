@@ -48,7 +48,9 @@ def run(
     protocol: ProtocolName = "mini",
     track: Annotated[
         Literal["paper", "equal"],
-        typer.Option(help="paper: lengths as published; equal: as many images through the student for every method."),
+        typer.Option(
+            help="paper: the protocol's steps in every phase; equal: as many images through the student for every method."
+        ),
     ] = "paper",
     resampling: Annotated[
         Literal["bicubic", "pseudo-inverse"],
