@@ -14,9 +14,9 @@ from kdbench.errors import KdbenchError
 from kdbench.method import Method
 from kdbench.plugins import MethodPlugin, load_all, load_method, method_names
 from kdbench.protocol import MINI
-from kdbench.report.names import model_name
-from kdbench.report.records import Record, read_record, record_files
-from kdbench.report.scores import domain_miou, domains
+from kdbench.report.board import Board, boards
+from kdbench.report.entries import Entry
+from kdbench.report.records import read_record, record_files
 from kdbench.types import PairSpec
 
 TEACHER, STUDENT = "dinov2-b", "deit-s"
@@ -35,15 +35,16 @@ while the student's own step, which it is compared with, has one: such a share i
 Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets: scores of small
 stand-ins in the built-in synthetic world, which say nothing about the real models and data sets.
 
-Words: the *last map* is an encoder's final feature map after its last norm; the *levels* are the maps that a decoder may
-read; a stage is written as name (phase); *companions* are further losses beside which a method's numbers were published.
+Words: the *last map* is an encoder's final feature map after its last norm; the *levels* are the maps that a decoder
+may read; a stage is written as name (phase); *companions* are further losses beside which a method's numbers were
+published.
 """
 
 
 def document(reference: Path | None) -> str:
     """The whole page; reference: the folder of committed records, if there is one."""
-    records = list(_records(reference))
-    rows, labels, costs = _rows(records), _labels(records), _costs(reference)
+    entries = list(_entries(reference))
+    rows, labels, costs = _rows(boards(entries)), _labels(entries), _costs(reference)
     pages, broken = load_all(
         method_names(),
         lambda name: _page(load_method(name), rows.get(name, {}), labels.get(name, {}), costs.get(name)),
@@ -131,34 +132,31 @@ def _costs(reference: Path | None) -> dict[str, float]:
     return {entry["method"]: float(entry["share"]) for entry in measured}
 
 
-def _labels(records: Iterable[Record]) -> dict[str, dict[str, str]]:
+def _labels(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
     """Method -> label of a variant -> the options that it stands for, as they were passed."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    for record in records:
-        cell, passed = record.spec.resolved, record.spec.passed
+    for entry in entries:
+        cell, passed = entry.cell, entry.record.spec.passed
         if cell.variant and passed.get("label") == cell.variant:
             options = (*(f"--set {setting}" for setting in passed["settings"]), f"--as {cell.variant}")
             found[cell.method][cell.variant] = " ".join(options)
     return found
 
 
-def _rows(records: Iterable[Record]) -> dict[str, dict[str, dict[str, str]]]:
-    """Method -> pair and variant -> benchmark -> mean over seeds, of the protocol's committed records."""
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for record in records:
-        cell = record.spec.resolved
-        row = " -> ".join(model_name(role, cell.zoo) for role in (cell.teacher, cell.student) if role)
-        row += f" {cell.variant}" if cell.variant else ""
-        targets = [domain_miou(domain) for domain in domains(record, "target")]
-        values[cell.method, row, cell.benchmark].append(sum(targets) / len(targets))
+def _rows(found: Iterable[Board]) -> dict[str, dict[str, dict[str, str]]]:
+    """Method -> pair and variant -> benchmark -> mean and seeds, as boards have them."""
     table: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    for (method, row, benchmark), scores in values.items():
-        table[method][row][benchmark] = f"{sum(scores) / len(scores):.1f} ({len(scores)})"
+    for board in found:
+        for row in board.rows:
+            method, _, variant = row.method.rstrip("]").partition("[")
+            if row.mean is not None:
+                name = " -> ".join(board.models) + (f" {variant}" if variant else "")
+                table[method][name][board.benchmark] = f"{row.mean:.1f} ({len(row.seeds)})"
     return table
 
 
-def _records(reference: Path | None) -> Iterable[Record]:
+def _entries(reference: Path | None) -> Iterator[Entry]:
     for path in record_files(reference / MINI.id) if reference else ():
-        record = read_record(path)
-        if record.status == "done" and record.spec.resolved.label_fraction == "1":
-            yield record
+        entry = Entry(read_record(path), reference=True)
+        if entry.cell.label_fraction == "1":
+            yield entry

@@ -58,7 +58,7 @@ ARROWS = {
     ),
     "kdbench.catalogue": (
         *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.method",
-        "kdbench.report.names", "kdbench.report.records", "kdbench.report.scores", "kdbench.types",
+        "kdbench.report.board", "kdbench.report.entries", "kdbench.report.records", "kdbench.types",
     ),
     "kdbench.listing": (
         *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.data.real",

@@ -49,7 +49,7 @@ def run(
     track: Annotated[
         Literal["paper", "equal"],
         typer.Option(
-            help="paper: the protocol's steps in every phase; equal: as many images through the student for every method."
+            help="paper: the protocol's steps in every phase; equal: as many images through every method's student."
         ),
     ] = "paper",
     resampling: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
 from kdbench.protocol import Protocol
-from kdbench.report.scores import domain_miou, domains
+from kdbench.report.scores import role_miou
 from kdbench.types import Phase
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -54,14 +53,13 @@ def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[flo
             record = CellRun(there, replace(cell, protocol=protocol), {}).run().record
             if record.status != "done":
                 raise KdbenchError(f"{cell.name} at {factor} times the {phase} budget: {record.error}")
-            targets, sources = ([domain_miou(d) for d in domains(record, role)] for role in ("target", "source"))
             yield Point(
                 cell.label,
                 cell.benchmark.name,
                 cell.seed,
                 protocol.recipes[phase].steps,
-                sum(targets) / len(targets),
-                sum(sources) / len(sources) if sources else math.nan,
+                role_miou(record, "target"),
+                role_miou(record, "source"),
             )
 
 

@@ -15,7 +15,7 @@ from kdbench.files import write_atomically
 from kdbench.progress import Progress
 from kdbench.report.names import domain_name, model_name
 from kdbench.report.records import DomainResult, Record, Resolved, record_path
-from kdbench.report.scores import domain_miou, domains, mious, points
+from kdbench.report.scores import mious, points, role_miou
 
 SUFFIX = ".log.jsonl"
 Line = dict[str, Any]
@@ -81,8 +81,7 @@ class Journal:
         if self._path is None:
             self.open(record.spec.resolved, record.run.started, record.run.revision)
         if record.status == "done":
-            scores = [domain_miou(domain) for domain in domains(record, "target")]
-            ending: Line = {"miou": _number(sum(scores) / len(scores))}
+            ending: Line = {"miou": _number(role_miou(record, "target"))}
         else:
             ending = {"error": record.error}
         self.write({"event": record.status, **ending, "seconds": record.run.seconds})

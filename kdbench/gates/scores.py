@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from kdbench.errors import KdbenchError
 from kdbench.gates.gate import NOWHERE, Gate, Outcome
-from kdbench.report.comparison import Difference
+from kdbench.report.comparison import Difference, judged
 from kdbench.report.entries import Entry, read
-from kdbench.report.rows import mean_of
-from kdbench.report.scores import domain_miou, domains
-from kdbench.report.statistics import ENOUGH, holm, paired_t
+from kdbench.report.scores import domains, mean_of, role_miou
+from kdbench.report.statistics import ENOUGH
 
 NAME = "scores"
 TOLERANCE = 3.0
@@ -88,14 +87,7 @@ def _lost(entry: Entry) -> str:
 
 def differences(now: Methods, before: Methods) -> dict[str, Difference]:
     """Now minus before of every method over the seeds that both have, with p values corrected over the methods."""
-    paired = {method: _paired(now[method], before[method]) for method in sorted(now.keys() & before.keys())}
-    paired = {method: each for method, each in paired.items() if each}
-    tests = {method: test for method, each in paired.items() if (test := paired_t(list(each.values())))}
-    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    return {
-        method: Difference(sum(each.values()) / len(each), tuple(each), tests.get(method), corrected.get(method))
-        for method, each in paired.items()
-    }
+    return judged({method: _paired(now[method], before[method]) for method in sorted(now.keys() & before.keys())})
 
 
 def _paired(now: Mapping[int, Entry], before: Mapping[int, Entry]) -> dict[int, float]:
@@ -109,7 +101,7 @@ def _paired(now: Mapping[int, Entry], before: Mapping[int, Entry]) -> dict[int, 
 
 def _score(entry: Entry) -> float | None:
     """The mean over the targets in percent."""
-    return mean_of(domain_miou(domain) for domain in domains(entry.record, "target"))
+    return mean_of([role_miou(entry.record, "target")])
 
 
 def _tested(entry: Entry) -> tuple[object, ...]:

@@ -161,6 +161,7 @@ def _command(pin: Entry) -> str:
     }
     words = [f"--{option} {','.join(map(str, values))}" for option, values in asked.items()]
     words += [f"--track {passed['track']}"] if "track" in passed else []
+    words += [f"--label-fraction {pin.cell.label_fraction}"] if pin.cell.label_fraction != "1" else []
     words += [f"--set {setting}" for setting in passed.get("settings", [])]
     words += [f"--as {passed['label']}"] if passed.get("label") else []
     words += [] if passed.get("references", True) else ["--no-references"]

@@ -16,7 +16,7 @@ from kdbench.models.zoo import ROLES
 from kdbench.plugins import load_benchmark
 from kdbench.pretraining.courses import COURSES, LADDER
 from kdbench.pretraining.train import School
-from kdbench.report.scores import domain_miou, domains
+from kdbench.report.scores import role_miou
 
 ROLE = "dinov2-s"
 
@@ -41,5 +41,4 @@ def _probe(lab: Lab, benchmark: str) -> tuple[float, float]:
     record = CellRun(lab, cell, {}).run().record
     if record.status != "done":
         raise KdbenchError(f"probing {ROLE} on {benchmark}: {record.error}")
-    source, targets = domains(record, "source"), domains(record, "target")
-    return domain_miou(source[0]), sum(map(domain_miou, targets)) / len(targets)
+    return role_miou(record, "source"), role_miou(record, "target")

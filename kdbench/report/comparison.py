@@ -92,18 +92,20 @@ def usual_seeds(rows: Sequence[Scores]) -> tuple[int, ...]:
 
 def differences(students: Mapping[str, Scores], to: str) -> dict[str, Difference]:
     """Every other student minus one, paired by seed; without those that share no seed with it."""
-    found = {
-        name: paired for name, scores in students.items() if name != to and (paired := _paired(scores, students[to]))
-    }
-    tests = {name: test for name, paired in found.items() if (test := paired_t(list(paired.values())))}
+    return judged({name: _paired(scores, students[to]) for name, scores in students.items() if name != to})
+
+
+def judged(paired: Mapping[str, Scores]) -> dict[str, Difference]:
+    """Differences by method and seed, with their tests; without methods that have none."""
+    found = {name: each for name, each in paired.items() if each}
+    tests = {name: test for name, each in found.items() if (test := paired_t(list(each.values())))}
     corrected: dict[str, float] = {}
     # Differences that no verdict can be given of are a family apart, or a row begun would weaken all that are complete.
     for enough in (True, False):
         family = [name for name in tests if (len(found[name]) >= ENOUGH) == enough]
         corrected |= dict(zip(family, holm([tests[name].p for name in family]), strict=True))
     return {
-        name: Difference(_mean(paired), tuple(paired), tests.get(name), corrected.get(name))
-        for name, paired in found.items()
+        name: Difference(_mean(each), tuple(each), tests.get(name), corrected.get(name)) for name, each in found.items()
     }
 
 

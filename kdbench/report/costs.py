@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kdbench.report.records import Record, Result, RunInfo
+from kdbench.report.scores import mean_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ def mean_cost(records: Sequence[Record]) -> Cost:
     held = [(record.result, record.run) for record in records if record.result]
 
     def mean(measure: Callable[[Result, RunInfo], float | None]) -> float | None:
-        values = [measure(result, run) for result, run in held]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known and len(known) == len(records) else None
+        return mean_of(measure(result, run) for result, run in held) if len(held) == len(records) else None
 
     return Cost(
         images=mean(lambda result, run: _sum(stage.images for stage in result.stages)),

@@ -13,7 +13,7 @@ from kdbench.report.table import Column, Table, make_table, number, signed, sign
 
 
 def tables(matches: Sequence[Match]) -> list[Table]:
-    """One for every table of a paper, pair and protocol id; the numbers of targets are in the exports alone."""
+    """One for every table of a paper and pair; the numbers of targets are in the exports alone."""
 
     def group(match: Match) -> tuple[str, str, str]:
         return match.published.paper, match.published.where, match.published.pair
@@ -27,19 +27,21 @@ def _table(held: list[Match]) -> Table:
     held = sorted(held, key=lambda match: order.index(match.published.column))
     first = held[0].published
     marks = signs(match.published.note for match in held)
+    ids = sorted({match.protocol_id for match in held if match.protocol_id})
+    under = f"protocol {first.protocol}: {', '.join(ids) or 'nothing yet'}"
     columns = [
+        *([Column[Match]("protocol", lambda match: match.protocol_id or "")] if len(ids) > 1 else []),
         Column[Match]("benchmark", lambda match: match.published.column.replace("+", ", ")),
         Column[Match]("method", lambda match: match.method + marks.get(match.published.note, "")),
         Column[Match]("published", lambda match: number(match.published.miou)),
         *(_measured() if any(match.measured is not None for match in held) else []),
         Column[Match]("status", lambda match: match.status),
     ]
-    ids = ", ".join(sorted({match.protocol_id for match in held if match.protocol_id})) or "nothing yet"
     return make_table(
         columns,
         held,
         title=f"{first.where} of {first.paper}" + f": {first.pair.replace(':', ' -> ')}" * bool(first.pair),
-        conditions=f"Published under the paper's own conditions; measured under protocol {first.protocol}: {ids}",
+        conditions=f"Published under the paper's own conditions; measured under {under}",
         about=(
             "mIoU in %, means of targets; gap: measured minus published; "
             f"reproduced: a gap of at most {TOLERANCE} points"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdbench.report.names import model_name
 from kdbench.report.records import Record
-from kdbench.report.scores import domain_miou, domains
+from kdbench.report.scores import domain_miou, domains, role_miou
 
 
 def result_line(record: Record, cached: bool) -> str:
@@ -15,9 +15,7 @@ def result_line(record: Record, cached: bool) -> str:
     head = f"{cell.benchmark:<7} {teacher} -> {student:<13} {method:<16} seed {cell.seed}"
     if record.result is None:
         return f"{head}  FAILED: {record.error}"
-    targets = [domain_miou(domain) for domain in domains(record, "target")]
-    sources = [domain_miou(domain) for domain in domains(record, "source")]
-    each = " ".join(f"{value:5.1f}" for value in targets)
-    source = f"  source {sum(sources) / len(sources):5.1f}" if sources else ""
+    each = " ".join(f"{domain_miou(domain):5.1f}" for domain in domains(record, "target"))
+    source = f"  source {role_miou(record, 'source'):5.1f}" if domains(record, "source") else ""
     time = "done before" if cached else f"{record.run.seconds:.0f} s"
-    return f"{head}  mIoU {sum(targets) / len(targets):5.1f} ({each}){source}  {time}"
+    return f"{head}  mIoU {role_miou(record, 'target'):5.1f} ({each}){source}  {time}"

@@ -17,7 +17,8 @@ from typing import Literal
 from kdbench.errors import KdbenchError, unknown
 from kdbench.report.board import Board
 from kdbench.report.names import REAL
-from kdbench.report.rows import Row, mean_of
+from kdbench.report.rows import Row
+from kdbench.report.scores import mean_of
 from kdbench.report.statistics import deviation
 
 FOLDER = Path(str(files("kdbench.report") / "published"))
@@ -164,7 +165,11 @@ def _row(published: Published, board: Board) -> Row | None:
 
 def _matched(published: Published, protocol_id: str, boards: Sequence[Board]) -> Match:
     """Over the seeds that all of its benchmarks have."""
-    held = {board.benchmark: _scores(published, board) for board in boards if board.protocol_id == protocol_id}
+    held = {
+        board.benchmark: _scores(published, board)
+        for board in boards
+        if board.protocol_id == protocol_id and _comparable(published, board)
+    }
     scores = [held.get(name, {}) for name in published.benchmarks]
     seeds = sorted(set.intersection(*map(set, scores)))
     means = [sum(each[seed] for each in scores) / len(scores) for seed in seeds]

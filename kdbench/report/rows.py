@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -14,7 +14,7 @@ from kdbench.report.costs import Cost, mean_cost
 from kdbench.report.curves import Losses, Points, losses_of, points_of
 from kdbench.report.entries import Entry
 from kdbench.report.records import DomainResult
-from kdbench.report.scores import domain_miou, known_mean, labelled_iou, pixel_accuracy
+from kdbench.report.scores import domain_miou, known_mean, labelled_iou, mean_of, pixel_accuracy
 from kdbench.report.selection import Chosen, choose
 from kdbench.report.statistics import deviation
 
@@ -102,13 +102,6 @@ def make_row(seeds: list[Entry], targets: list[str], sources: list[str], weights
         reference=all(entry.reference for entry in seeds),
         remark="; ".join(dict.fromkeys((*_remarks(seeds), *strange))),
     )
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """The plain mean, only where nothing is missing."""
-    there = list(values)
-    known = [value for value in there if value is not None and isfinite(value)]
-    return sum(known) / len(known) if known and len(known) == len(there) else None
 
 
 def _value(measure: Callable[[DomainResult], float], domains: Domains, name: str) -> float | None:

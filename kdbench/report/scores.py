@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import isfinite, nan
+
 import numpy as np
 
 from kdbench.report.records import DomainResult, Record
@@ -63,3 +66,16 @@ def domain_miou(domain: DomainResult) -> float:
 def domains(record: Record, role: str) -> list[DomainResult]:
     """A record's target or source domains, in the benchmark's order."""
     return [domain for domain in record.result.domains if domain.role == role] if record.result else []
+
+
+def role_miou(record: Record, role: str) -> float:
+    """Mean mIoU over a record's targets or sources in percent; nan where there are none or one has no score."""
+    scores = [domain_miou(domain) for domain in domains(record, role)]
+    return sum(scores) / len(scores) if scores else nan
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The plain mean, only where nothing is missing."""
+    there = list(values)
+    known = [value for value in there if value is not None and isfinite(value)]
+    return sum(known) / len(known) if known and len(known) == len(there) else None

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from kdbench.report.board import ROLES, Board, compare_rows
 from kdbench.report.comparison import Comparison
 from kdbench.report.names import REAL
-from kdbench.report.rows import Row, mean_of
+from kdbench.report.rows import Row
+from kdbench.report.scores import mean_of
 from kdbench.report.statistics import deviation
 
 

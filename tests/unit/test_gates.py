@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -160,14 +161,22 @@ def test_boards_of_their_records_pass_whatever_blank_lines_end_them(committed: P
     assert only(boards.gates(committed.parent.parent)).outcome == Outcome.OK
 
 
-def test_the_first_line_that_differs_is_shown_with_the_command_that_repairs_it(committed: Path) -> None:
+def test_the_first_line_that_differs_is_shown_with_the_command_that_repairs_it(
+    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = committed.read_text(encoding="utf-8")
     committed.write_text(old.replace("40.0", "41.0"), encoding="utf-8")
     number = next(i for i, line in enumerate(old.splitlines(), 1) if "40.0" in line)
     gate = only(boards.gates(committed.parent.parent))
     assert (gate.outcome, gate.file) == (Outcome.FAIL, committed)
     assert f"line {number} is" in gate.detail
-    assert f"kdbench leaderboard --protocol {MINI.id}" in gate.detail
+    command = gate.detail[gate.detail.index("kdbench leaderboard") :]
+    monkeypatch.setattr("kdbench.cli.boards.default_reference", lambda: committed.parent.parent)
+    (tmp_path / "empty").mkdir()
+    words = shlex.split(command.replace('"$(mktemp -d)"', str(tmp_path / "empty")))
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
+    assert only(boards.gates(committed.parent.parent)).outcome == Outcome.OK
 
 
 def test_a_record_that_is_not_on_the_board_is_found(committed: Path) -> None:
@@ -186,7 +195,7 @@ def test_without_committed_boards_there_is_nothing_to_look_at(tmp_path: Path) ->
 @pytest.fixture
 def pinned(run_cells: Callable[..., list[Done]], tmp_path: Path) -> Path:
     """The file of one pinned smoke cell; the folder of pins is tmp_path/reference."""
-    run_cells(methods=("logit_kd",), settings=("temperature=2",), label="warm")
+    run_cells(methods=("logit_kd",), settings=("temperature=2",), label="warm", label_fraction="1/2")
     shutil.move(tmp_path / "results", tmp_path / "reference")
     (path,) = (tmp_path / "reference").rglob("*.json")
     return path
@@ -206,7 +215,8 @@ def test_a_result_that_differs_here_fails_with_the_command_that_pins_again(pinne
     assert "stages differ, mIoU by up to 0.00 points, in the environment and on the processor" in gate.detail
     assert gate.detail.endswith(
         "kdbench run --method logit_kd --pair dinov2-s:deit-s --benchmark g2c --seed 0,1,2 --track paper "
-        f"--set temperature=2 --as warm --no-references --protocol smoke --device cpu --results {pinned.parents[4]}"
+        "--label-fraction 1/2 --set temperature=2 --as warm "
+        f"--no-references --protocol smoke --device cpu --results {pinned.parents[4]}"
     )
 
 
@@ -324,6 +334,16 @@ def test_p_is_corrected_over_the_methods_of_a_board(tmp_path: Path) -> None:
     other = row((41.0, 41.0, 42.0, 42.0, 39.5), method="two")
     gate = only(against(tmp_path / "both", [*row(now), *other], [*row(EARLIER), *row(EARLIER, method="two")]))
     assert gate.outcome == Outcome.OK
+
+
+def test_rows_without_a_verdict_do_not_weaken_those_that_have_one(tmp_path: Path) -> None:
+    now = (39.4, 41.8, 40.5, 42.1, 39.0)
+    begun, before = (
+        [record for number in range(6) for record in row(values, method=f"begun{number}")]
+        for values in ((40.0, 40.1), (40.0, 40.0))
+    )
+    gate = only(against(tmp_path, [*row(now), *begun], [*row(EARLIER), *before]))
+    assert (gate.outcome, "fell by" in gate.detail) == (Outcome.FAIL, True)
 
 
 @pytest.mark.parametrize(("fall", "outcome"), [(2.9, Outcome.OK), (3.1, Outcome.FAIL)])

@@ -118,6 +118,15 @@ def test_what_is_not_the_same_cell_is_not_compared(measured, cell: dict) -> None
     assert (found.status, found.measured, found.gap) == ("not run", None, None)
 
 
+@pytest.mark.parametrize(
+    "other", [{"student": "resnet50"}, {"label_fraction": "1/16"}, {"world": "synthetic-1"}], ids=str
+)
+def test_a_board_that_is_not_compared_takes_nothing_from_one_that_is(measured, other: dict) -> None:
+    held = measured({"targets": {"cityscapes": 50.0}}, {"targets": {"cityscapes": 30.0}} | other)
+    for boards_in_any_order in (held, held[::-1]):
+        assert only(match([number()], boards_in_any_order)).measured == pytest.approx(50)
+
+
 def test_a_failed_run_measured_nothing(make_record) -> None:
     assert only(match([number()], boards([Entry(make_record(error="stopped", **REAL))]))).status == "not run"
 
@@ -154,6 +163,10 @@ def test_every_protocol_id_is_a_line_of_its_own(measured) -> None:
     held = measured({"targets": {"cityscapes": 50.0}}, {"targets": {"cityscapes": 40.0}, "protocol_id": "paper-2"})
     found = match([number()], held)
     assert [(each.protocol_id, round(each.measured)) for each in found] == [("paper-1", 50), ("paper-2", 40)]
+    (table,) = ledger.tables(found)
+    text = render("table", [table])
+    assert "paper-1" in text.partition("\n\n")[2]
+    assert "paper-2" in text.partition("\n\n")[2]
 
 
 def test_a_choice_of_numbers() -> None:
