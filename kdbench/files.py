@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from kdbench.errors import KdbenchError
 
@@ -46,3 +48,10 @@ def write_atomically(path: Path, content: bytes) -> None:
                 with contextlib.suppress(OSError):
                     os.unlink(file.name)
                 raise
+
+
+def save_atomically(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """As write_atomically, of what a library's own function writes into an open file."""
+    buffer = io.BytesIO()
+    save(buffer)
+    write_atomically(path, buffer.getvalue())

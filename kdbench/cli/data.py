@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from kdbench.cli.shared import DataRoot, Device, StoreOption, needed, out, resumable, servable
 from kdbench.errors import KdbenchError, unknown
+from kdbench.files import save_atomically, write_atomically
 from kdbench.places import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
@@ -149,8 +150,9 @@ def distances(
     output.mkdir(parents=True, exist_ok=True)
     for name in ("street", "aerial") if kind == "all" else (kind,):
         matrix = measured.matrix(name).rename(index=likeness, columns=likeness)
-        matrix.round(1).to_csv(output / f"distances-{name}.csv")
+        write_atomically(output / f"distances-{name}.csv", matrix.round(1).to_csv().encode())
         title = f"mIoU (%) of a reference network, {name} domains of {WORLDS[name]}"
-        heat_map(matrix, "trained on", "tested on", title).savefig(output / f"distances-{name}.png")
+        picture = heat_map(matrix, "trained on", "tested on", title)
+        save_atomically(output / f"distances-{name}.png", picture.savefig)
         out(matrix.round(1).to_markdown())
         out(f"written: {output}/distances-{name}.csv and .png")

@@ -27,6 +27,7 @@ from kdbench.cli.shared import (
     usable_methods,
 )
 from kdbench.errors import KdbenchError
+from kdbench.files import save_atomically
 from kdbench.models.zoo import NAMED_PAIRS, parse_pair
 from kdbench.places import default_results, default_store
 from kdbench.spec import RunSpec, split_list
@@ -229,5 +230,5 @@ def budgets(
     for point in measure(lab, cells, phase):
         out(f"{point.method} {point.benchmark} s{point.seed}: {point.steps} steps, targets {point.targets:.1f}")
         curves = budget_curves(add_point(path, point), title, lab.protocol.recipes[phase].steps)
-        curves.savefig(path.with_suffix(".png"))
+        save_atomically(path.with_suffix(".png"), curves.savefig)
     out(f"written: {path} and .png")

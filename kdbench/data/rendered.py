@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 import torch
 from filelock import FileLock
-from numpy.lib.format import open_memmap
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from torch import Tensor
 
 from kdbench.data import synthetic
@@ -97,16 +98,22 @@ class RenderedSet:
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         with naming_a_full_disk(target):
-            kept: dict[str, np.ndarray] = {}
-            for index in range(self.count):
-                scene = synthetic.draw(self.rendition, self.split, index, self.size, self.adjust)
-                for name in self.fields:
-                    value = np.asarray(getattr(scene, name))
-                    if name not in kept:
-                        kept[name] = open_memmap(partial / f"{name}.npy", "w+", value.dtype, (self.count, *value.shape))
-                    kept[name][index] = value
-            kept.clear()
+            with contextlib.ExitStack() as opened:
+                kept: dict[str, BinaryIO] = {}
+                for index in range(self.count):
+                    scene = synthetic.draw(self.rendition, self.split, index, self.size, self.adjust)
+                    for name in self.fields:
+                        value = np.asarray(getattr(scene, name))
+                        if name not in kept:
+                            kept[name] = opened.enter_context((partial / f"{name}.npy").open("wb"))
+                            self._begin(kept[name], value)
+                        kept[name].write(value.tobytes())
             partial.rename(target)
+
+    def _begin(self, file: BinaryIO, first: np.ndarray) -> None:
+        """The header of a .npy of all samples. Writing through a memory map would crash where the disk is full."""
+        shape = (self.count, *first.shape)
+        write_array_header_1_0(file, {"descr": dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape})
 
 
 @cache

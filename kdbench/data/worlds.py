@@ -25,7 +25,7 @@ class Worlds:
     renders: Path
     data_root: Path | None = None
     _scans: dict[str, Scan] = field(default_factory=dict, repr=False)
-    _opened: dict[tuple[Domain, str], DomainSet] = field(default_factory=dict, repr=False)
+    _opened: dict[tuple[Domain, str, int], DomainSet] = field(default_factory=dict, repr=False)
 
     def check(self, benchmark: Benchmark) -> None:
         """Raises where a domain of the benchmark cannot be had, before anything is trained; opens every set once."""
@@ -72,9 +72,9 @@ class Worlds:
         return self._open(domain, "val", self.protocol.val_images)
 
     def _open(self, domain: Domain, split: Literal["train", "val"], count: int) -> DomainSet:
-        if (domain, split) not in self._opened:
-            self._opened[domain, split] = self._make(domain, split, count)
-        return self._opened[domain, split]
+        if (domain, split, count) not in self._opened:
+            self._opened[domain, split, count] = self._make(domain, split, count)
+        return self._opened[domain, split, count]
 
     def _make(self, domain: Domain, split: Literal["train", "val"], count: int) -> DomainSet:
         size = self.protocol.image_size

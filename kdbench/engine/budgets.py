@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.runner import CellRun
@@ -66,8 +67,9 @@ def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[flo
 def add_point(path: Path, point: Point) -> pd.DataFrame:
     """The table (CSV) at path with one more point, written back; a point measured again replaces its older row."""
     row = pd.DataFrame([asdict(point)]).round(2)
-    table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
-    table = table.drop_duplicates(["method", "benchmark", "seed", "steps"], keep="last")
-    table = table.sort_values(["benchmark", "method", "seed", "steps"], ignore_index=True)
-    write_atomically(path, table.to_csv(index=False).encode())
+    with FileLock(f"{path}.lock"):
+        table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
+        table = table.drop_duplicates(["method", "benchmark", "seed", "steps"], keep="last")
+        table = table.sort_values(["benchmark", "method", "seed", "steps"], ignore_index=True)
+        write_atomically(path, table.to_csv(index=False).encode())
     return table

@@ -102,13 +102,9 @@ class Planned:
     sets: tuple[DomainSet, ...]
     recipe: Recipe
     steps: int
-    keep: tuple[float, ...]
+    kept: tuple[int, ...]
+    """The steps after which the stage keeps what it trains."""
     folder: StageFolder
-
-    @property
-    def kept(self) -> list[int]:
-        """The steps after which the stage keeps what it trains."""
-        return [max(1, round(self.steps * share)) for share in self.keep]
 
     def origin(self, part: str, point: int) -> Origin:
         """A part that the stage trained, at one of its kept points."""
@@ -148,7 +144,7 @@ def make_plan(lab: Lab, cell: Cell) -> Plan:
         origins |= {name: _as_built(networks, name) for name in stage.scratch}
         step = _plan_stage(lab, cell, networks, stage, origins, stretch if stage.passes else 1.0)
         planned.append(step)
-        origins |= {part: step.origin(part, len(step.keep) - 1) for part in stage.trains}
+        origins |= {part: step.origin(part, len(step.kept) - 1) for part in stage.trains}
     return Plan(cell, networks, tuple(planned), origins)
 
 
@@ -270,9 +266,11 @@ def _plan_stage(
         "environment": environment(lab.fabric.device, lab.protocol.precision),
         # Masks and batch statistics are drawn within a process.
         **({"processes": lab.fabric.world_size} if lab.fabric.world_size > 1 else {}),
+        **({"halved": sorted(lab.halved(stage))} if lab.halved(stage) else {}),
         **({"compiled": harness_code(("kdbench.engine.compiling",))} if lab.compiled else {}),
     })  # fmt: skip
-    return Planned(stage, key, inputs, sets, recipe, steps, keep, lab.store.stage(key))
+    kept = tuple(max(1, round(steps * share)) for share in keep)
+    return Planned(stage, key, inputs, sets, recipe, steps, kept, lab.store.stage(key))
 
 
 def strides(networks: Networks, stage: Stage) -> dict[str, list[int]]:

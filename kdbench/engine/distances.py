@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 
 from kdbench.data import synthetic
 from kdbench.data.loading import training_batches
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.evaluator import evaluate
 from kdbench.engine.keys import LOOP, TESTING, environment, harness_code
+from kdbench.engine.processes import make_fabric
 from kdbench.engine.store import Store
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.identity import digest
@@ -39,7 +39,7 @@ class Distances:
 
     def __init__(self, store: Path, device: str, progress: Progress) -> None:
         self._store, self._progress = Store(store), progress
-        self._fabric = Fabric(accelerator=device, devices=1, precision="32-true")
+        self._fabric = make_fabric(device, 1, "32-true")
 
     def matrix(self, kind: str) -> pd.DataFrame:
         """mIoU in percent; rows: trained on, columns: tested on."""
@@ -91,6 +91,6 @@ def _job(name: str, model: Segmentor, samples: RenderedSet) -> Job:
         steps=RECIPE.steps,
         batches=lambda start: training_batches([samples], RECIPE, RECIPE.steps, ZOO_SIZE, 0, Phase.TASK, start),
         randomness=("distances",),
-        keep=(1.0,),
+        keep=(RECIPE.steps,),
         checkpoint_every=200,
     )

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils import deterministic
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.real import ADAPTERS
 from kdbench.data.subset import parse_fraction
 from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab, make_plan, strides
+from kdbench.engine.cell import Cell, Lab, Plan, make_plan, strides
 from kdbench.engine.checks import all_stages, check_batches, check_together, models_of
 from kdbench.engine.costs import cost_of
+from kdbench.engine.failing import failure_of
 from kdbench.engine.journal import Journal
 from kdbench.engine.processes import check_shares, make_fabric, processes
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.engine.trackers import Trackers
 from kdbench.errors import KdbenchError, unknown
-from kdbench.files import write_atomically
+from kdbench.files import save_atomically, write_atomically
 from kdbench.method import Knobs
 from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.shipped import Zoo
@@ -75,26 +74,13 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
             f"protocol '{protocol.name}' runs on real images: add --data-root DIR, the folder that holds the data sets "
             "(`kdbench list datasets`). Without data sets there are the protocols mini and smoke."
         )
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
     store = Store(spec.store, spec.fresh)
     batches: dict[str, int] = {phase: recipe.batch for phase, recipe in protocol.recipes.items()}
     check_shares(batches, math.prod(processes(spec.devices)))
     fabric = make_fabric(spec.device, spec.devices, protocol.precision)
-    _fix_order(fabric.device)
     worlds = Worlds(protocol, store.renders, spec.data_root)
     progress = progress if fabric.is_global_zero else Silent()
     return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), _workers(spec), spec.compiled)
-
-
-def _fix_order(device: torch.device) -> None:
-    """Bit-identical reruns are promised on a CPU, and need kernels that add in a fixed order, where there are such.
-
-    A GPU would pay for them and not keep the promise: every bilinear resizing would go through a slow decomposition.
-    """
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
-    # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
@@ -156,7 +142,10 @@ def _check_label(spec: RunSpec, lab: Lab, cell: Cell) -> None:
     path = spec.results / record_path(CellRun(lab, cell, {}).resolved())
     ours = cell.knobs.model_dump(mode="json")
     for other in sorted(path.parent.glob(f"{path.stem.rpartition('-s')[0]}-s*.json")):
-        theirs = read_record(other).spec.resolved.knobs
+        held = read_record(other).spec.resolved
+        if held.variant != cell.variant:
+            continue
+        theirs = held.knobs
         # A knob that one of them does not know is younger than the record.
         differ = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
         if differ:
@@ -223,34 +212,42 @@ def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
     check_batches(lab, all_stages(lab, cells))
     for role in models_of(cells):
         yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
-    sharers = lab.fabric.world_size
     seen: set[str] = set()
     total = 0
     for cell in cells:
         roles = [cell.teacher] + ([cell.student] if cell.student else [])
         pair = " -> ".join(model_name(role.name, lab.protocol.zoo) for role in roles)
         yield f"{cell.name}  {pair}  seed {cell.seed}"
-        plan = make_plan(lab, cell)
-        for step in plan.stages:
-            state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
-            seen.add(step.key)
-            data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
-            size = f"{step.steps} steps of {step.recipe.batch}"
-            size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
-            trains = ", ".join(sorted(step.stage.trains))
-            yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
-            if state == "to do":
-                cost = cost_of(lab, plan, step)
-                whole = cost.of_all(step)
-                total += whole
-                yield (
-                    f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "
-                    f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
-                    f"{amount(cost.memory, 'B')} for a batch"
-                )
-                # The count has brought the encoders to the stage's geometry.
-                yield from _resizing(strides(plan.networks, step.stage))
+        try:
+            total += yield from _describe_stages(lab, make_plan(lab, cell), seen)
+        except Exception as error:  # a plug-in's own code
+            raise KdbenchError(f"{cell.name} cannot run: {failure_of(error, 0).text}") from error
     yield f"together {amount(total, 'FLOP')}"
+
+
+def _describe_stages(lab: Lab, plan: Plan, seen: set[str]) -> Generator[str, None, int]:
+    """Returns the operations of what is to do."""
+    total, sharers = 0, lab.fabric.world_size
+    for step in plan.stages:
+        state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
+        seen.add(step.key)
+        data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
+        size = f"{step.steps} steps of {step.recipe.batch}"
+        size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
+        trains = ", ".join(sorted(step.stage.trains))
+        yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
+        if state == "to do":
+            cost = cost_of(lab, plan, step)
+            whole = cost.of_all(step)
+            total += whole
+            yield (
+                f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "
+                f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
+                f"{amount(cost.memory, 'B')} for a batch"
+            )
+            # The count has brought the encoders to the stage's geometry.
+            yield from _resizing(strides(plan.networks, step.stage))
+    return total
 
 
 def _resizing(strides: dict[str, list[int]]) -> Iterator[str]:
@@ -323,7 +320,6 @@ def _stored(path: Path, run: CellRun) -> Record | None:
 
 def _write(path: Path, outcome: Outcome) -> None:
     if outcome.per_image:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **outcome.per_image)  # type: ignore[arg-type]
-        write_atomically(path.with_name(path.stem + SIDE_FILE), buffer.getvalue())
+        counts = partial(np.savez_compressed, **outcome.per_image)  # type: ignore[arg-type]
+        save_atomically(path.with_name(path.stem + SIDE_FILE), counts)
     write_atomically(path, outcome.record.to_json().encode())

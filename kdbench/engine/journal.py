@@ -59,10 +59,12 @@ class Journal:
 
     def stage(self, name: str, before: int, shown: Progress) -> StageLog:
         """A listener for the training of a stage that begins after so many steps of earlier stages."""
+        self._catch_up()
         return StageLog(self, name, before, shown)
 
     def stored(self, stage: str, steps: int) -> None:
         """A stage was finished before this run came to it, here or in another cell."""
+        self._catch_up()
         self._pass_over(lambda line: line.get("stage") == stage and line["event"] != "validation")
         last = self._lines[self._held - 1] if self._held else {}
         if last.get("stage") != stage or last["event"] not in ("end", "stored"):
@@ -110,6 +112,13 @@ class Journal:
         except (OSError, KdbenchError) as error:
             self._broken = True
             self._note(f"{self._path} is not continued: {error}")
+
+    def _catch_up(self) -> None:
+        """Takes in what another run of this cell has written while this one waited for a stage."""
+        if self._path is not None and not self._appends and not self._fresh:
+            lines = read_lines(self._path)
+            if lines[: self._held] == self._lines[: self._held]:
+                self._lines = lines
 
     def pass_over_losses(self, stage: str, step: int) -> float:
         """Keeps an earlier run's losses before a step of the stage. Returns the seconds of training that they tell."""

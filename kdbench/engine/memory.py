@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.processes import gathered
 from kdbench.errors import KdbenchError
+from kdbench.types import Batch
 
 Terms = dict[str, Tensor]
 Loss = Callable[[Any], tuple[Tensor, Terms]]
@@ -89,11 +90,13 @@ class Gradients:
     def _halve(self, batch: Any) -> None:
         self._module.zero_grad()
         torch.cuda.empty_cache()
-        if len(batch.index) // (2 * self.pieces) < self._smallest:
+        # What pretraining learns from is no Batch, and is not cut.
+        held = f"{len(batch.index)} images in {self.pieces} pieces" if isinstance(batch, Batch) else "a batch"
+        if not isinstance(batch, Batch) or len(batch.index) // (2 * self.pieces) < self._smallest:
             least = f", and the loss needs {self._smallest} images at once" if self._smallest > 1 else ""
             raise KdbenchError(
-                f"{self._what}: the device's memory does not hold {len(batch.index)} images in {self.pieces} pieces"
-                f"{least}. Take a device with more memory, or smaller networks."
+                f"{self._what}: the device's memory does not hold {held}{least}. Take a device with more memory, or "
+                "smaller networks."
             )
         self.pieces *= 2
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.evaluator import predict
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
-from kdbench.files import write_atomically
+from kdbench.files import save_atomically
 from kdbench.report.names import benchmark_title, domain_name, file_name, model_name
 from kdbench.report.pictures import colourise, contact_sheet
 from kdbench.report.records import Resolved, read_record, record_path
@@ -59,9 +59,7 @@ def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]
         if cell.student is not None:
             sheets[path.with_name(f"pictures-s{cell.seed}.png")] = path
     for sheet, path in sheets.items():
-        buffer = io.BytesIO()
-        _sheet(path, folders[path.parents[1]]).save(buffer, "PNG")
-        write_atomically(sheet, buffer.getvalue())
+        save_atomically(sheet, partial(_sheet(path, folders[path.parents[1]]).save, format="PNG"))
         yield sheet
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from kdbench.data.sizing import Cover
 from kdbench.data.synthetic import DOMAINS, NEUTRAL, causes, check_adjustment, describe, draw
 from kdbench.data.worlds import Worlds
 from kdbench.errors import KdbenchError
+from kdbench.files import save_atomically
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import find_protocol
 from kdbench.report.names import benchmark_title, domain_name
@@ -33,7 +35,7 @@ def write_previews(
         benchmark = load_benchmark(name)
         worlds.check(benchmark)
         path = output / f"{benchmark.name}.png"
-        _sheet(benchmark, worlds, count).save(path)
+        save_atomically(path, partial(_sheet(benchmark, worlds, count).save, format="PNG"))
         paths.append(path)
     return paths
 
@@ -77,7 +79,7 @@ def write_set_preview(name: str, data_root: Path, count: int, output: Path) -> P
     title = f"{adapter.title}; {adapter.licence}"
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{name}.png"
-    contact_sheet(rows, [""] * count, legend=legend, title=title).save(path)
+    save_atomically(path, partial(contact_sheet(rows, [""] * count, legend=legend, title=title).save, format="PNG"))
     return path
 
 
@@ -104,7 +106,7 @@ def write_causes(source: str, target: str, index: int, size: tuple[int, int], ou
     sheet = contact_sheet([("", images)], columns, title=f"synthetic {source}-like to {target}-like, cause by cause")
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{source}-to-{target}.png"
-    sheet.save(path)
+    save_atomically(path, partial(sheet.save, format="PNG"))
     return path
 
 

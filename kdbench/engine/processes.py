@@ -11,10 +11,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from torch.utils import deterministic
 
 from kdbench.errors import KdbenchError
 
@@ -43,15 +45,42 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def make_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """Fabric with its processes running."""
+    """Fabric with its processes running, and kernels that add in a fixed order where there are such."""
     each, nodes = processes(devices)
+    _check_device(device, each)
+    fabric = _launched(device, each, nodes, precision)
+    _fix_order(fabric.device)
+    return fabric
+
+
+def _check_device(device: str, each: int) -> None:
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not there:
+        raise KdbenchError("--device cuda: this machine has no usable CUDA device. Use --device cpu or auto.")
+    if device != "cpu" and there and each > there:
+        raise KdbenchError(
+            f"{each} processes need a CUDA device each, and there are {there}. Start {there}, or add --device cpu."
+        )
+
+
+def _fix_order(device: torch.device) -> None:
+    """Bit-identical reruns are promised on a CPU, and need kernels that add in a fixed order, where there are such.
+
+    A GPU would pay for them and not keep the promise: every bilinear resizing would go through a slow decomposition.
+    """
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    # Else that mode writes NaN into every fresh tensor: a fourteenth of a GKD step on a CPU, for the same result.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _launched(device: str, each: int, nodes: int, precision: str) -> Fabric:
     if each * nodes == 1:
         return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
     # A stage may train a part of which its loss reads a part: an encoder without its mask token.
     # Waiting is long where another run holds a stage, or one process reads all test images.
     strategy = DDPStrategy(find_unused_parameters=True, timeout=WAIT)
     # Else an allocation's variables alone, without srun, would be taken for processes that nobody started.
-    plugins = [LightningEnvironment()] if (each, nodes) == (devices, 1) and not launched() else None
+    plugins = None if launched() else [LightningEnvironment()]
     fabric = Fabric(
         accelerator=device, devices=each, num_nodes=nodes, strategy=strategy, precision=precision, plugins=plugins
     )

@@ -115,7 +115,8 @@ class CellRun:
         return Outcome(self._record("done", result=result), per_image)
 
     def deployed(self) -> nn.Module:
-        """The evaluated segmentor with the weights of the last point, every stage being done."""
+        """The evaluated segmentor with the weights of the last point; stages that the store lacks are trained."""
+        self._flops = self._operations()
         for step in self.plan.stages:
             self._run_stage(step)
         return self.test.deploy()
@@ -193,7 +194,7 @@ class CellRun:
                 mine=share(lab.fabric, step.recipe.batch),
             ),
             randomness=(seed, stage.phase),
-            keep=step.keep,
+            keep=step.kept,
             checkpoint_every=self._lab.protocol.checkpoint_every,
             epoch=step.recipe.epoch(sum(map(len, step.sets))),
             smallest=stage.smallest_batch,

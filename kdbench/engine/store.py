@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from kdbench.files import write_atomically
+from kdbench.files import save_atomically, write_atomically
 
 States = dict[str, dict[str, Tensor]]
 """Part name -> state dict."""
@@ -53,7 +53,8 @@ class StageFolder:
     def save_point(self, number: int, states: States) -> None:
         """Keeps the trained parts as they are at a point of the stage."""
         flat = {
-            f"{part}{SEPARATOR}{name}": t.contiguous().cpu()
+            # Copies, since parameters may share their memory (tied weights), which this format refuses.
+            f"{part}{SEPARATOR}{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
             for part, state in states.items()
             for name, t in state.items()
         }
@@ -67,9 +68,7 @@ class StageFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """All that a killed stage needs to continue as if nothing had happened."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(self._checkpoint, buffer.getvalue())
+        save_atomically(self._checkpoint, partial(torch.save, state))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, if the stage was interrupted."""
@@ -137,7 +136,7 @@ class Store:
     def evaluation(self, key: str) -> np.ndarray | None:
         """An evaluation's counts by key, if they are stored."""
         path = self._evaluation(key)
-        if not path.is_file() or self.stale(key):
+        if self.stale(key) or not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as stored:
             counts: np.ndarray = stored["counts"]
@@ -145,9 +144,7 @@ class Store:
 
     def keep_evaluation(self, key: str, counts: np.ndarray) -> None:
         """Stores an evaluation's counts."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, counts=counts)
-        write_atomically(self._evaluation(key), buffer.getvalue())
+        save_atomically(self._evaluation(key), partial(np.savez_compressed, counts=counts))
 
     def _evaluation(self, key: str) -> Path:
         return self.root / "evaluations" / f"{key}.npz"

@@ -37,7 +37,6 @@ class DomainTest:
     def run(self, journal: Journal) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
         """The results by domain, and of the last point the counts by image: domain -> (N, 3, K)."""
         domains, last = self.domains, self.plan.stages[-1]
-        self.deploy()
         results, per_image = [], {}
         self.lab.progress.begin(f"{self.cell.name} · testing", len(domains))
         try:
@@ -53,8 +52,8 @@ class DomainTest:
 
     def deploy(self, point: int = -1) -> nn.Module:
         """The segmentor that is tested, with the weights of a kept point (the last, where none is named)."""
-        networks, kept = self.plan.networks, range(len(self.plan.stages[-1].keep))
-        origins = self.plan.at(kept[point])
+        networks, points = self.plan.networks, range(len(self.plan.stages[-1].kept))
+        origins = self.plan.at(points[point])
         geometry = self.lab.geometry(self.plan.stages[-1].recipe, self.lab.protocol.evaluation.window)
         networks.load({name: origins[name] for name in deployed_parts(self.plan)}, geometry)
         networks.freeze_all_but(frozenset())
@@ -76,7 +75,7 @@ class DomainTest:
     def _domain(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
         samples = self.lab.worlds.val(domain)
         classes = len(self.cell.benchmark.labels)
-        *earlier, last = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].keep))]
+        *earlier, last = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].kept))]
         result = DomainResult(
             domain=domain.name,
             role="target" if domain in self.cell.benchmark.targets else "source",

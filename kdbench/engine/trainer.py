@@ -133,7 +133,12 @@ QUERIES = ("queries_features.weight", "queries_embedder.weight", "transformer.le
 
 def is_decayed(rule: str, module: nn.Module) -> dict[str, bool]:
     """Which parameters of a part weight decay touches (Recipe.decay), by name."""
-    norms = {f"{m}.{p}" for m, found in module.named_modules() if isinstance(found, NORMS) for p in ("weight", "bias")}
+    norms = {
+        f"{m}.{p}".lstrip(".")
+        for m, found in module.named_modules()
+        if isinstance(found, NORMS)
+        for p in ("weight", "bias")
+    }
     if rule == "mmengine":
         return {n: n not in norms and not n.endswith(QUERIES) for n, _ in module.named_parameters()}
     return {
@@ -164,7 +169,8 @@ class Job:
     steps: int
     batches: Callable[[int], Iterator[Any]]
     randomness: tuple[Any, ...]
-    keep: tuple[float, ...]
+    keep: tuple[int, ...]
+    """The steps after which what trains is kept."""
     checkpoint_every: int
     epoch: int = 1
     """Steps of one pass over the data, where the recipe counts in them."""
@@ -190,9 +196,11 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
         for step, batch in enumerate(job.batches(begun), begun):
             log.add(_step(fabric, module, optimizer, gradients, batch, job, step))
             done = step + 1
+            if done == 1:
+                _tell_unreached(job, optimizer.optimizer, progress)
             if done % REPORT_EVERY == 0 or done == job.steps:
                 progress.advance(done, _look(fabric, job, log))
-            for number in [n for n, share in enumerate(job.keep) if max(1, round(job.steps * share)) == done]:
+            for number in [number for number, kept in enumerate(job.keep) if kept == done]:
                 _look(fabric, job, log)
                 if fabric.is_global_zero:
                     folder.save_point(number, job.module.states())
@@ -212,6 +220,14 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
         "pieces": gradients.pieces,
         "seconds": seconds + time.perf_counter() - started,
     }
+
+
+def _tell_unreached(job: Job, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """A term may begin late, so it is an error only where a whole stage has moved nothing: long after this."""
+    parts = {name: list(part.parameters()) for name, part in _by_part(job.module).items()}
+    unreached = [name for name, held in parts.items() if held and not any(p in optimizer.state for p in held)]
+    if unreached:
+        progress.note(f"{job.what}: no gradient has reached {', '.join(unreached)} in the first step")
 
 
 def _look(fabric: Fabric, job: Job, log: LossLog) -> dict[str, float]:

@@ -9,6 +9,7 @@ from lightning.fabric import Fabric
 
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.keys import LOOP, environment, harness_code
+from kdbench.engine.processes import make_fabric
 from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.identity import digest
@@ -85,7 +86,7 @@ class School:
             steps=course.recipe.steps,
             batches=lambda start: lessons(samples, course.recipe, ZOO_SIZE, objective.views, start),
             randomness=("pretraining",),
-            keep=(1.0,),
+            keep=(course.recipe.steps,),
             checkpoint_every=CHECKPOINT_EVERY,
         )
 
@@ -120,4 +121,4 @@ class School:
 
 def make_school(store: Path, zoo: Path, device: str, progress: Progress) -> School:
     """A school on this machine."""
-    return School(Store(store), Zoo(zoo), Fabric(accelerator=device, devices=1, precision="32-true"), progress)
+    return School(Store(store), Zoo(zoo), make_fabric(device, 1, "32-true"), progress)

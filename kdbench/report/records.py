@@ -135,8 +135,10 @@ class Result(_Model):
 class RunInfo(_Model):
     """How the run went; differs from run to run.
 
-    stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; memory is the peak of
-    the device, on a CPU that of the process. latency_ms: of what is deployed, an image of the protocol's size.
+    stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; the memory of a GPU's
+    tensors at their peak, on a CPU nothing. peak_memory_mb: the largest of these, or what the process has taken so far
+    (on a GPU its tensors), other cells' work in it included. latency_ms: of what is deployed, an image of the
+    protocol's size.
     """
 
     started: str

@@ -6,12 +6,12 @@ band set has a folder of its own, and colours are matched exactly.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -21,7 +21,7 @@ from kdbench.data.real.files import Entry, FileTree, read_rgb, unreadable
 from kdbench.data.real.isprs import POTSDAM, VAIHINGEN
 from kdbench.data.real.labels import Colours
 from kdbench.errors import KdbenchError, unknown
-from kdbench.files import write_atomically
+from kdbench.files import save_atomically, write_atomically
 from kdbench.progress import Progress
 
 SIZE = 512
@@ -198,8 +198,7 @@ def cut(work: Work) -> None:
     for x, y in boxes:
         name = f"{work.split}/{work.crop}_{x}_{y}_{x + SIZE}_{y + SIZE}.png"
         for kind, pixels in (("img_dir", image), ("ann_dir", label)):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels[y : y + SIZE, x : x + SIZE]).save(buffer, "PNG", compress_level=3)
-            write_atomically(work.target / kind / name, buffer.getvalue())
+            crop = Image.fromarray(pixels[y : y + SIZE, x : x + SIZE])
+            save_atomically(work.target / kind / name, partial(crop.save, format="PNG", compress_level=3))
     summary = Cut(work.tile, work.bands, work.split, len(boxes), label.size, off, work.state)
     write_atomically(work.summary, json.dumps(asdict(summary)).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -58,7 +59,7 @@ class RealSet:
             "parts": self.parts,
             "sizing": self.sizing.identity,
             "files": digest(listing),
-            "reading": [self.scan.reading, code_digest(Path(__file__))],
+            "reading": [self.scan.reading, *(code_digest(Path(file)) for file in (__file__, inspect.getfile(Sizing)))],
             "classes": digest(self._table.tolist()) if self.labelled else None,
         }
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from kdbench.engine import checks
-from kdbench.engine.grid import Done, _fix_order, describe
+from kdbench.engine.grid import Done, describe
+from kdbench.engine.processes import _fix_order
 from kdbench.errors import KdbenchError
 from kdbench.models.shipped import Zoo
 from kdbench.report.records import SIDE_FILE, read_record
@@ -88,7 +89,9 @@ def test_a_failing_cell_leaves_its_record_and_the_others_go_on(run_cells: Run, t
     assert not again.cached
 
 
-def test_a_bug_in_a_plug_in_names_its_file_and_line(run_cells: Run, tmp_path: Path) -> None:
+def test_a_bug_in_a_plug_in_names_its_file_and_line(
+    run_cells: Run, plan_cells: Callable[..., tuple], tmp_path: Path
+) -> None:
     bad = tmp_path / "buggy.py"
     bad.write_text(
         "from kdbench.method import Method\n\n\n"
@@ -99,6 +102,8 @@ def test_a_bug_in_a_plug_in_names_its_file_and_line(run_cells: Run, tmp_path: Pa
     )
     (done,) = run_cells(methods=(str(bad),))
     assert "buggy.py, line 6, in loss" in done.record.error
+    with pytest.raises(KdbenchError, match=r"g2c · buggy cannot run: AttributeError: .*buggy\.py, line 6, in loss"):
+        list(describe(*plan_cells(methods=(str(bad),))))
 
 
 def test_reference_cells_come_with_a_method_and_only_once(plan_cells: Callable[..., tuple]) -> None:
@@ -298,6 +303,10 @@ def test_a_label_stands_for_one_setting(run_cells: Callable[..., list[Done]]) ->
     for seeds in ((0,), (1,)):
         with pytest.raises(KdbenchError, match=r"'warm' of baseline stands for encoder=frozen in .*baseline@warm-s0"):
             run_cells(**common, settings=("encoder=fine-tuned",), seeds=seeds)
+    # A label that begins like another is another.
+    (other,) = run_cells(methods=("baseline",), label="warm-slow", settings=("encoder=fine-tuned",))
+    (again,) = run_cells(methods=("baseline",), label="warm", settings=("encoder=frozen",), seeds=(1,))
+    assert [done.record.status for done in (other, again)] == ["done", "done"]
 
 
 def test_a_check_that_fails_in_another_process_ends_this_one_too(

@@ -200,6 +200,23 @@ def test_a_stage_that_another_cell_has_finished_meanwhile_is_told_as_stored(
     assert ours == [("begin", None), ("losses", 1), ("losses", 2), ("losses", 3), ("stored", None)]
 
 
+def test_a_run_that_waited_for_another_of_its_cell_keeps_what_that_wrote(
+    tmp_path: Path, whole: tuple[Record, list[Line]]
+) -> None:
+    first, second = Journal(tmp_path), Journal(tmp_path)
+    for each in (first, second):
+        each.open(whole[0].spec.resolved, "2026-01-01T00:00:00+00:00", "0.1.0")
+    told = first.stage("proxy", 0, Silent())
+    told.begin("proxy", 2)
+    for step in (1, 2):
+        told.advance(step, {"qsd": 1 / step})
+    told.end()
+    second.stored("proxy", 2)
+    second.close(whole[0])
+    (path,) = tmp_path.rglob("*.jsonl")
+    assert [line["event"] for line in read_lines(path)] == ["cell", "begin", "losses", "losses", "end", "done"]
+
+
 def test_what_is_done_is_left_alone_and_fresh_begins_anew(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(store=tmp_path / "store")
     run(spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,3 +126,14 @@ def test_few_labels_have_a_folder_of_their_own(draw: Callable[..., list[Path]]) 
     (sheet,) = draw(methods=("baseline",), label_fraction="1/2")
     assert sheet.parents[1].name == "p2r@1-2"
     assert len(list(sheet.parent.glob("*.predictions.npz"))) == 1
+
+
+def test_what_pictures_have_trained_again_keeps_its_operations(draw: Callable[..., list[Path]], tmp_path: Path) -> None:
+    draw(methods=("baseline",), store=tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    for kept in (tmp_path / "results").rglob("*.predictions.npz"):
+        kept.unlink()
+    draw(methods=("baseline",), store=tmp_path / "store")
+    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "store").rglob("stage.json")]
+    assert summaries
+    assert all(summary["flops"] for summary in summaries)

@@ -17,7 +17,7 @@ import torch
 
 from kdbench.engine import grid
 from kdbench.engine.journal import SUFFIX, read_lines
-from kdbench.engine.processes import check_shares, failures, gather_interleaved, processes, share
+from kdbench.engine.processes import check_shares, failures, gather_interleaved, make_fabric, processes, share
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.report.records import read_record
@@ -37,6 +37,17 @@ def test_what_a_launcher_started_goes_before_what_was_asked_for(
     environment: dict[str, str], expected: tuple[int, int]
 ) -> None:
     assert processes(3, environment) == expected
+
+
+def test_devices_that_are_not_there_are_refused_with_how_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(KdbenchError, match="no usable CUDA device"):
+        make_fabric("cuda", 1, "32-true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "auto"):
+        with pytest.raises(KdbenchError, match=r"4 processes need a CUDA device each, and there are 2\. Start 2"):
+            make_fabric(device, 4, "32-true")
 
 
 def test_shares_cover_a_batch_once() -> None:
@@ -169,7 +180,7 @@ def loss(batch):
     terms = {"seen": batch.image.mean() + 0 * weight(batch.image).sum()}
     return terms if rank == 0 else {**terms, "late": torch.tensor(4.0)}
 
-job = Job("books", LossModule({"p": weight}, loss), Recipe(steps=20, batch=2, lr=0.1), 20, batches, (0,), (1.0,), 7,
+job = Job("books", LossModule({"p": weight}, loss), Recipe(steps=20, batch=2, lr=0.1), 20, batches, (0,), (20,), 7,
           skipped=skipped, broken=Broken(int(sys.argv[2])))
 folder = StageFolder(Path(f"{sys.argv[1]}-stage"))
 try:
@@ -233,7 +244,7 @@ def stage(name, holds, norm):
         return {"error": (found - 1).square().mean()}
 
     recipe = Recipe(steps=STEPS, batch=2 * SHARE, lr=0.1)
-    job = Job(name, LossModule({"p": network}, loss), recipe, STEPS, batches, (0,), (1.0,), 99,
+    job = Job(name, LossModule({"p": network}, loss), recipe, STEPS, batches, (0,), (STEPS,), 99,
               passes=lambda: sum(seen))
     said = train(fabric, job, StageFolder(Path(sys.argv[1]) / f"{name}-stage"), Silent())
     return {"pieces": said["pieces"], "passes": said["passes"], "losses": said["losses"],

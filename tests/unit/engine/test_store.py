@@ -57,6 +57,27 @@ def test_an_evaluation_is_found_again_and_once_not_under_fresh(tmp_path: Path) -
     assert np.array_equal(fresh.evaluation("k"), counts)  # type: ignore[arg-type]
 
 
+def test_what_a_fresh_run_has_evaluated_itself_is_not_done_again(tmp_path: Path) -> None:
+    fresh, counts = Store(tmp_path, fresh=True), np.ones((2, 3, 4))
+    assert fresh.evaluation("k") is None
+    fresh.keep_evaluation("k", counts)
+    assert np.array_equal(fresh.evaluation("k"), counts)  # type: ignore[arg-type]
+
+
+def test_tied_weights_are_kept_with_each_of_their_names(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+            self.second.weight = self.first.weight
+
+    folder, module = StageFolder(tmp_path / "stage"), Tied()
+    folder.save_point(0, {"head": module.state_dict()})
+    held = folder.load_point(0, "head")
+    assert torch.equal(held["first.weight"], module.first.weight)
+    assert torch.equal(held["second.weight"], module.first.weight)
+
+
 def test_a_second_process_waits_for_the_lock_and_says_so(tmp_path: Path) -> None:
     import threading
 

@@ -52,7 +52,7 @@ def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -
         steps=RECIPE.steps,
         batches=batches,
         randomness=(0, "toy"),
-        keep=(0.5, 1.0),
+        keep=(RECIPE.steps // 2, RECIPE.steps),
         checkpoint_every=2,
     )
     return made, network
@@ -114,7 +114,7 @@ def small_memory(holds: int, killed_at: int | None = None) -> tuple[Job, nn.Modu
 
     recipe = Recipe(steps=3, batch=6, lr=0.1)
     module = LossModule({"part": network}, loss)
-    return Job("toy", module, recipe, 3, batches, (0,), (1.0,), 1, passes=lambda: sum(seen)), network
+    return Job("toy", module, recipe, 3, batches, (0,), (3,), 1, passes=lambda: sum(seen)), network
 
 
 def test_where_memory_runs_out_the_batch_goes_through_in_pieces(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_resumed_stage_goes_on_in_the_pieces_that_fitted(tmp_path: Path) -> No
 
 def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
     module = nn.Linear(1, 1)
-    made = Job("toy", LossModule({"p": module}, lambda b: {}), RECIPE, 1, lambda s: iter([{}]), (0,), (1.0,), 5)
+    made = Job("toy", LossModule({"p": module}, lambda b: {}), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5)
     with pytest.raises(KdbenchError, match="returned no terms"):
         run(made, tmp_path)
 
@@ -192,6 +192,34 @@ def test_weight_decay_touches_what_the_rule_says() -> None:
         assert {name for name, yes in found.items() if yes} == decayed, rule
 
 
+def test_a_part_that_is_itself_a_norm_is_spared_like_one_inside_a_part() -> None:
+    assert is_decayed("mmengine", nn.LayerNorm(4)) == {"weight": False, "bias": False}
+
+
+def test_a_part_that_the_first_step_does_not_reach_is_named_at_once(tmp_path: Path) -> None:
+    made, _ = job()
+    made.module.trained["idle"] = nn.Linear(2, 2)
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    train(Fabric(accelerator="cpu", devices=1), made, StageFolder(tmp_path), Noting())
+    assert notes == ["toy: no gradient has reached idle in the first step"]
+
+
+def test_what_cannot_be_cut_says_that_memory_does_not_hold_it(tmp_path: Path) -> None:
+    made, _ = job()
+
+    def full(batch: object) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    module = LossModule(dict(made.module.trained), full)
+    with pytest.raises(KdbenchError, match="toy: the device's memory does not hold a batch"):
+        run(replace(made, module=module), tmp_path)
+
+
 def test_optimizer_groups_follow_parts_and_spare_vectors_from_decay() -> None:
     recipe = Recipe(steps=1, batch=1, lr=0.1, encoder_lr=0.5, weight_decay=0.05)
     parts = {Part.STUDENT_ENCODER.value: nn.Linear(2, 2), Part.STUDENT_DECODER.value: nn.Linear(2, 2)}
@@ -208,7 +236,7 @@ def test_the_optimizer_is_adamw_on_the_schedule(tmp_path: Path) -> None:
         module.weight.copy_(torch.tensor([[1.0, -2.0]]))
     x = torch.tensor([[0.5, 0.25]])
     made = Job("toy", LossModule({"p": module}, lambda b: {"l": module(b["x"]).square().sum()}), recipe, 3,
-               lambda s: iter([{"x": x}] * 3), (0,), (1.0,), 9)  # fmt: skip
+               lambda s: iter([{"x": x}] * 3), (0,), (3,), 9)  # fmt: skip
     run(made, tmp_path)
     w, m, v = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
     for step in range(3):
