@@ -15,6 +15,10 @@ from kdbench.data.real.adapter import whole_path
 from kdbench.listing import listing, render
 from kdbench.models.shipped import Zoo
 from kdbench.plugins import load_benchmark, load_method, method_names
+from kdbench.protocol import MINI
+from kdbench.report.board import Board, boards
+from kdbench.report.entries import Entry
+from kdbench.report.records import read_record, record_files
 
 ROOT = Path(__file__).parent.parent
 WORLD = (ROOT / "docs" / "world.md").read_text(encoding="utf-8")
@@ -57,6 +61,79 @@ def test_the_table_of_the_ladder_is_that_of_the_cards() -> None:
         | {f"{name}: targets": score for name, score in rung.targets.items()}
         for rung in Zoo().card("dinov2-l").ladder
     }
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[tuple[str, str], Board]:
+    """The committed boards of protocol mini by pair and benchmark."""
+    found = boards(Entry(read_record(path)) for path in record_files(ROOT / "results" / "reference" / MINI.id))
+    return {(board.pair, board.benchmark): board for board in found}
+
+
+def tables_of(page: str, first: str) -> list[tuple[str, list[list[str]]]]:
+    """Each table whose first column has that name, header first, with the paragraph before it."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = re.findall(rf"([^\n](?:[^\n]|\n(?!\n))*)\n\n(\| {re.escape(first)} \|(?:.|\n(?!\n))*)", text)
+    return [
+        (
+            before,
+            [
+                [cell.strip() for cell in line.strip("|").split("|")]
+                for line in table.splitlines()
+                if set(line) - set("|:- ")
+            ],
+        )
+        for before, table in found
+    ]
+
+
+def shown(value: float, seeds: int, usual: int, sign: str = "") -> str:
+    number = f"{value:{sign}.1f}"
+    return ("0.0" if number in ("+0.0", "-0.0") else number) + (f" ({seeds})" if seeds != usual else "")
+
+
+def test_the_scores_of_the_mini_page_are_those_of_the_committed_boards(committed: dict[tuple[str, str], Board]) -> None:
+    found = tables_of("mini.md", "row")
+    assert len(found) == 3
+    for before, (head, *rows) in found:
+        teacher, student = re.findall(r"mini:([\w-]+)", before)
+        usual = 5 if "five seeds unless" in before else 3
+        assert [row[0] for row in rows] == ["teacher", "student alone", "cwd", "logit_kd", "feature_kd", "gkd"]
+        for name, *scores in rows:
+            for benchmark, score in zip(head[1:], scores, strict=True):
+                held = committed[f"{teacher}:{student}", benchmark].rows
+                (row,) = [row for row in held if row.method == {"student alone": "baseline"}.get(name, name)]
+                assert row.mean is not None
+                assert score == shown(row.mean, len(row.seeds), usual), (name, benchmark)
+
+
+def test_the_differences_of_the_mini_page_are_those_of_the_committed_boards(
+    committed: dict[tuple[str, str], Board],
+) -> None:
+    ((_, (head, *rows)),) = tables_of("mini.md", "method")
+    distilled = {row.method for board in committed.values() for row in board.rows if row.role == "distilled"}
+    assert {row[0] for row in rows} == {method for method in distilled if "[" not in method}
+    for method, *values in rows:
+        for benchmark, value in zip(head[1:], values, strict=True):
+            found = committed["dinov2-b:deit-s", benchmark].comparison.to_undistilled.get(method)
+            assert value == (shown(found.value, len(found.seeds), 3, "+") if found else "-"), (method, benchmark)
+
+
+def test_the_ablations_of_the_mini_page_are_those_of_the_committed_boards(
+    committed: dict[tuple[str, str], Board],
+) -> None:
+    ((_, (_, *rows)),) = tables_of("mini.md", "GKD")
+    labels = {}
+    for path in record_files(ROOT / "results" / "reference" / MINI.id):
+        spec = read_record(path).spec
+        if spec.resolved.method == "gkd":
+            settings = ", ".join(f"`{setting}`" for setting in spec.passed["settings"])
+            labels[settings] = f"gkd[{spec.resolved.variant}]" if spec.resolved.variant else "gkd"
+    differences = committed["dinov2-b:deit-s", "c2a"].comparison.to_undistilled
+    assert {row[1] for row in rows} == set(labels)
+    for _, settings, value in rows:
+        found = differences[labels[settings]]
+        assert value == shown(found.value, len(found.seeds), 1, "+"), settings
 
 
 def test_the_page_of_the_methods_is_that_of_the_list() -> None:
