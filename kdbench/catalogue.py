@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, describe
 from kdbench.method import Method
 from kdbench.plugins import MethodPlugin, load_all, load_method, method_names
 from kdbench.protocol import MINI
@@ -72,7 +72,7 @@ def stages_of(plugin: MethodPlugin, pair: PairSpec) -> tuple[str, str]:
     try:
         stages = plugin.method(plugin.method.Config(), pair).stages()
     except Exception as error:
-        raise KdbenchError(f"{type(error).__name__}: {error}") from error
+        raise KdbenchError(describe(error)) from error
     read = sorted({part.value for stage in stages for part in stage.parts if part.value.startswith("teacher")})
     return " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages), ", ".join(read) or "no teacher"
 

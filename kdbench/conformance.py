@@ -6,7 +6,7 @@ check_method("path/to/mine.py")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.parts import Networks, check_stages, views
-from kdbench.errors import KdbenchError
-from kdbench.method import Method, Stage
+from kdbench.errors import KdbenchError, describe
+from kdbench.method import Method, Stage, check_terms
 from kdbench.models.backbones import build_stand_in
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.models.zoo import Pair, Role, find_role
@@ -62,7 +62,10 @@ class Bench:
         """The stage's losses with what it trains set up, as the engine does it; the same seed each time."""
         self.networks.freeze_all_but(stage.trains)
         torch.manual_seed(0)
-        return stage.loss(batch, *views(self.networks, stage))
+        try:
+            return check_terms(stage.loss(batch, *views(self.networks, stage)))
+        except KdbenchError as error:
+            raise KdbenchError(f"stage {stage.name}: {error}") from error
 
 
 def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
@@ -114,13 +117,7 @@ def losses_are_finite_scalars(bench: Bench) -> None:
     """Every stage returns named scalars that are finite, also where every pixel is ignored."""
     for stage in bench.stages():
         for ignored in (False, True):
-            terms = bench.losses(stage, make_batch(stage, ignored))
-            assert terms, f"stage {stage.name}: the loss returns no terms"
-            for name, value in terms.items():
-                assert isinstance(value, Tensor), f"stage {stage.name}: loss '{name}' is a {type(value).__name__}"
-                assert value.ndim == 0, (
-                    f"stage {stage.name}: loss '{name}' has shape {tuple(value.shape)}, not a scalar"
-                )
+            for name, value in bench.losses(stage, make_batch(stage, ignored)).items():
                 assert torch.isfinite(value), f"stage {stage.name}: loss '{name}' is {value} (all ignored: {ignored})"
 
 
@@ -160,7 +157,14 @@ def gradients_reach_what_trains(bench: Bench) -> None:
         modules = bench.networks.modules()
         for module in modules.values():
             module.zero_grad(set_to_none=True)
-        torch.stack(list(bench.losses(stage, make_batch(stage)).values())).sum().backward()  # type: ignore[no-untyped-call]
+        total = torch.stack(list(bench.losses(stage, make_batch(stage)).values())).sum()
+        registered = {id(parameter) for module in modules.values() for parameter in module.parameters()}
+        strays = [tuple(leaf.shape) for leaf in _leaves(total) if id(leaf) not in registered]
+        assert not strays, (
+            f"stage {stage.name}: the loss reads {len(strays)} parameters that no sub-module holds, one of "
+            f"shape {strays[0]}. Nothing trains or saves them: keep modules as attributes, or in an nn.ModuleList"
+        )
+        total.backward()  # type: ignore[no-untyped-call]
         for name in sorted(stage.trains):
             # Of a network, a final norm or a mask token may have no part in a loss; a method's own modules are for it.
             unreached = _unreached if name in stage.own_modules else _unreached_though_read
@@ -171,6 +175,18 @@ def gradients_reach_what_trains(bench: Bench) -> None:
                 f"stage {stage.name}: no gradient reaches {', '.join(missed[:SHOWN])}{more}. Mend the path from the "
                 f"loss, leave out what nothing can train, or declare it with the reason: dead = ({missed[0]!r},)"
             )
+
+
+def _leaves(loss: Tensor) -> Iterator[Tensor]:
+    """What a loss would send gradients to."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                yield node.variable
 
 
 def _unreached(module: nn.Module) -> list[str]:
@@ -234,9 +250,9 @@ def check_method(name: str) -> list[tuple[str, str, str]]:
             fault = ""
             try:
                 check(make_bench(plugin, find_pair(text)))
-            except (AssertionError, KdbenchError) as error:
-                fault = str(error) or type(error).__name__
+            except AssertionError as error:
+                fault = str(error) or describe(error)
             except Exception as error:  # a plug-in's own bug is a finding too, and the other checks go on
-                fault = f"{type(error).__name__}: {error}"
+                fault = describe(error)
             rows.append((text, check.__name__, fault))
     return rows

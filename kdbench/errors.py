@@ -1,7 +1,9 @@
-"""The one exception that a user is meant to read: what was asked, what exists, the nearest name, the repair."""
+"""The one exception that a user is meant to read (what was asked, what exists, the nearest name, the repair), and how
+others are told."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -11,6 +13,17 @@ class KdbenchError(Exception):
 
     status = 2
     """The exit status: the request was wrong."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in words: of a KdbenchError its own, of others also the line of code that they come from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KdbenchError) or not frames:
+        return str(error) or type(error).__name__
+    # The author's own line says more than the depths of a library that it called.
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+    file = frame.filename.rpartition("/")[2]
+    return f"{type(error).__name__}: {error} (at {file}, line {frame.lineno}, in {frame.name})"
 
 
 def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "") -> KdbenchError:

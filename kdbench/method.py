@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
+from kdbench.errors import KdbenchError
 from kdbench.losses import same_grid
 from kdbench.types import ENCODERS, STUDENT, TEACHER, Batch, Features, PairSpec, Part, Phase, Segmentor
 
@@ -48,9 +49,17 @@ class Knobs(BaseModel):
             )
 
 
-def knob(default: Any, source: str, **limits: Any) -> Any:
-    """A knob with its default, the source of that default, and limits (gt, ge, lt, le) that bad input is held to."""
-    return Field(default, description=source, **limits)
+def knob(
+    default: Any,
+    source: str,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+) -> Any:
+    """A knob with its default, the source of that default, and the limits that bad input is held to."""
+    return Field(default, description=source, gt=gt, ge=ge, lt=lt, le=le)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class Method(nn.Module):
     role: ClassVar[Literal["distilled", "undistilled"]] = "distilled"
     Config: ClassVar[type[Knobs]] = Knobs
     requires: ClassVar[str] = ""
-    """An optional package that the method is built on, which is also the name of kdbench's extra."""
+    """An optional package that the method is built on."""
     smallest_batch: int = 1
     """Images that its losses need at once. With fewer on a process, or in a piece that memory holds, they would say
     nothing: a run is refused instead."""
@@ -168,11 +177,27 @@ class Method(nn.Module):
         return student
 
 
-def named(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The terms; an author's `terms` that returns something else is told so."""
+def check_terms(terms: Any) -> dict[str, Tensor]:
+    """What a loss has returned; anything but named scalar tensors is an error that says so."""
+    if not isinstance(terms, Mapping) or not terms:
+        what = "no terms" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+        raise KdbenchError(f"a loss returned {what}; return a dict of named scalar tensors.")
+    for name, value in terms.items():
+        if not isinstance(value, Tensor):
+            raise KdbenchError(f"loss '{name}' is a {type(value).__name__}; return a scalar tensor.")
+        if value.ndim:
+            raise KdbenchError(f"loss '{name}' has shape {tuple(value.shape)}, not a scalar; take its mean or its sum.")
+    return dict(terms)
+
+
+def joined(losses: Mapping[str, Tensor], terms: Any) -> dict[str, Tensor]:
+    """Losses with further terms; a name that both have would leave out a loss without a word."""
     if not isinstance(terms, Mapping):
-        raise TypeError(f"terms() returns a {type(terms).__name__}; return a dict of named scalar tensors")
-    return terms
+        raise KdbenchError(f"terms() returns a {type(terms).__name__}; return a dict of named scalar tensors.")
+    repeated = sorted(losses.keys() & terms.keys())
+    if repeated:
+        raise KdbenchError(f"terms() names a loss '{repeated[0]}', which the loss has already. Give it another name.")
+    return {**losses, **terms}
 
 
 class LogitMethod(Method):
@@ -182,7 +207,7 @@ class LogitMethod(Method):
         output = student(batch.image)
         assert batch.label is not None
         ours, theirs = same_grid(output.logits, teacher(batch.image).logits)
-        return {**student.task_loss(output, batch.label), **named(self.terms(batch, ours, theirs))}
+        return joined(student.task_loss(output, batch.label), self.terms(batch, ours, theirs))
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """Named losses, already weighted, of logits (B, K, h, w) on one grid."""
@@ -215,10 +240,10 @@ class FeatureMethod(Method):
         output = student.decode(student.encode(batch.image, blocks=self.blocks))
         theirs = teacher.encode(batch.image, blocks=self.blocks)
         assert batch.label is not None
-        terms = {**student.task_loss(output, batch.label), **named(self.terms(batch, output.features, theirs))}
+        terms = joined(student.task_loss(output, batch.label), self.terms(batch, output.features, theirs))
         if self.accompanied:
             logits = same_grid(output.logits, teacher.decode(theirs).logits)
-            terms |= {name: companion(*logits) for name, companion in self.companions.items()}
+            terms = joined(terms, {name: companion(*logits) for name, companion in self.companions.items()})
         return terms
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

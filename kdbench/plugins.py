@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdbench.benchmark import Benchmark
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import KdbenchError, describe, unknown
 from kdbench.identity import digest
 
 if TYPE_CHECKING:
@@ -89,24 +89,36 @@ def discover(package: str, folder: Path | None = None) -> dict[str, Plugin]:
     return found
 
 
-def _wrap_failure(plugin: Plugin, what: str) -> KdbenchError:
-    error = sys.exc_info()[1]
-    return KdbenchError(f"{what} '{plugin.name}' ({plugin.origin}) cannot be used: {type(error).__name__}: {error}")
+def _wrap_failure(plugin: Plugin, what: str, error: Exception) -> KdbenchError:
+    return KdbenchError(f"{what} '{plugin.name}' ({plugin.origin}) cannot be used: {describe(error)}")
 
 
 def _method_in(loaded: Any, origin: str) -> type[Method]:
+    from kdbench.method import Knobs, Method
+
+    method = loaded if isinstance(loaded, type) and issubclass(loaded, Method) else _only_method(loaded, origin)
+    if not (isinstance(method.Config, type) and issubclass(method.Config, Knobs)):
+        raise KdbenchError(
+            f"{origin}: the Config of {method.__name__} is no kdbench.method.Knobs. Write its settings as "
+            "class MyKnobs(Knobs): weight: float = knob(1.0, 'source')."
+        )
+    return method
+
+
+def _only_method(module: Any, origin: str) -> type[Method]:
     from kdbench.method import Method
 
-    if isinstance(loaded, type) and issubclass(loaded, Method):
-        return loaded
     own = [
         value
-        for value in vars(loaded).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == loaded.__name__
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
     if len(own) != 1:
         names = ", ".join(cls.__name__ for cls in own) or "none"
-        raise KdbenchError(f"{origin} has to define exactly one subclass of kdbench.method.Method; found {names}.")
+        repair = " Put a base that they share into another file and import it." if own else ""
+        raise KdbenchError(
+            f"{origin} has to define exactly one subclass of kdbench.method.Method; found {names}.{repair}"
+        )
     return own[0]
 
 
@@ -134,8 +146,7 @@ class MethodPlugin:
         """Itself; a missing optional package is an error."""
         if self.missing:
             raise KdbenchError(
-                f"method '{self.name}' needs the package {self.missing}. Repair: "
-                f'pip install "kdbench[{self.missing}]".'
+                f"method '{self.name}' needs the package {self.missing}. Repair: pip install {self.missing}"
             )
         return self
 
@@ -146,7 +157,7 @@ def _load(plugin: Plugin, what: str, pick: Callable[[Any, str], Any]) -> Any:
     except KdbenchError:
         raise
     except Exception as error:
-        raise _wrap_failure(plugin, what) from error
+        raise _wrap_failure(plugin, what, error) from error
 
 
 def _find(name: str, what: str, found: dict[str, Plugin]) -> Plugin:

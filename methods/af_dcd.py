@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ PATCH = 4
 class AfDCDKnobs(Knobs):
     """Weights of the three terms, the mask, and the contrast's temperature and groups."""
 
+    unread: ClassVar = (({"contrast": 0}, ("temperature", "groups")),)
     kd: float = knob(1.0, "Af-DCD, Cityscapes script: lambda_kd = 1; 0 leaves the teacher's decoder out", ge=0)
     reconstruction: float = knob(
         33.6, "Af-DCD, Cityscapes script, on the mean: lambda_fd = 2e-6 times its map's 2048 64 128 elements", ge=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from kdbench.types import Batch, Segmentor
 class DoubleKnobs(Knobs):
     """Weights of both similarities, and the temperature of the second."""
 
+    unread: ClassVar = (({"class_overlap_weight": 0}, ("temperature",)),)
     pixel_mean_weight: float = knob(
         1e3 / (64 * 128),
         "CIRKD: 1000 on the mean over images and positions, of which an image has 64 x 128 there; divided by those it "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ SETTING = (
 class AttentiveKnobs(Knobs):
     """Weights on root mean squares for each level, and the temperature of the spatial attention."""
 
+    unread: ClassVar = (({"feature_on_rms": 0}, ("temperature",)),)
     feature_on_rms: float = knob(0.192, f"mmrazor: 7e-5 {SETTING}", ge=0)
     channel_on_rms: float = knob(0.0905, f"mmrazor: 4e-3 {SETTING}", ge=0)
     spatial_on_rms: float = knob(0.687, f"mmrazor: 4e-3 {SETTING}", ge=0)

@@ -22,6 +22,7 @@ class GKDKnobs(Knobs):
         ({"single_stage": True}, ("proxy", "encoder")),
         ({"match": "mse"}, ("values",)),
         ({"patch": 0}, ("mask_probability", "mask_ratio")),
+        ({"mask_probability": 0}, ("mask_ratio",)),
     )
     token: float = knob(1.0, "GKD, alpha = 1, and every released script", ge=0)
     feature: float = knob(1.0, "GKD, beta = 1, and every released script", ge=0)

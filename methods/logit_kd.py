@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from kdbench.losses import pixel_kl
@@ -12,6 +14,7 @@ from kdbench.types import Batch
 class LogitKnobs(Knobs):
     """Temperature and weight."""
 
+    unread: ClassVar = (({"weight": 0}, ("temperature",)),)
     temperature: float = knob(1.0, "CIRKD and Af-DCD (Cityscapes): T = 1", gt=0)
     weight: float = knob(1.0, "CIRKD and Af-DCD (Cityscapes): lambda = 1", ge=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from kdbench.losses import pixel_kl
@@ -12,6 +14,7 @@ from kdbench.types import Batch
 class LogitStdKnobs(Knobs):
     """Temperature and weight."""
 
+    unread: ClassVar = (({"weight": 0}, ("temperature",)),)
     temperature: float = knob(
         2.0, "Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): T = 2", gt=0
     )

@@ -16,6 +16,7 @@ from kdbench.types import Batch, Features, PairSpec
 class MaskedKnobs(RecipeKnobs):
     """How much is hidden, and the weight."""
 
+    unread: ClassVar = (({"weight_on_mean": 0}, ("mask_ratio",)),)
     mask_ratio: float = knob(0.75, "MGD, segmentation: lambda = 0.75", ge=0, le=1)
     weight_on_mean: float = knob(
         167.8,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from kdbench.types import IGNORE, Batch
 class NKDKnobs(Knobs):
     """Weight and temperature of the part on the other classes."""
 
+    unread: ClassVar = (({"gamma": 0}, ("temperature",)),)
     gamma: float = knob(1.5, "cls_KD, ImageNet, convolutional pairs: gamma = 1.5 (DeiT pairs: 1)", ge=0)
     temperature: float = knob(1.0, "cls_KD, ImageNet: T = 1", gt=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ HEADS = frozenset({"token_head", "feature_head", "patch_head"})
 class ProteusKnobs(Knobs):
     """Weights of the three losses, the masking rule, and what the task trains."""
 
+    unread: ClassVar = (({"patch": 0}, ("mask_probability", "mask_ratio")), ({"mask_probability": 0}, ("mask_ratio",)))
     token: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_token = 1", ge=0)
     feature: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_fea = 1", ge=0)
     patch: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_patch = 1", ge=0)

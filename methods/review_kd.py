@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ POOLS = (4, 2, 1)
 class ReviewKnobs(Knobs):
     """The weight, and how it grows."""
 
+    unread: ClassVar = (({"weight": 0}, ("warm_up",)),)
     weight: float = knob(1.0, "mdistiller, ImageNet: 1; 5 on CIFAR-100, 0.8 to 2 for detection", ge=0)
     warm_up: float = knob(0.01, "mdistiller, ImageNet: 1 epoch of 100, as a share of the stage", ge=0, le=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from kdbench.types import Batch, PairSpec, Part, Phase, Segmentor, SegOutput
 class SimKDKnobs(Knobs):
     """The weight of the features and the narrowing inside the projectors."""
 
+    unread: ClassVar = (({"weight": 0}, ("reduction",)),)
     weight: float = knob(1.0, "SimKD scripts: 1 for the features, 0 for labels and logits", ge=0)
     reduction: int = knob(2, "SimKD: the projector's inner width is the teacher's / 2", ge=1)
 
@@ -61,7 +62,7 @@ class SimKD(Method):
     projector. The ReLU at the end is left out, since levels of transformers are signed. A finer student map is pooled
     before its projector, as there, by whole steps, and what remains is resized; a coarser one is resized to the
     teacher's grid after it, where SimKD pools the teacher, because that is the grid that the decoder was fitted to.
-    Levels pair from the deepest; a student with fewer levels serves the rest with its deepest.
+    A student with more levels leaves out its shallowest; in one with fewer the deepest serves several of the teacher's.
 
     Compared: SimKD's models/util.py less its last ReLU, on one level of random maps, on one grid and with a student two
     and four times as fine: equal to the last bit, with its gradient.

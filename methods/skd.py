@@ -16,6 +16,7 @@ from kdbench.types import Batch, Features
 class StructureKnobs(RecipeKnobs):
     """The weight of the pair-wise term and the size of its nodes."""
 
+    unread: ClassVar = (({"weight": 0}, ("pool",)),)
     weight: float = knob(10.0, "CIRKD: 10", ge=0)
     pool: int = knob(2, "CIRKD: nodes of 2 x 2 positions", ge=1)
 

@@ -38,8 +38,8 @@ class SRRL(Method):
     Deviations: SRRL feeds a linear classifier of one pooled map; for a decoder of several levels each has its
     projector, and the decoder reads maps instead of a mean. The ReLU at the projector's end is left out, since levels
     of transformers are signed. A finer student level is pooled by whole steps before its projector, and projected
-    levels are resized to the teacher's grids. Levels pair from the deepest; a student with fewer levels serves the rest
-    with its deepest.
+    levels are resized to the teacher's grids. A student with more levels leaves out its
+    shallowest; in one with fewer the deepest serves several of the teacher's.
 
     Compared: cls_KD's mmcls/models/dis_losses/srrl.py and the form in SimKD's models/util.py, less their last ReLU, on
     one level of random maps with a linear decoder: equal to the last bit, with its gradient.

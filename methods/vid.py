@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ FLOOR = 1e-5
 class VariationalKnobs(Knobs):
     """The weight, and the variance to begin with."""
 
+    unread: ClassVar = (({"weight": 0}, ("variance",)),)
     weight: float = knob(1.0, "mdistiller and torchdistill: 1 for each level", ge=0)
     variance: float = knob(5.0, "mdistiller and torchdistill: every variance begins at 5", gt=FLOOR)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from kdbench.types import Batch, Features, FeatureSpec, PairSpec
 class ViTKDKnobs(Knobs):
     """Weights of the two terms, on means, and the share of hidden tokens."""
 
+    unread: ClassVar = (({"generation": 0}, ("mask_ratio",)),)
     mimicking: float = knob(
         9.03, "ViTKD, on the mean: alpha = 3e-5 times the elements of two blocks of a teacher 768 wide, 2 196 768", ge=0
     )

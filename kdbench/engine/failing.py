@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from kdbench.engine.processes import Failure
-from kdbench.errors import KdbenchError
+from kdbench.errors import describe
 
 STRANDED = (
     "(The other processes wait in the middle of a step, so that this cell ends the run. The same command goes on from "
@@ -20,7 +20,7 @@ def failure_of(error: Exception, rank: int) -> Failure:
     place = tuple(f"{frame.filename}:{frame.lineno}" for frame in frames)
     # An exchange of gradients may be under way in a backward pass: no two processes are then surely at one place.
     backward = any(frame.name == "backward" for frame in frames)
-    return Failure(_describe(error), (*place, f"process {rank}") if backward else place)
+    return Failure(describe(error), (*place, f"process {rank}") if backward else place)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -37,13 +37,3 @@ def explain(mine: Failure | None, everywhere: Sequence[Failure | None] | None, i
         return next(found.text for found in everywhere if found)
     ends = (f"process {rank}: {found.text if found else 'done'}" for rank, found in enumerate(everywhere))
     return f"The processes ended apart, which ends the run. {'; '.join(ends)}"
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, KdbenchError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    # The author's own line says more than the depths of a library that it called.
-    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
-    file = frame.filename.rpartition("/")[2]
-    return f"{type(error).__name__}: {error} (at {file}, line {frame.lineno}, in {frame.name})"

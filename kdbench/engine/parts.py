@@ -117,6 +117,10 @@ def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) ->
     """Raises where a method's stages cannot be run, before anything is trained."""
     direct = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
     who = type(method).__name__
+    if isinstance(stages, Stage):
+        raise KdbenchError(f"{who}: stages() returns one Stage. Return a tuple, which takes a comma: (self.joint(),).")
+    if isinstance(method.dead, str):
+        raise KdbenchError(f"{who}: dead is the text '{method.dead}'. Write a tuple, which takes a comma: ('...',).")
     if direct:
         raise KdbenchError(f"{who} holds {', '.join(direct)} directly. Put parameters and buffers into a sub-module.")
     if len({stage.name for stage in stages}) != len(stages) or not stages:

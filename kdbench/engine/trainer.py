@@ -20,6 +20,7 @@ from kdbench.engine.processes import gathered
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
+from kdbench.method import check_terms
 from kdbench.progress import Progress
 from kdbench.protocol import Recipe
 from kdbench.types import ENCODERS
@@ -42,9 +43,7 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum to minimise, and its terms, detached."""
-        terms = self._loss(batch)
-        if not terms:
-            raise KdbenchError("a loss returned no terms; return a dict of named scalar tensors.")
+        terms = check_terms(self._loss(batch))
         total = torch.stack([term.float() for term in terms.values()]).sum()
         return total, {name: term.detach().float() for name, term in terms.items()}
 

@@ -168,7 +168,7 @@ def _names(entries: list[Entry], role: str) -> list[str]:
 
 
 def _trained(entries: list[Entry]) -> tuple[str, ...]:
-    """The domains of a last stage, which is a labelled one: those of all methods are the benchmark's sources."""
+    """The domains of a last stage, which trains on the source images, labelled or not: the benchmark's sources."""
     stages = next((entry.record.result.stages for entry in entries if entry.record.result), [])
     return tuple(domain_name(name, world) for name, world in stages[-1].data.items()) if stages else ()
 

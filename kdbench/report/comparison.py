@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from kdbench.report.statistics import ENOUGH, LEVEL, PairedT, holm, paired_t, pooled, resolvable
+from kdbench.report.statistics import ENOUGH, LEVEL, PairedT, holm, over_all_pairs, paired_t, pooled, resolvable
 
 Scores = Mapping[int, float]
 """A student's score by seed, nothing missing."""
+Correction = Callable[[Sequence[float]], list[float]]
+"""p values of a family, corrected for their number."""
 Verdict = Literal["better", "worse", "tie", "not resolvable"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A student minus another over the seeds that both have. p: corrected by Holm over the students compared; with the
-    interval None of a single seed."""
+    """A student minus another over the seeds that both have. p: corrected for the number of students compared; with
+    the interval None of a single seed."""
 
     value: float
     seeds: tuple[int, ...]
@@ -90,20 +92,20 @@ def usual_seeds(rows: Sequence[Scores]) -> tuple[int, ...]:
     )
 
 
-def differences(students: Mapping[str, Scores], to: str) -> dict[str, Difference]:
+def differences(students: Mapping[str, Scores], to: str, correct: Correction = holm) -> dict[str, Difference]:
     """Every other student minus one, paired by seed; without those that share no seed with it."""
-    return judged({name: _paired(scores, students[to]) for name, scores in students.items() if name != to})
+    return judged({name: _paired(scores, students[to]) for name, scores in students.items() if name != to}, correct)
 
 
-def judged(paired: Mapping[str, Scores]) -> dict[str, Difference]:
-    """Differences by method and seed, with their tests; without methods that have none."""
+def judged(paired: Mapping[str, Scores], correct: Correction = holm) -> dict[str, Difference]:
+    """Differences by method and seed, with their tests; without methods that have none. correct: of a family's p."""
     found = {name: each for name, each in paired.items() if each}
     tests = {name: test for name, each in found.items() if (test := paired_t(list(each.values())))}
     corrected: dict[str, float] = {}
     # Differences that no verdict can be given of are a family apart, or a row begun would weaken all that are complete.
     for enough in (True, False):
         family = [name for name in tests if (len(found[name]) >= ENOUGH) == enough]
-        corrected |= dict(zip(family, holm([tests[name].p for name in family]), strict=True))
+        corrected |= dict(zip(family, correct([tests[name].p for name in family]), strict=True))
     return {
         name: Difference(_mean(each), tuple(each), tests.get(name), corrected.get(name)) for name, each in found.items()
     }
@@ -118,10 +120,9 @@ def _mean(scores: Scores) -> float:
 
 
 def _to_first(students: Mapping[str, Scores], first: str, undistilled: str | None) -> dict[str, Difference]:
-    """The differences to one student of all but the undistilled one; it is compared in the other direction."""
-    return differences(
-        {name: scores for name, scores in students.items() if name != undistilled or name == first}, first
-    )
+    """The differences to the best student of all but the undistilled one; it is compared in the other direction."""
+    others = {name: scores for name, scores in students.items() if name != undistilled or name == first}
+    return differences(others, first, over_all_pairs)
 
 
 def _ranks(

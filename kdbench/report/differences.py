@@ -110,7 +110,9 @@ def _about(found: Comparison, images: bool) -> str:
     if images:
         parts.append("over images: bootstrap, for these trained models")
     if any(each.p is not None for each in (*found.to_undistilled.values(), *found.to_best.values())):
-        parts.append("p: two-sided, corrected by Holm")
+        parts.append(
+            "p: two-sided, corrected by Holm" + ", to the best by Bonferroni over all pairs" * bool(found.to_best)
+        )
     if found.to_best:
         parts.append(f"the best: {found.best}")
     if found.retention:

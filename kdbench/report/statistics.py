@@ -63,6 +63,15 @@ def holm(p: Sequence[float]) -> list[float]:
     return list(map(float, corrected))
 
 
+def over_all_pairs(p: Sequence[float]) -> list[float]:
+    """p values of the best of len(p) + 1 against each of the others, corrected by Bonferroni over all of their pairs.
+
+    Which one is the best was found from the same scores, so any pair could have been tested.
+    """
+    pairs = len(p) * (len(p) + 1) // 2
+    return [min(1.0, pairs * each) for each in p]
+
+
 def pooled(tests: Sequence[PairedT]) -> float:
     """One deviation of the differences for all tests: the root of the mean variance, by degrees of freedom."""
     total = sum(test.df * test.deviation**2 for test in tests)

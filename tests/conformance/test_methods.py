@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -237,6 +238,20 @@ FAULTS = {
             return (self.adapter(ours.features.pooled) - self.memory.train()(theirs.pooled)).square().mean()
         """,
     ),
+    "an adapter that stands in a list": (
+        "gradients_reach_what_trains",
+        r"reads 2 parameters that no sub-module holds, one of shape \(\d+",
+        """
+        def __init__(self, config, pair):
+            super().__init__(config, pair)
+            self.adapter = nn.Linear(pair.student.final_channels, pair.teacher.final_channels)
+            self.more = [nn.Linear(pair.student.final_channels, pair.teacher.final_channels)]
+
+        def hint(self, ours, theirs):
+            both = self.adapter(ours.features.pooled) + self.more[0](ours.features.pooled)
+            return (both - theirs.pooled).square().mean()
+        """,
+    ),
     "an adapter that gets no gradient": (
         "gradients_reach_what_trains",
         "no gradient reaches adapter",
@@ -359,6 +374,37 @@ def test_a_fault_fails_its_check(fault: str, bench) -> None:
     check = next(check for check in CHECKS if check.__name__ == name)
     with pytest.raises((AssertionError, KdbenchError), match=message):
         check(bench(further))
+
+
+def test_terms_do_not_replace_a_loss_of_the_student(tmp_path: Path) -> None:
+    plugin = tmp_path / "replaces.py"
+    plugin.write_text(
+        "from kdbench.method import LogitMethod\n\n\nclass Replaces(LogitMethod):\n"
+        "    def terms(self, batch, student, teacher):\n        return {'task': (student - teacher).square().mean()}\n",
+        encoding="utf-8",
+    )
+    faults = [fault for _, _, fault in check_method(str(plugin)) if fault]
+    assert faults
+    assert all("terms() names a loss 'task', which the loss has already. Give it another name." in f for f in faults)
+
+
+def test_a_fault_in_an_authors_code_has_its_line(bench, tmp_path: Path) -> None:
+    bench("def hint(self, ours, theirs):\n    return ours.nothing\n")
+    faults = [fault for _, _, fault in check_method(str(tmp_path / "mine.py")) if fault]
+    assert faults
+    assert all(re.search(r"AttributeError: .* \(at mine\.py, line \d+, in hint\)", fault) for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def stages(self):\n    return (self.joint())", r"stages\(\) returns one Stage\. Return a tuple"),
+        ('dead = ("adapter.*")', r"dead is the text 'adapter\.\*'\. Write a tuple"),
+    ],
+)
+def test_a_forgotten_comma_is_told(body: str, message: str, bench) -> None:
+    with pytest.raises(KdbenchError, match=message):
+        bench(body).stages()
 
 
 def test_what_a_method_declares_dead_needs_no_gradient(bench) -> None:

@@ -64,11 +64,11 @@ DIFFERENCES = (
 MEANS = "Mean mIoU of the targets; lines: standard deviation over seeds."
 COSTS = (
     "Mean mIoU of the targets against what the training took, all stages together. Solid line: the Pareto front; "
-    "dashed: the teacher. Hollow: takes no part, because it lacks seeds that the others were compared over."
+    "dashed: the teacher. Hollow: takes no part, because it has other seeds than the ranking."
 )
 LOSSES = (
     "Means over seeds of each term over tenths of each stage, one stage after the other; logarithmic. Each panel "
-    "has its own scale: terms of different methods have different units. Zero is not shown."
+    "has its own scale: terms of different methods have different units. Zero and what is below it are not shown."
 )
 RADAR = (
     "Mean mIoU of each benchmark's targets in %. Each axis runs from the lowest value shown on it (inner ring) to the "

@@ -148,6 +148,21 @@ def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
         run(made, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.ones(()), "a loss returned a Tensor; return a dict of named scalar tensors"),
+        ({"x": 1.0}, "loss 'x' is a float; return a scalar tensor"),
+        ({"x": torch.ones(4)}, r"loss 'x' has shape \(4,\), not a scalar"),
+    ],
+)
+def test_a_loss_that_is_no_dict_of_scalars_is_told_so(tmp_path: Path, returned: Any, message: str) -> None:
+    module = nn.Linear(1, 1)
+    made = Job("toy", LossModule({"p": module}, lambda b: returned), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5)
+    with pytest.raises(KdbenchError, match=message):
+        run(made, tmp_path)
+
+
 def test_schedule_warms_up_and_decays_to_zero() -> None:
     cosine = Recipe(steps=10, batch=1, lr=1.0, warmup=4)
     assert [lr_scale(cosine, step, 10) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])

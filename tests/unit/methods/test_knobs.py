@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 from annotated_types import Ge
+from pydantic import ValidationError
 
 from kdbench.conformance import Bench, find_pair, make_batch, make_bench
 from kdbench.models.segmentor import seeded
@@ -77,3 +78,25 @@ def test_weights_multiply_what_they_weigh(method: str) -> None:
     factors = {name: round(twice[name] / value, 5) for name, value in once.items() if value}
     assert set(factors.values()) <= {1.0, 2.0}, factors
     assert 2.0 in factors.values()
+
+
+@pytest.mark.parametrize(
+    ("method", "weight"), [(method, name) for method in method_names() for name in weights(method)]
+)
+def test_what_a_weight_of_zero_leaves_unread_is_refused(method: str, weight: str) -> None:
+    """Else a variant would have a row of its own with the numbers of another."""
+    off = {**ALONG.get(method, {}), weight: 0.0}
+    config = load_method(method).method.Config
+    try:
+        config(**off)
+    except ValidationError:
+        return
+    for name, value in numbers(method).items():
+        other = value / 2 if isinstance(value, float) else 1
+        if name in off or other == value:
+            continue
+        try:
+            config(**off, **{name: other})
+        except ValidationError:
+            continue
+        assert outcome(method, **{weight: 0.0, name: other}) != outcome(method, **{weight: 0.0}), name
