@@ -102,7 +102,7 @@ class Benchmark:
         faults = [
             f"target '{domain.name}' shares images with what is trained on"
             for domain in self.targets
-            if trained & _contents(domain, training=False)
+            if any(_overlap(ours, theirs) for ours in trained for theirs in _contents(domain, training=False))
         ]
         faults += [f"domain '{name}' stands there twice" for name in {n for n in names if names.count(n) > 1}]
         if len(self.labels.palette) != len(self.labels):
@@ -114,6 +114,11 @@ class Benchmark:
         """Every domain that is scored: the targets, then the sources' own validation splits."""
         yield from self.targets
         yield from self.sources
+
+
+def _overlap(ours: str, theirs: str) -> bool:
+    """Whether two names stand for the same images, or one for a part of the other's: `night` holds `night/val`."""
+    return ours == theirs or ours.startswith(f"{theirs}/") or theirs.startswith(f"{ours}/")
 
 
 def _contents(domain: Domain, training: bool) -> set[str]:

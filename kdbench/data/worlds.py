@@ -43,8 +43,25 @@ class Worlds:
                 )
             if self.data_root is None and domain.synthetic is not None:
                 synthetic.check_adjustment(domain.synthetic, domain.adjust)
+            self._check_classes(benchmark, domain)
         for samples in (*map(self.train, benchmark.sources), *map(self.val, self.evaluated(benchmark))):
             len(samples)
+
+    def _check_classes(self, benchmark: Benchmark, domain: Domain) -> None:
+        """Raises where a domain is labelled with other classes, which would be scored as the benchmark's own."""
+        ours = benchmark.labels.classes
+        if self.data_root is not None and domain.real is not None:
+            space = _adapter(domain, domain.real).classes
+            count, fits = (len(space.classes), space.classes == ours) if space is not None else (0, False)
+        else:
+            # The built-in world knows its classes by their number.
+            count = synthetic.DOMAINS[domain.synthetic].classes if domain.synthetic else 0
+            fits = count == len(ours)
+        if not fits:
+            raise KdbenchError(
+                f"benchmark '{benchmark.name}' is scored on the {len(ours)} classes of '{benchmark.labels.name}', and "
+                f"domain '{domain.name}' is labelled with {count} of its own. Choose domains of one label space."
+            )
 
     def evaluated(self, benchmark: Benchmark) -> list[Domain]:
         """What is scored: the targets, and the sources that have images left to test on."""

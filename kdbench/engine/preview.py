@@ -28,7 +28,10 @@ def write_previews(
     names: Sequence[str], protocol: str, data_root: Path | None, store: Path, count: int, output: Path
 ) -> list[Path]:
     """One PNG a benchmark; returns their paths."""
-    worlds = Worlds(find_protocol(protocol), store / "renders", data_root)
+    numbers = find_protocol(protocol)
+    if numbers.native and data_root is None:
+        raise KdbenchError(f"protocol '{protocol}' runs on real images: add --data-root DIR, or leave --protocol out.")
+    worlds = Worlds(numbers, store / "renders", data_root)
     output.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in names:

@@ -200,7 +200,13 @@ class PyramidEncoder(Encoder):
     """A network in resolution steps (ResNet, PVT as MiT's kind). Without a class token, pooled is the mean of final."""
 
     def __init__(
-        self, body: nn.Module, stem: nn.Module, width: int, layout: Literal["NHWC", "NCHW"], stages: tuple[int, ...]
+        self,
+        body: nn.Module,
+        stem: nn.Module,
+        width: int,
+        layout: Literal["NHWC", "NCHW"],
+        stages: tuple[int, ...],
+        convolutional: bool,
     ) -> None:
         described: Any = body.feature_info
         info = [described[stage] for stage in stages]
@@ -210,7 +216,7 @@ class PyramidEncoder(Encoder):
         strides = tuple(int(entry["reduction"]) for entry in info)
         self.stages = stages
         self.spec = FeatureSpec(
-            channels, strides, channels[-1], strides[-1], class_token=False, convolutional=layout == "NCHW",
+            channels, strides, channels[-1], strides[-1], class_token=False, convolutional=convolutional,
             batch_norms=has_batch_norms(body), blocks=blocks,
         )  # fmt: skip
 
@@ -240,6 +246,6 @@ def build_stand_in(role: Role) -> Encoder:
         block = {"basic": BasicBlock, "bottleneck": Bottleneck}[size.pop("block")]
         # Output stride 8: at these image sizes a stride of 32 would leave no grid to distil.
         resnet = ResNet(block, **size, num_classes=0, output_stride=8)
-        return PyramidEncoder(resnet, resnet.maxpool, 64, "NCHW", (1, 2, 3, 4))
+        return PyramidEncoder(resnet, resnet.maxpool, 64, "NCHW", (1, 2, 3, 4), convolutional=True)
     pvt = PyramidVisionTransformerV2(num_classes=0, **size, sr_ratios=(4, 2, 1), mlp_ratios=(4.0, 4.0, 4.0))
-    return PyramidEncoder(pvt, pvt.patch_embed, size["embed_dims"][0], "NHWC", (0, 1, 2))
+    return PyramidEncoder(pvt, pvt.patch_embed, size["embed_dims"][0], "NHWC", (0, 1, 2), convolutional=False)

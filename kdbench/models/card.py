@@ -62,8 +62,9 @@ def read_card(folder: Path, role: str) -> Card:
     except FileNotFoundError:
         raise KdbenchError(f"{path} is missing. {repair(folder, role)}") from None
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise KdbenchError(f"{path} is not a model card: {reason}. {repair(folder, role)}") from None
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise KdbenchError(f"{path} is not a model card: {where}: {first['msg']}. {repair(folder, role)}") from None
 
 
 def repair(folder: Path, role: str) -> str:

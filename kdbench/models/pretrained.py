@@ -33,8 +33,19 @@ NESTS = ("model", "state_dict", "teacher", "module", "student")
 """Under which of its entries a checkpoint may keep the weights."""
 PREFIXES = ("student.backbone.", "teacher.backbone.", "module.backbone.", "backbone.", "module.")
 """What stands before an encoder's names: GKD's first stage, segmentors of mmsegmentation, parallel training."""
-DROPPED = ("head.", "head_dist.", "fc.", "classifier.", "dist_token", "lm_head.", "decode_head.", "rope.", "neck_mim.")
-"""What a checkpoint may hold beside the encoder: classifiers, a distillation token, tables that are computed."""
+DROPPED = (
+    "head.",
+    "head_dist.",
+    "fc.",
+    "classifier.",
+    "dist_token",
+    "lm_head.",
+    "decode_head.",
+    "rope.",
+    "neck_mim.",
+    "attn_pool.",
+)
+"""What a checkpoint may hold beside the encoder: classifiers, a distillation token, computed tables, pooling."""
 LAYER_SCALES = {
     ".ls1.gamma": ".attn.proj", ".ls2.gamma": ".mlp.fc2", ".gamma_1": ".attn.proj", ".gamma_2": ".mlp.fc2"
 }  # fmt: skip

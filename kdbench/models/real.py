@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import timm
@@ -14,6 +15,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import describe as describe_error
 from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, cut, padded
 from kdbench.models.zoo import Role
 from kdbench.types import Features, FeatureSpec
@@ -41,11 +43,17 @@ def build_real(role: Role, trained: bool = True) -> Encoder:
         return build_encoder(role.network, trained)
     if role.network.startswith(MIT):
         body = MixTransformer(role.network.removeprefix(MIT))
-        return PyramidEncoder(body, body.stem, body.widths[0], "NCHW", (0, 1, 2, 3))
+        return PyramidEncoder(body, body.stem, body.widths[0], "NCHW", (0, 1, 2, 3), convolutional=False)
+    name = role.network.partition(".")[0]
     if not timm.is_model(role.network):
-        raise unknown("network of timm", role.network.partition(".")[0], timm.list_models())
-    with torch.device("meta"):
-        plain = timm.create_model(role.network, num_classes=0)
+        near = get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
+        raise unknown("network of timm", name, near, "These are the nearest; timm.list_models() has all.")
+    try:
+        with torch.device("meta"):
+            plain = timm.create_model(role.network, num_classes=0)
+    except RuntimeError as error:
+        known = [each.partition(".")[2] for each in timm.list_models(f"{name}.*", pretrained=True)]
+        raise unknown(f"weights of timm's '{name}'", role.network.partition(".")[2], known) from error
     if isinstance(plain, VisionTransformer | Eva):
         # Any size of image, and the norm before the pooling: what follows is a map of normed tokens.
         pooling = "token" if plain.cls_token is not None else "avg"
@@ -89,8 +97,14 @@ def _pyramid(body: nn.Module, network: str) -> Encoder:
     stages = tuple(
         max(i for i, r in enumerate(reductions) if r == stride) for stride in STRIDES if stride in reductions
     )
-    width, layout = _stem_output(body, stem)
-    return PyramidEncoder(body, stem, width, layout, stages)
+    try:
+        width, layout = _stem_output(body, stem)
+    except Exception as error:  # whatever a network's own code does with images of another size than its own
+        raise KdbenchError(
+            f"timm's network '{network}' gives no maps of images of 64 x 96 pixels ({describe_error(error)}). Choose "
+            "one that takes images of any size."
+        ) from error
+    return PyramidEncoder(body, stem, width, layout, stages, convolutional=layout == "NCHW")
 
 
 def _stem_output(body: nn.Module, stem: nn.Module) -> tuple[int, Literal["NHWC", "NCHW"]]:

@@ -33,6 +33,14 @@ def camvid(name: str, **parts: tuple[str, ...]) -> Domain:
             {"sources": (camvid("a", train=("x", "y")),), "targets": (camvid("b", val=("y",)),)},
             "target 'b' shares images",
         ),
+        (
+            {"sources": (camvid("a", train=("x",)),), "targets": (camvid("b", val=("x/val",)),)},
+            "target 'b' shares images",
+        ),
+        (
+            {"sources": (camvid("a", train=("x/train",)),), "targets": (camvid("b", val=("x",)),)},
+            "target 'b' shares images",
+        ),
     ],
 )
 def test_what_would_train_on_a_target_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -42,6 +50,7 @@ def test_what_would_train_on_a_target_is_refused(fields: dict[str, Any], message
 
 def test_one_data_set_may_serve_source_and_target_in_different_parts() -> None:
     make(sources=(camvid("a", train=("x",), val=("z",)),), targets=(camvid("b", val=("y",)),))
+    make(sources=(camvid("a", train=("x/train",)),), targets=(camvid("b", val=("x/train2", "x/val")),))
 
 
 def test_the_shipped_benchmarks_are_sound_and_the_source_stands_last() -> None:

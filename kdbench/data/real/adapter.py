@@ -91,7 +91,7 @@ class Adapter:
         for name in self.folders:
             if (data_root / name).is_dir():
                 return data_root / name
-        if data_root.name in self.folders:
+        if data_root.resolve().name in self.folders:
             return data_root
         looked = ", ".join(str(data_root / name) for name in self.folders)
         raise KdbenchError(
@@ -100,7 +100,7 @@ class Adapter:
 
     def is_under(self, data_root: Path) -> bool:
         """Whether its folder is there."""
-        return data_root.name in self.folders or any((data_root / name).is_dir() for name in self.folders)
+        return data_root.resolve().name in self.folders or any((data_root / name).is_dir() for name in self.folders)
 
     def scan(self, data_root: Path) -> Scan:
         """Everything that is found of it under --data-root."""

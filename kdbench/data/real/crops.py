@@ -102,9 +102,10 @@ class Work:
     @property
     def done(self) -> bool:
         """Whether its crops are there, all of them, cut from the files as they are now."""
-        if not self.summary.is_file():
+        try:
+            kept = Cut(**json.loads(self.summary.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not there, or damaged
             return False
-        kept = Cut(**json.loads(self.summary.read_text(encoding="utf-8")))
         return kept.state == self.state and all(
             len(list((self.target / kind / self.split).glob(f"{self.crop}_*.png"))) == kept.crops
             for kind in ("img_dir", "ann_dir")

@@ -13,8 +13,8 @@ IMAGENET = Adapter(
     folders=("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012"),
     layouts=(
         Layout(rf"(?P<split>train|val)/{_FILE}"),
-        # Any other tree of one folder a class.
-        Layout(_FILE, part="train"),
+        # Any other tree of one folder a class; folders of these names are splits that lie flat.
+        Layout(rf"(?!(?:train|val|test)/){_FILE}", part="train"),
     ),
     home="https://www.image-net.org (ILSVRC2012_img_train.tar)",
     licence="ImageNet terms: non-commercial research",

@@ -99,14 +99,19 @@ def _pack_part(scan: Scan, part: str, samples: list[Sample], workers: int, progr
     target = packed(scan, part).folder
     target.parent.mkdir(exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if not all(sample in packed(scan, part) for sample in samples):
-            partial = Packed(target.with_name(f"{target.name}.partial"), scan.reading)
+        there = packed(scan, part)
+        if not all(sample in there for sample in samples):
+            work = target.with_name(f"{target.name}.partial")
+            if there.index and not work.is_dir():
+                # A copy, because others may be reading; what is in it already is not decoded again.
+                shutil.copytree(target, work)
+            partial = Packed(work, scan.reading)
             _cut_off(partial)
             progress.begin(f"packing {scan.adapter.name} {part}", len(samples))
             try:
                 with naming_a_full_disk(partial.folder), ThreadPoolExecutor(max(1, workers)) as pool:
                     _write(scan, partial, samples, pool, AHEAD * max(1, workers), progress)
-                left = len(samples) - len(partial.index)
+                left = len(samples) - len(Packed(partial.folder, scan.reading).index)
                 if left:
                     progress.note(f"{scan.adapter.name} {part}: {left} of {len(samples)} samples are left out")
             finally:

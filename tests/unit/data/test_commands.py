@@ -63,6 +63,12 @@ def test_a_wrong_request_is_refused_with_its_repair(tmp_path: Path, arguments: t
     assert "add --data-root DIR" in str(missing.exception)
 
 
+def test_a_preview_of_the_papers_sizes_needs_real_images(tmp_path: Path) -> None:
+    done = typed("preview", "g2c", "--protocol", "paper", "--output", str(tmp_path / "out"))
+    assert "protocol 'paper' runs on real images: add --data-root DIR" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_benchmark_whose_source_trains_whole_runs_and_is_shown(trees: Any, tmp_path: Path) -> None:
     for name in ("gtav", "cityscapes"):
         trees.make(name)

@@ -111,6 +111,13 @@ def test_what_is_missing_or_changed_is_cut_and_what_is_done_stays(tmp_path: Path
     prepare("potsdam", tmp_path, 1, Silent())
     assert crop.read_bytes() == content
     assert other.stat().st_mtime_ns == before
+    # So is one of which the summary is damaged.
+    summary = tmp_path / "potsdam/RGB/tiles/2_11.json"
+    for damaged in ("", "{}"):
+        crop.unlink()
+        summary.write_text(damaged, encoding="utf-8")
+        prepare("potsdam", tmp_path, 1, Silent())
+        assert crop.read_bytes() == content
     # A tile that was corrected is cut again.
     picture = tmp_path / "potsdam/2_Ortho_RGB/top_potsdam_2_11_RGB.tif"
     Image.fromarray(np.zeros((600, 600, 3), np.uint8)).save(picture)

@@ -53,6 +53,25 @@ def test_a_changed_file_is_read_itself_and_packed_anew(trees: Any) -> None:
     assert int(samples.read(0)[0].max()) == 0
 
 
+def test_a_second_packing_decodes_what_has_changed_and_nothing_else(
+    trees: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.make("urbansyn")
+    said, decoded, read = [], [], module.read_rgb
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    monkeypatch.setattr(module, "read_rgb", lambda entry: decoded.append(entry.name) or read(entry))
+    pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Told())
+    assert (said, len(decoded)) == ([], len(opened(trees.root, "urbansyn", "all").samples))
+    decoded.clear()
+    Image.fromarray(np.zeros((24, 48, 3), np.uint8)).save(trees.root / "urbansyn/rgb/rgb_0000.png")
+    pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Told())
+    assert [name.rpartition("/")[2] for name in decoded] == ["rgb_0000.png"]
+
+
 def test_a_stopped_packing_goes_on(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.make("acdc")
     adapter, seen = ADAPTERS["acdc"], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,6 +84,30 @@ def test_gtav_has_its_official_parts_where_their_file_is_there(
     scan = ADAPTERS["gtav"].scan(trees.root)
     assert {part: len(scan.parts((part,))) for part in {s.part for s in scan.samples}} == expected
     assert len(scan.parts(("all",))) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"x" * 200])
+def test_a_damaged_file_of_gtavs_split_is_named(trees: Any, content: bytes) -> None:
+    trees.make("gtav")
+    (trees.root / "GTA5/split.mat").write_bytes(content)
+    with pytest.raises(KdbenchError, match=r"split\.mat cannot be read"):
+        _ = ADAPTERS["gtav"].scan(trees.root).samples
+
+
+def test_validation_images_of_imagenet_that_lie_flat_are_no_proxy(trees: Any) -> None:
+    trees.make("imagenet")
+    for path in list((trees.root / "imagenet/val").rglob("*.JPEG")):
+        path.rename(trees.root / "imagenet/val" / path.name)
+    shutil.rmtree(trees.root / "imagenet/train")
+    with pytest.raises(KdbenchError, match="lie flat; sort them"):
+        ADAPTERS["imagenet"].scan(trees.root).parts(("train",))
+
+
+def test_the_root_may_be_a_data_sets_folder_however_it_is_named(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.make("gtav")
+    monkeypatch.chdir(trees.root / "GTA5")
+    assert ADAPTERS["gtav"].is_under(Path("."))
+    assert ADAPTERS["gtav"].scan(Path(".")).samples
 
 
 def test_what_is_missing_or_broken_is_named(trees: Any) -> None:

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 from kdbench.errors import KdbenchError
-from kdbench.models.backbones import Encoder, TokenEncoder, cut
+from kdbench.models.backbones import Encoder, TokenEncoder, build_stand_in, cut
 from kdbench.models.geometry import Geometry
 from kdbench.models.real import SamEncoder, build_real
 from kdbench.models.segmentor import seeded
@@ -92,6 +92,28 @@ def test_another_patch_size_and_back_through_the_weights() -> None:
 def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
     with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
         build_real(find_role("timm/resnet5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm/resnet5O", r"unknown network of timm 'resnet5O'\..* These are the nearest"),
+        ("timm/resnet18.nosuchtag", r"unknown weights of timm's 'resnet18' 'nosuchtag'\..*Known: .*a1_in1k"),
+        (
+            "timm/swin_tiny_patch4_window7_224",
+            r"no maps of images of 64 x 96 pixels \(.*takes images of any size",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_an_error_of_one_paragraph(name: str, message: str) -> None:
+    with pytest.raises(KdbenchError, match=message) as error:
+        build_real(find_role(name))
+    assert len(str(error.value)) < 1500
+
+
+def test_mit_is_no_convolutional_network_for_real_and_as_a_stand_in() -> None:
+    assert not build_real(find_role("mit-b0")).spec.convolutional
+    assert not build_stand_in(find_role("mit-b0")).spec.convolutional
 
 
 @torch.no_grad()

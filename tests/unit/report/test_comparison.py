@@ -91,7 +91,7 @@ def test_p_to_the_best_is_corrected_over_all_pairs_that_it_was_chosen_among(stud
 
 
 def test_among_equal_students_hardly_any_board_finds_one_worse() -> None:
-    """At level 5 %, though the best is chosen by the same scores; corrected as if it were not, 9 % of these boards do."""
+    """At level 5 %, though the best is chosen by the same scores; without that in the correction it is 9 %."""
     dice, boards, wrong = np.random.default_rng(0), 400, 0
     for _ in range(boards):
         drawn = {str(number): scores(20, dice.normal(0, 1, 5)) for number in range(8)}
