@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.types import Features, FeatureSpec, Segmentor
+from kdbench.types import Features, FeatureSpec, PairSpec, Segmentor
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -68,6 +68,11 @@ def matched_levels(student: Features, teacher: Features) -> list[tuple[Tensor, T
     return list(pairs)[::-1]
 
 
+def matched_widths(pair: PairSpec) -> list[tuple[int, int]]:
+    """Channels of the levels that matched_levels puts side by side."""
+    return list(zip(reversed(pair.student.channels), reversed(pair.teacher.channels), strict=False))[::-1]
+
+
 def tokens(map_: Tensor) -> Tensor:
     """(B, C, h, w) as row-major tokens (B, h * w, C)."""
     return map_.flatten(2).transpose(1, 2)
@@ -89,6 +94,11 @@ class Projector(nn.Module):
         """(B, C_s, h, w) to (B, C_t, h, w)."""
         projected: Tensor = self.linear(self.norm(map_.movedim(1, -1))).movedim(-1, 1)
         return projected
+
+
+def align(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+    """A linear map of channels, position by position, where the widths differ."""
+    return nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=bias)
 
 
 def share(count: int, part: float) -> int:

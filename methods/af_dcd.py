@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdbench.losses import generator, pixel_kl, resize, same_grid
+from kdbench.losses import align, generator, pixel_kl, resize, same_grid
 from kdbench.method import Knobs, Method, Stage, knob
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
 
@@ -88,7 +88,7 @@ class AfDCD(Method):
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
         inputs, width = pair.student.final_channels, pair.teacher.final_channels
-        self.align: nn.Module = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
+        self.align = align(inputs, width)
         self.generator = generator(width)
         self.groups = max(count for count in range(1, config.groups + 1) if width % count == 0)
 

@@ -101,9 +101,10 @@ class CIRKD(FeatureMethod):
     that the memory is by class. A full ring goes on at its start without the code's step back. Maps of more than 1024
     positions are mean-pooled for the term within a batch by the smallest window that leaves about so many (the code
     pools twofold for SegFormer, fourfold from 256 x 256 on). Without labelled positions the memory's terms are 0, where
-    the code's are not a number. The encoder's last map stands in for the feature before the classifier. Batch norm and
-    memory are a process's own, those of the code are shared. The published numbers add logit distillation with weight 1
-    at T = 1 (recipe = paper). The later CIRKDv2 adds relations of channels, which are not here.
+    the code's are not a number. The encoder's last map stands in for the feature before the classifier. With several
+    processes batch norm sees a process's own images and the memory holds those of the first; the code gathers all of
+    them. The published numbers add logit distillation with weight 1 at T = 1 (recipe = paper). The later CIRKDv2 adds
+    relations of channels, which are not here.
 
     Compared: CIRKD's losses/cirkd_mini_batch.py and losses/cirkd_memory.py, four steps on random maps with equal
     weights and queues, the latter with the draw of pixels corrected and all slots compared with: terms and their

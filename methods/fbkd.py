@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import matched_levels, resize, tokens
+from kdbench.losses import matched_levels, matched_widths, resize, tokens
 from kdbench.method import FeatureMethod, Knobs, knob
 from kdbench.types import Batch, Features, PairSpec
 
@@ -117,8 +117,7 @@ class FBKD(FeatureMethod):
 
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
-        self.levels = nn.ModuleList(Level(*both) for both in widths)
+        self.levels = nn.ModuleList(Level(*both) for both in matched_widths(pair))
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         config, maps = self.config, zip(self.levels, matched_levels(student, teacher), strict=True)

@@ -118,9 +118,10 @@ class GKD(Method):
         weights = {"token_head": config.token + config.feature, "feature_head": config.feature}
         weights["patch_head"] = config.patch
         # A head whose terms are left out would be trained by nothing.
-        self.heads = frozenset(name for name, weight in weights.items() if weight > 0)
-        for name in filter(self.heads.__contains__, weights):
-            self.add_module(name, make_head(config, *widths))
+        for name, weight in weights.items():
+            if weight > 0:
+                self.add_module(name, make_head(config, *widths))
+        self.heads = frozenset(name for name, _ in self.named_children())
         if not pair.student.class_token:
             self.remark = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 

@@ -90,9 +90,10 @@ class Lightly(Method):
     Deviations: v2 reads both blocks behind the network's final norm; here the first of the two has a LayerNorm without
     weights, because the network's own norm is not known to a method. Of a network in resolution steps they are the last
     two steps. LightlyTrain's queue begins with rows of zeros, which count as tokens of similarity 0 until they are
-    filled; here they are left out of the softmax, as short runs never fill them. The queue is not shortened for small
-    data sets, and v3's biases start at zero, as v2's do. Optimiser (v2: LARS), views and clipping at norm 1 are the
-    protocol's. The stage on the source is GKD's scheme, so that the two can be compared.
+    filled; here they are left out of the softmax, as short runs never fill them. With several processes the queue holds
+    the first one's images; LightlyTrain gathers those of all. The queue is not shortened for small data sets, and v3's
+    biases start at zero, as v2's do. Optimiser (v2: LARS), views and clipping at norm 1 are the protocol's. The stage
+    on the source is GKD's scheme, so that the two can be compared.
 
     Compared: lightly-train's _methods/distillationv2 and distillationv3 on random maps with equal weights and, in v2,
     equal targets: equal to 4e-7 in each term, the one over the queue once that is full; queue and mixed images equal.

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdbench.losses import channel_kl, generator, resize
+from kdbench.losses import align, channel_kl, generator, resize
 from kdbench.method import FeatureMethod, RecipeKnobs, knob
 from kdbench.types import Batch, Features, PairSpec
 
@@ -54,7 +54,7 @@ class MGD(FeatureMethod):
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
         inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
-        self.align = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.align = align(inputs, outputs)
         self.generator = generator(outputs)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdbench.losses import resize
+from kdbench.losses import align, resize
 from kdbench.method import FeatureMethod, Knobs, knob
 from kdbench.types import Batch, Features, PairSpec
 
@@ -49,8 +49,7 @@ class PKD(FeatureMethod):
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
         inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
-        same = inputs == outputs
-        self.projector: nn.Module = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.projector = align(inputs, outputs, bias=False)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         ours, we_vary = standardised(resize(self.projector(student.final), teacher.final.shape[-2:]))

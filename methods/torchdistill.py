@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import Projector, matched_levels, resize, same_grid, tokens
+from kdbench.losses import Projector, matched_levels, matched_widths, resize, same_grid, tokens
 from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor, SegOutput
 
@@ -171,7 +171,7 @@ class TorchDistill(Method):
             self.remark = "KTA's loss alone: maps in place of codes, and no affinity (He et al. have both)"
         widths = [(pair.student.final_channels, pair.teacher.final_channels)]
         if self.rule.reads == "levels":
-            widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
+            widths = matched_widths(pair)
         self.projectors = nn.ModuleList(
             Projector(*both, pair.student.convolutional) if self.rule.project else nn.Identity() for both in widths
         )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import matched_levels, resize
+from kdbench.losses import matched_levels, matched_widths, resize
 from kdbench.method import FeatureMethod, Knobs, knob
 from kdbench.types import Batch, Features, PairSpec
 
@@ -69,8 +69,7 @@ class VID(FeatureMethod):
 
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        widths = list(zip(pair.student.channels[::-1], pair.teacher.channels[::-1], strict=False))[::-1]
-        self.gaussians = nn.ModuleList(Gaussian(*both, config.variance) for both in widths)
+        self.gaussians = nn.ModuleList(Gaussian(*both, config.variance) for both in matched_widths(pair))
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         maps = zip(self.gaussians, matched_levels(student, teacher), strict=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import generator, resize
+from kdbench.losses import align, generator, resize, share
 from kdbench.method import FeatureMethod, Knobs, knob
 from kdbench.types import Batch, Features, FeatureSpec, PairSpec
 
@@ -24,11 +24,6 @@ class ViTKDKnobs(Knobs):
         0.452, "ViTKD, on the mean: beta = 3e-6 times the elements of a block of a teacher 768 wide, 196 768", ge=0
     )
     mask_ratio: float = knob(0.5, "ViTKD: lambda = 0.5", ge=0, le=1)
-
-
-def align(student: int, teacher: int) -> nn.Module:
-    """A linear map of channels, position by position, where the widths differ."""
-    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
 
 
 def is_plain(spec: FeatureSpec) -> bool:
@@ -63,8 +58,7 @@ class Generation(nn.Module):
 def random_masks(map_: Tensor, ratio: float) -> Tensor:
     """Masks (B, 1, h, w) that keep exactly floor(N (1 - ratio)) positions of each image, drawn uniformly."""
     batch, _, height, width = map_.shape
-    # Rounded first, so that 0.3 of 100 tokens hides 30 and not the 31 of binary fractions.
-    kept = int(round(height * width * (1 - ratio), 6))
+    kept = share(height * width, 1 - ratio)
     ranks = torch.rand(batch, height * width, device=map_.device).argsort(1).argsort(1)
     return (ranks >= kept).reshape(batch, 1, height, width)
 

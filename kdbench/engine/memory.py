@@ -20,6 +20,18 @@ REHEARSED = 2
 """Steps that several processes rehearse: from the second one on the optimiser's moments take memory too."""
 
 
+Buffers = list[tuple[Tensor, Tensor]]
+
+
+def _kept(module: nn.Module) -> Buffers:
+    return [(buffer, buffer.clone()) for buffer in module.buffers()]
+
+
+def _put_back(buffers: Buffers) -> None:
+    for buffer, before in buffers:
+        buffer.copy_(before)
+
+
 class Gradients:
     """Forward and backward pass of a stage's batches; where memory runs out, in twice as many pieces from then on.
 
@@ -48,7 +60,7 @@ class Gradients:
             self._rehearse(batch, seed)
             self._rehearsals -= 1
         while True:
-            before = self._images()
+            before, buffers = self._images(), self._kept()
             try:
                 terms = self._pass(self._loss, batch, seed)
             except torch.OutOfMemoryError as error:
@@ -62,6 +74,7 @@ class Gradients:
                 self.passes += self._images() - before
                 return terms
             # Outside the handler, which keeps the failed pass's tensors alive.
+            _put_back(buffers)
             self._halve(batch)
 
     def _rehearse(self, batch: Any, seed: int) -> None:
@@ -70,16 +83,19 @@ class Gradients:
             self._halve(batch)
 
     def _fits(self, batch: Any, seed: int) -> bool:
-        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+        buffers = _kept(self._module)
         try:
             self._pass(self._alone, batch, seed)
         except torch.OutOfMemoryError:
             return False
         finally:
             self._module.zero_grad()
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            _put_back(buffers)
         return True
+
+    def _kept(self) -> Buffers:
+        """Statistics and memories as they are, which a pass that fails would change twice; a CPU's does not fail so."""
+        return [] if self._fabric.device.type == "cpu" else _kept(self._module)
 
     def _alone(self, batch: Any) -> tuple[Tensor, Terms]:
         """The loss without any exchange between processes."""

@@ -14,7 +14,7 @@ import numpy as np
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest, seed_from
 from kdbench.report.records import SIDE_FILE, Record
-from kdbench.report.scores import domains, hits, known_mean
+from kdbench.report.scores import domains, hits, mious
 from kdbench.report.statistics import LEVEL, Interval
 
 RESAMPLES = 1000
@@ -34,11 +34,8 @@ def resample(counts: np.ndarray, domain: str) -> Resampled:
     The draws are a function of the domain and N alone: all models are scored on the same draws, which pairs them.
     """
     times = _times(domain, len(counts))
-    right, union = times @ counts[:, 0], times @ counts.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        miou = known_mean(100.0 * right / union, axis=-1)
     labels = counts[:, 0] + counts[:, 2]
-    return Resampled(miou, digest(labels.astype("<i8").tobytes().hex()))
+    return Resampled(mious(np.tensordot(times, counts, axes=1)), digest(labels.astype("<i8").tobytes().hex()))
 
 
 @lru_cache(maxsize=8)

@@ -57,7 +57,9 @@ def _pick(record: Record) -> dict[str, tuple[int, float]]:
     targets, sources = curve(domains(record, "target")), curve(domains(record, "source"))
     if targets is None:
         return {}
-    curves = {LAST: np.arange(len(targets)), SOURCE: sources, ORACLE: targets}
+    curves: dict[str, np.ndarray | None] = {LAST: np.arange(len(targets))}
+    if len(targets) > 1:  # of a single point there is nothing to choose
+        curves |= {SOURCE: sources, ORACLE: targets}
     found = {rule: _latest_best(curve) for rule, curve in curves.items() if curve is not None}
     return {rule: (point, float(targets[point])) for rule, point in found.items()}
 

@@ -32,20 +32,21 @@ def points(board: Board, looks: Mapping[str, Look]) -> Figure:
     for index, (name, style) in enumerate((("targets", "-"), ("source", "--"))):
         axes = figure.add_axes((0.055 + 0.5 * index, 0.12, 0.36, 0.78))
         curves = {row.method: curve for row in board.rows if (curve := getattr(row.points, name))}
+        last = max(map(len, curves.values()), default=0)
         for method, curve in curves.items():
-            _curve(axes, curve, style, looks[method] if method in shown else None)
+            _curve(axes, curve, last, style, looks[method] if method in shown else None)
         axes.set(xlabel="kept point of the last stage", ylabel="mIoU in %")
         axes.set_title(name, loc="left")
-        axes.set_xticks(range(1, 1 + max(map(len, curves.values()), default=0)))
+        axes.set_xticks(range(1, 1 + last))
         axes.grid(axis="y")
-        ends = {method: (len(curve), curve[-1]) for method, curve in curves.items() if method in shown}
+        ends = {method: (last, curve[-1]) for method, curve in curves.items() if method in shown}
         put_end_labels(axes, ends)
     return figure
 
 
-def _curve(axes: Any, values: Sequence[float], style: str, look: Look | None) -> None:
-    """Without a look it stands back."""
-    x = range(1, 1 + len(values))
+def _curve(axes: Any, values: Sequence[float], last: int, style: str, look: Look | None) -> None:
+    """Ends at the last point, also where fewer are kept. Without a look it stands back."""
+    x = range(1 + last - len(values), 1 + last)
     if look is None:
         axes.plot(x, values, style, color=INK, alpha=0.18, linewidth=0.8)
     else:

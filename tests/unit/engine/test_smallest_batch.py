@@ -143,6 +143,30 @@ class Small(nn.Module):
         return loss, {"loss": loss}
 
 
+def test_what_a_pass_that_failed_has_remembered_is_forgotten() -> None:
+    class Remembers(Small):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            self.seen += len(batch.index)
+            return super().forward(batch)
+
+    class OnAGpu(Fabric):
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cuda")
+
+    module, fabric = Remembers(), Fabric(accelerator="cpu", devices=1)
+    prepared = fabric.setup(module)
+    fabric.__class__ = OnAGpu
+    Gradients(fabric, prepared, module, "toy", lambda: 0, 1)(random_batch(FIT_TEACHER, 8, 2), 0)
+    assert module.seen == 8
+
+
 @pytest.mark.parametrize(("smallest", "pieces"), [(1, 4), (2, 4), (3, None)])
 def test_memory_cuts_no_batch_into_pieces_that_say_nothing(smallest: int, pieces: int | None) -> None:
     module = Small(2)

@@ -62,8 +62,8 @@ def test_of_equal_points_the_later_counts(run) -> None:
 
 def test_a_run_with_one_point_has_no_choice(run) -> None:
     found = choose([run({"night": (40,)}, source=(50,))])
-    assert {each.points for each in found.values()} == {(1,)}
-    assert oracle_gap(found) == 0
+    assert {rule: each.points for rule, each in found.items()} == {LAST: (1,)}
+    assert oracle_gap(found) is None
 
 
 def test_without_validation_on_the_source_that_rule_is_left_out(run) -> None:
