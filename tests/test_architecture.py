@@ -27,7 +27,7 @@ ARROWS = {
     "kdbench.types": (),
     "kdbench.places": (),
     "kdbench.benchmark": ("kdbench.errors",),
-    "kdbench.method": ("kdbench.types", "kdbench.losses"),
+    "kdbench.method": ("kdbench.errors", "kdbench.types", "kdbench.losses"),
     "kdbench.losses": ("kdbench.types",),
     "kdbench.protocol": (*SMALL, "kdbench.types"),
     "kdbench.spec": (*SMALL, "kdbench.method", "kdbench.plugins"),

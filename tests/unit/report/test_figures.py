@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from kdbench.report.board import Board, boards
+from kdbench.report.curves import Points
 from kdbench.report.entries import Entry
 from kdbench.report.page import figures, heat, learning, radar
 from kdbench.report.page.labels import inches, log_ticks, put_end_labels, put_labels, short
@@ -164,6 +165,16 @@ def test_curves_are_those_of_the_rows(board: Board) -> None:
         assert drawn == sorted(getattr(row.points, name) for row in board.rows)
         assert {line.get_linestyle() for line in axes.lines} == {style}
         assert sorted(texts(axes)) == sorted(row.method for row in board.rows)
+
+
+def test_a_row_with_fewer_kept_points_ends_where_the_others_do(board: Board) -> None:
+    """Its one point is its last, as the others' last is theirs."""
+    first, *others = board.rows
+    short = replace(first, points=Points(first.points.targets[-1:], first.points.source[-1:]))
+    figure = learning.points(replace(board, rows=(short, *others)), looks([board]))
+    for axes in figure.axes:
+        assert len({line.get_xdata()[-1] for line in axes.lines}) == 1
+        assert min(len(line.get_xdata()) for line in axes.lines) == 1
 
 
 def test_losses_stand_one_stage_after_the_other(board: Board) -> None:
