@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.models.backbones import Encoder, cut, has_batch_norms, padded
-from kdbench.models.pretrained import read_checkpoint
+from kdbench.models.checkpoint import read_checkpoint
 from kdbench.models.segmentor import Segmentor, seeded
 from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.models import pretrained, zoo
-from kdbench.models.pretrained import Pretrained, Unread, read_checkpoint
+from kdbench.models.checkpoint import Unread, read_checkpoint
+from kdbench.models.pretrained import Pretrained
 from kdbench.models.real import build_real
 from kdbench.models.zoo import Role, find_role
 
