@@ -10,6 +10,7 @@ import torch
 from scipy.special import rel_entr, softmax
 from torch import Tensor, nn
 
+from kdbench.errors import KdbenchError
 from kdbench.losses import (
     LevelProjectors,
     Projector,
@@ -24,7 +25,7 @@ from kdbench.losses import (
     same_grid,
     tokens,
 )
-from kdbench.method import named
+from kdbench.method import joined
 from kdbench.types import Features, FeatureSpec
 
 
@@ -212,6 +213,7 @@ def test_a_generator_keeps_the_grid_and_sees_two_positions_around(random) -> Non
 
 
 def test_an_author_who_returns_no_dict_is_told_so() -> None:
-    assert named({"a": torch.ones(())}) == {"a": torch.ones(())}
-    with pytest.raises(TypeError, match=r"terms\(\) returns a Tensor; return a dict of named scalar tensors"):
-        named(torch.ones(()))  # type: ignore[arg-type]
+    one = torch.ones(())
+    assert joined({"task": one}, {"a": one}) == {"task": one, "a": one}
+    with pytest.raises(KdbenchError, match=r"terms\(\) returns a Tensor; return a dict of named scalar tensors"):
+        joined({"task": one}, one)

@@ -31,6 +31,13 @@ def _official(file: Entry) -> dict[int, str]:
         raise unreadable(file, str(error)) from error
 
 
+BLANK = (
+    "15188", "17705",
+    "12160", "12166", "12167", "12191", "12192", "12193", "12195", "12202", "12203", "12204", "12205", "12206", "12207",
+    "12208", "19993",
+)  # fmt: skip
+"""Two that several sources name, and fifteen that RobustNet leaves out of its training."""
+
 GTAV = Adapter(
     name="gtav",
     title="GTAV, Playing for Data",
@@ -52,26 +59,8 @@ GTAV = Adapter(
     counts={"all": 24966},
     archives=("[01][0-9]_images.zip", "[01][0-9]_labels.zip", "read_mapping.zip"),
     # All known of the release and its copies: images and labels that are a few pixels smaller than the others, pairs
-    # that are missing, and blank images: two named by several sources, fifteen that RobustNet leaves out.
+    # that are missing, and blank images.
     mismatch="resize",
     incomplete="note",
-    blank=(
-        "15188",
-        "17705",
-        "12160",
-        "12166",
-        "12167",
-        "12191",
-        "12192",
-        "12193",
-        "12195",
-        "12202",
-        "12203",
-        "12204",
-        "12205",
-        "12206",
-        "12207",
-        "12208",
-        "19993",
-    ),
+    blank=BLANK,
 )
