@@ -17,19 +17,7 @@ Terms = dict[str, Tensor]
 Loss = Callable[[Any], tuple[Tensor, Terms]]
 """A batch or a piece of it to the sum to minimise, and its terms."""
 REHEARSED = 2
-"""Steps that several processes rehearse: from the second one on the optimiser's moments take memory too."""
-
-
-Buffers = list[tuple[Tensor, Tensor]]
-
-
-def _kept(module: nn.Module) -> Buffers:
-    return [(buffer, buffer.clone()) for buffer in module.buffers()]
-
-
-def _put_back(buffers: Buffers) -> None:
-    for buffer, before in buffers:
-        buffer.copy_(before)
+"""Steps that are rehearsed, but by one process on a CPU: from the second one on the optimiser's moments take memory too."""
 
 
 class Gradients:
@@ -49,7 +37,8 @@ class Gradients:
         """Images through the student, where memory held them to the end."""
         self._fabric, self._loss, self._module = fabric, loss, module
         self._what, self._images, self._smallest = what, images, smallest
-        self._rehearsals = REHEARSED if fabric.world_size > 1 else 0
+        # A pass that fails later leaves its mark in batch statistics and memories; a rehearsed one does not.
+        self._rehearsals = REHEARSED if fabric.world_size > 1 or fabric.device.type != "cpu" else 0
 
     def __call__(self, batch: Any, seed: int) -> Terms:
         """Leaves the gradients of the whole batch with the parameters. Returns the terms.
@@ -60,7 +49,7 @@ class Gradients:
             self._rehearse(batch, seed)
             self._rehearsals -= 1
         while True:
-            before, buffers = self._images(), self._kept()
+            before = self._images()
             try:
                 terms = self._pass(self._loss, batch, seed)
             except torch.OutOfMemoryError as error:
@@ -74,7 +63,6 @@ class Gradients:
                 self.passes += self._images() - before
                 return terms
             # Outside the handler, which keeps the failed pass's tensors alive.
-            _put_back(buffers)
             self._halve(batch)
 
     def _rehearse(self, batch: Any, seed: int) -> None:
@@ -83,19 +71,16 @@ class Gradients:
             self._halve(batch)
 
     def _fits(self, batch: Any, seed: int) -> bool:
-        buffers = _kept(self._module)
+        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         try:
             self._pass(self._alone, batch, seed)
         except torch.OutOfMemoryError:
             return False
         finally:
             self._module.zero_grad()
-            _put_back(buffers)
+            for buffer, before in buffers:
+                buffer.copy_(before)
         return True
-
-    def _kept(self) -> Buffers:
-        """Statistics and memories as they are, which a pass that fails would change twice; a CPU's does not fail so."""
-        return [] if self._fabric.device.type == "cpu" else _kept(self._module)
 
     def _alone(self, batch: Any) -> tuple[Tensor, Terms]:
         """The loss without any exchange between processes."""

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import timm
 
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import KdbenchError
 from kdbench.identity import code_digest, digest
 from kdbench.models import checkpoint, conversion, real
 from kdbench.models.backbones import Encoder
 from kdbench.models.checkpoint import State, checksum, first_line, read_checkpoint, unwrap
 from kdbench.models.conversion import convert, some, with_mask_token
-from kdbench.models.real import MIT, build_real
+from kdbench.models.real import MIT, build_real, unknown_weights
 from kdbench.models.segmentor import seeded
 from kdbench.models.zoo import Role, find_role
 
@@ -193,9 +193,7 @@ def _published(role: Role) -> Any:
     try:
         return timm.get_pretrained_cfg(role.weights)
     except RuntimeError as error:
-        network, _, tag = role.weights.partition(".")
-        known = [name.partition(".")[2] for name in timm.list_models(f"{network}.*", pretrained=True)]
-        raise unknown(f"weights of timm's '{network}'", tag, known) from error
+        raise unknown_weights(role.weights) from error
 
 
 def _put(weights: Pretrained, role: Role) -> str:

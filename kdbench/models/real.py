@@ -52,8 +52,7 @@ def build_real(role: Role, trained: bool = True) -> Encoder:
         with torch.device("meta"):
             plain = timm.create_model(role.network, num_classes=0)
     except RuntimeError as error:
-        known = [each.partition(".")[2] for each in timm.list_models(f"{name}.*", pretrained=True)]
-        raise unknown(f"weights of timm's '{name}'", role.network.partition(".")[2], known) from error
+        raise unknown_weights(role.network) from error
     if isinstance(plain, VisionTransformer | Eva):
         # Any size of image, and the norm before the pooling: what follows is a map of normed tokens.
         pooling = "token" if plain.cls_token is not None else "avg"
@@ -63,6 +62,13 @@ def build_real(role: Role, trained: bool = True) -> Encoder:
     if isinstance(plain, VisionTransformerSAM):
         return SamEncoder(timm.create_model(role.network, num_classes=0))
     return _pyramid(timm.create_model(role.network, num_classes=0), role.network)
+
+
+def unknown_weights(network: str) -> KdbenchError:
+    """An error for a network of timm with a tag of weights that it does not have."""
+    name, _, tag = network.partition(".")
+    known = [each.partition(".")[2] for each in timm.list_models(f"{name}.*", pretrained=True)]
+    return unknown(f"weights of timm's '{name}'", tag, known)
 
 
 def describe(role: Role) -> dict[str, str]:
