@@ -17,7 +17,7 @@ Terms = dict[str, Tensor]
 Loss = Callable[[Any], tuple[Tensor, Terms]]
 """A batch or a piece of it to the sum to minimise, and its terms."""
 REHEARSED = 2
-"""Steps that are rehearsed, but for one process on a CPU: from the second on the optimiser's moments take memory too."""
+"""Steps that are rehearsed, but for one process on a CPU: from the second on the optimiser's moments take memory."""
 
 
 class Gradients:
