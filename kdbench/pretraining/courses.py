@@ -48,7 +48,7 @@ def _local(steps: int) -> Recipe:
 
 
 def _views(steps: int) -> Recipe:
-    return Recipe(steps=steps, batch=24, lr=7e-4, warmup=100, clip=1.0, augmentation=_VIEWS)
+    return Recipe(steps=steps, batch=24, lr=2e-3, warmup=100, clip=1.0, augmentation=_VIEWS)
 
 
 COURSES = {
