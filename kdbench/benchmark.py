@@ -36,17 +36,10 @@ class InputSize:
 
 
 @dataclass(frozen=True)
-class CentreSquare:
-    """Image and label at that height, the ratio kept, then cut or padded to a square around the middle (RobustNet)."""
-
-    side: int
-
-
-@dataclass(frozen=True)
 class Terms:
     """What a protocol asks of a data set: the size of evaluated images, and parts in place of the usual ones."""
 
-    size: InputSize | CentreSquare | None = None
+    size: InputSize | None = None
     train: tuple[str, ...] | None = None
     val: tuple[str, ...] | None = None
 

@@ -74,6 +74,8 @@ def assign_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str
         if not dot:
             if len(methods) > 1:
                 raise KdbenchError(f"--set {setting}: several methods run, so write method.knob=value.")
+            if not methods:
+                raise KdbenchError(f"--set {setting}: no method runs.")
             method = methods[0]
         method = method.replace("-", "_")
         if method not in assigned:

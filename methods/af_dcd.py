@@ -18,7 +18,10 @@ PATCH = 4
 class AfDCDKnobs(Knobs):
     """Weights of the three terms, the mask, and the contrast's temperature and groups."""
 
-    unread: ClassVar = (({"contrast": 0}, ("temperature", "groups")),)
+    unread: ClassVar = (
+        ({"contrast": 0}, ("temperature", "groups")),
+        ({"contrast": 0, "reconstruction": 0}, ("mask_ratio",)),
+    )
     kd: float = knob(1.0, "Af-DCD, Cityscapes script: lambda_kd = 1; 0 leaves the teacher's decoder out", ge=0)
     reconstruction: float = knob(
         33.6, "Af-DCD, Cityscapes script, on the mean: lambda_fd = 2e-6 times its map's 2048 64 128 elements", ge=0

@@ -24,6 +24,7 @@ class CIRKDKnobs(RecipeKnobs):
         ({"pixel_weight": 0}, ("pixel_queue", "samples", "pixel_contrast")),
         ({"region_weight": 0}, ("region_queue", "region_contrast")),
         ({"pixel_weight": 0, "region_weight": 0}, ("kd_temperature",)),
+        ({"batch_weight": 0, "pixel_weight": 0, "region_weight": 0}, ("temperature",)),
     )
     batch_weight: float = knob(1.0, "CIRKD script: 1", ge=0)
     pixel_weight: float = knob(0.1, "CIRKD script: 0.1", ge=0)

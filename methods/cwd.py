@@ -18,6 +18,9 @@ class ChannelKnobs(RecipeKnobs):
         ({"recipe": "paper"}, ("target",)),
         ({"recipe": "bare", "target": "logits"}, ("feature_weight",)),
         ({"recipe": "bare", "target": "features"}, ("logit_weight",)),
+        ({"recipe": "bare", "target": "logits", "logit_weight": 0}, ("temperature",)),
+        ({"recipe": "bare", "target": "features", "feature_weight": 0}, ("temperature",)),
+        ({"logit_weight": 0, "feature_weight": 0}, ("temperature",)),
     )
     target: Literal["logits", "features", "both"] = knob("logits", "TorchDistiller's headline command: logits only")
     temperature: float = knob(4.0, "TorchDistiller README and CIRKD script: T = 4", gt=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ FIRST = 1 / 20
 class DKDKnobs(Knobs):
     """Weights of the two parts, temperature and warm-up."""
 
+    unread: ClassVar = (({"alpha": 0, "beta": 0}, ("temperature", "warmup")),)
     alpha: float = knob(1.0, "mdistiller: alpha = 1 throughout", ge=0)
     beta: float = knob(0.5, "mdistiller, ImageNet: beta = 0.5 (CIFAR: 2 to 8 by pair)", ge=0)
     temperature: float = knob(1.0, "mdistiller, ImageNet: T = 1 (CIFAR: 4)", gt=0)

@@ -13,8 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from kdbench.benchmark import CentreSquare, InputSize
-from kdbench.types import IGNORE
+from kdbench.benchmark import InputSize
 
 
 class Sizing(Protocol):
@@ -80,28 +79,6 @@ class Evaluated:
         # In floating point: the library's whole-number resize rounds twice, which brightens by half a level.
         resized: Tensor = vision.resize(image.float(), list(size), antialias=False)
         return resized.round_().to(torch.uint8), label
-
-
-@dataclass(frozen=True)
-class Squared:
-    """Image and label as a centre square."""
-
-    rule: CentreSquare
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The rule's name and numbers."""
-        return {"rule": "centre square", **asdict(self.rule)}
-
-    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Both resized to the side's height, then cut, or padded with black and ignored pixels."""
-        side = self.rule.side
-        size = (side, int(image.shape[-1] * side / image.shape[-2] + 0.5))
-        resized = vision.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
-        mask = nearest(label, size)[None]
-        missing = max(0, side - size[1])
-        mask = vision.pad(mask, [missing // 2, 0, missing - missing // 2, 0], fill=IGNORE)
-        return vision.center_crop(resized, [side, side]), vision.center_crop(mask, [side, side])[0]
 
 
 def _fitted(size: tuple[int, int], rule: InputSize) -> tuple[int, int]:

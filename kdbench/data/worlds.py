@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdbench.benchmark import Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import Benchmark, Domain, RealData, Terms
 from kdbench.data import synthetic
 from kdbench.data.domainset import DomainSet
 from kdbench.data.real import ADAPTERS, Adapter, RealSet
 from kdbench.data.real.adapter import Scan
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.sizing import Cover, Evaluated, Native, Sizing, Squared
+from kdbench.data.sizing import Cover, Evaluated, Native, Sizing
 from kdbench.errors import KdbenchError, unknown
 from kdbench.protocol import Protocol
 
@@ -111,7 +111,7 @@ class Worlds:
         if split == "train" and protocol.native:
             sizing = Native()
         elif split == "val" and terms.size is not None:
-            sizing = Evaluated(terms.size) if isinstance(terms.size, InputSize) else Squared(terms.size)
+            sizing = Evaluated(terms.size)
         elif split == "val" and protocol.native:
             raise KdbenchError(
                 f"domain '{domain.name}' does not say at what size it is evaluated under protocol '{protocol.name}': "

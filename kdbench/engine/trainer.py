@@ -223,7 +223,7 @@ def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> 
 
 def _tell_unreached(job: Job, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """A term may begin late, so it is an error only where a whole stage has moved nothing: long after this."""
-    parts = {name: list(part.parameters()) for name, part in _by_part(job.module).items()}
+    parts = {name: [p for p in part.parameters() if p.requires_grad] for name, part in _by_part(job.module).items()}
     unreached = [name for name, held in parts.items() if held and not any(p in optimizer.state for p in held)]
     if unreached:
         progress.note(f"{job.what}: no gradient has reached {', '.join(unreached)} in the first step")

@@ -117,7 +117,12 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "one"), "seeds are whole numbers"),
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--device", "tpu"), "tpu"),
         (("run", "--pair", "dinov2-s:deit-s"), "--method"),
-        (("leaderboard", "--results", "/nowhere", "--protocol", "mni"), "kdbench"),
+        (("leaderboard", "--results", "/nowhere"), "--results /nowhere is no folder"),
+        (("leaderboard", "--protocol", "mni"), "Did you mean 'mini'"),
+        (
+            ("budgets", "--phase", "fit_teacher", "--pair", "dinov2-s:deit-s", "--set", "temperature=2"),
+            "--set temperature=2: no method runs",
+        ),
         (("leaderboard", "--include-images"), "add --format html"),
         (("data", "preview", "g3c"), "unknown benchmark"),
         (("run", "--method", "gkd", "--pair", "dinov2-s:deit-s", "--seed", "4-0"), "seeds are whole numbers"),

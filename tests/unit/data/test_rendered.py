@@ -37,5 +37,9 @@ def test_a_full_disk_is_an_error_with_a_repair(tmp_path: Path, monkeypatch: pyte
 
 def test_a_partial_folder_of_a_killed_process_is_no_set(tmp_path: Path) -> None:
     samples = RenderedSet("d", "gtav", "val", 2, (32, 64), tmp_path)
-    (tmp_path / "gtav-val-x.partial-1").mkdir()
+    left = samples._target.with_name(f"{samples._target.name}.partial-1")
+    left.mkdir()
+    (left / "image.npy").write_bytes(b"half")
+    assert not samples.drawn
     assert len(samples.arrays["image"]) == 2
+    assert not left.exists()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.benchmark import CentreSquare, InputSize
-from kdbench.data.sizing import Cover, Evaluated, Native, Squared
+from kdbench.benchmark import InputSize
+from kdbench.data.sizing import Cover, Evaluated, Native
 from kdbench.plugins import load_benchmark
 
 
@@ -79,17 +79,3 @@ def test_labels_are_halved_as_pillow_does(size: tuple[int, int]) -> None:
     _, half = Evaluated(InputSize(4, 8, halved=True))(torch.zeros(3, *size, dtype=torch.uint8), torch.from_numpy(label))
     theirs = Image.fromarray(label).resize((size[1] // 2, size[0] // 2), Image.Resampling.NEAREST)
     assert np.array_equal(half.numpy(), np.asarray(theirs))
-
-
-@pytest.mark.parametrize(("stored", "inside"), [((20, 40), (0, 16)), ((40, 20), (4, 12))])
-def test_a_centre_square_cuts_wide_images_and_pads_narrow_ones(
-    stored: tuple[int, int], inside: tuple[int, int]
-) -> None:
-    image = torch.full((3, *stored), 200, dtype=torch.uint8)
-    square, mask = Squared(CentreSquare(16))(image, torch.full(stored, 7, dtype=torch.uint8))
-    there = torch.zeros(16, 16, dtype=torch.bool)
-    there[:, inside[0] : inside[1]] = True
-    assert torch.equal(mask == 7, there)
-    assert torch.equal(mask == 255, ~there)
-    assert torch.equal(square[0] == 200, there)
-    assert square[:, ~there].sum() == 0

@@ -214,6 +214,7 @@ def test_a_part_that_is_itself_a_norm_is_spared_like_one_inside_a_part() -> None
 def test_a_part_that_the_first_step_does_not_reach_is_named_at_once(tmp_path: Path) -> None:
     made, _ = job()
     made.module.trained["idle"] = nn.Linear(2, 2)
+    made.module.trained["frozen on purpose"] = nn.Linear(2, 2).requires_grad_(False)
     notes: list[str] = []
 
     class Noting(Silent):

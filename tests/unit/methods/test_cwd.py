@@ -70,6 +70,8 @@ def test_temperature_has_to_be_positive() -> None:
         ({"recipe": "paper"}, {"target": "both"}),
         ({}, {"feature_weight": 5}),
         ({"target": "features"}, {"logit_weight": 5}),
+        ({"logit_weight": 0}, {"temperature": 2}),
+        ({"target": "features", "feature_weight": 0}, {"temperature": 2}),
     ],
 )
 def test_a_knob_that_is_not_read_is_refused(settings: dict[str, object], unread: dict[str, object]) -> None:

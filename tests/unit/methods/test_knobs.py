@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from functools import cache
 
@@ -80,12 +81,22 @@ def test_weights_multiply_what_they_weigh(method: str) -> None:
     assert 2.0 in factors.values()
 
 
+def zeros(method: str) -> list[tuple[str, ...]]:
+    """Each weight alone, every two, and all of them."""
+    names = tuple(weights(method))
+    sizes = {1, 2, len(names)} - {0}
+    return [chosen for size in sorted(sizes) for chosen in itertools.combinations(names, size)]
+
+
 @pytest.mark.parametrize(
-    ("method", "weight"), [(method, name) for method in method_names() for name in weights(method)]
+    ("method", "without"),
+    [(method, names) for method in method_names() for names in zeros(method)],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
-def test_what_a_weight_of_zero_leaves_unread_is_refused(method: str, weight: str) -> None:
+def test_what_weights_of_zero_leave_unread_is_refused(method: str, without: tuple[str, ...]) -> None:
     """Else a variant would have a row of its own with the numbers of another."""
-    off = {**ALONG.get(method, {}), weight: 0.0}
+    zero = dict.fromkeys(without, 0.0)
+    off = {**ALONG.get(method, {}), **zero}
     config = load_method(method).method.Config
     try:
         config(**off)
@@ -99,4 +110,4 @@ def test_what_a_weight_of_zero_leaves_unread_is_refused(method: str, weight: str
             config(**off, **{name: other})
         except ValidationError:
             continue
-        assert outcome(method, **{weight: 0.0, name: other}) != outcome(method, **{weight: 0.0}), name
+        assert outcome(method, **zero, **{name: other}) != outcome(method, **zero), name

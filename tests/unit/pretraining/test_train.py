@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.errors import KdbenchError
 from kdbench.models.shipped import Zoo
 from kdbench.models.zoo import ROLES, STAND_INS
 from kdbench.pretraining import courses, train
 from kdbench.pretraining.courses import COURSES, Course, find_course
 from kdbench.pretraining.train import School, make_school
 from kdbench.progress import Silent
+from kdbench.protocol import Recipe
 
 
 @pytest.fixture
@@ -85,11 +87,20 @@ def test_every_stand_in_has_a_course_and_no_local_one_sees_the_web() -> None:
         assert course.teacher is None or ROLES[course.teacher].family == ROLES[name].family == "foundation"
 
 
+@pytest.mark.parametrize("role", COURSES)
+def test_what_is_shipped_was_trained_by_its_course(role: str) -> None:
+    course, card = COURSES[role], Zoo().card(role)
+    assert (card.collection, card.objective, card.teacher) == (course.collection, course.objective, course.teacher)
+    assert card.images == courses.IMAGES[course.collection]
+    # A field that came after a card was written had its default then.
+    assert Recipe(**card.recipe) == course.recipe
+
+
 def test_teachers_come_before_their_pupils() -> None:
     order = list(COURSES)
     assert all(order.index(c.teacher) < order.index(c.role) for c in COURSES.values() if c.teacher)
 
 
 def test_an_unknown_course_names_those_that_exist() -> None:
-    with pytest.raises(Exception, match="dinov2-s"):
+    with pytest.raises(KdbenchError, match="dinov2-s"):
         find_course("dinov2-x")
