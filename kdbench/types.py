@@ -6,7 +6,7 @@ checkers alone, so that programs which only name phases and parts start without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -99,13 +99,14 @@ class Features:
 class SegOutput:
     """features, logits (B, K, h, w) at the decoder's resolution, and extra, which only the decoder understands.
 
-    scores: (B, K, h, w), what is averaged where windows overlap; the logits where a decoder has no other.
+    scores: gives what is averaged where windows overlap, (B, K, H, W) at a window's size (H, W); None where that is the
+    logits, resized.
     """
 
     features: Features
     logits: Tensor
     extra: Any = None
-    scores: Tensor | None = None
+    scores: Callable[[tuple[int, int]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def run(
     spec = RunSpec(
         methods=split_list(method, usable_methods() if method == "all" else None),
         pairs=split_list(pair, NAMED_PAIRS),
-        benchmarks=split_list(benchmark, servable(data_root) if benchmark.strip() == "all" else None),
+        benchmarks=split_list(benchmark, servable(data_root, protocol) if benchmark.strip() == "all" else None),
         protocol=protocol,
         track=track,
         resampling=resampling,

@@ -14,6 +14,7 @@ from rich.console import Console
 from kdbench.benchmark import Benchmark
 from kdbench.errors import KdbenchError
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
+from kdbench.protocol import find_protocol
 from kdbench.spec import split_list
 
 Results = Annotated[Path | None, typer.Option(help="Where records are written and read. [results/runs]")]
@@ -26,17 +27,20 @@ Label = Annotated[str, typer.Option("--as", help="A label for the variant that -
 Settings = Annotated[list[str] | None, typer.Option("--set", help="knob=value, or method.knob=value; repeatable.")]
 
 
-def servable(data_root: Path | None) -> list[str]:
-    """The benchmarks that can run without data, or those that have data sets to run with."""
+def servable(data_root: Path | None, protocol: str = "mini") -> list[str]:
+    """The benchmarks that can run without data, or those that have data sets to run with, on a protocol's terms."""
     loaded, _ = load_all(benchmark_names(), load_benchmark)
     if data_root is None:
         return [name for name, benchmark in loaded.items() if all(d.synthetic for d in benchmark.evaluated())]
     from kdbench.data.real import ADAPTERS
+    from kdbench.data.worlds import Worlds
 
     if not data_root.is_dir():
         raise KdbenchError(f"--data-root {data_root} is not a folder.")
     there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(data_root)]
-    missing = {name: _missing(benchmark, there) for name, benchmark in loaded.items()}
+    worlds = Worlds(find_protocol(protocol), Path(), data_root)
+    stated = {name: benchmark for name, benchmark in loaded.items() if worlds.states_sizes(benchmark)}
+    missing = {name: _missing(benchmark, there) for name, benchmark in stated.items()}
     served = [name for name, lacking in missing.items() if not lacking]
     if not served:
         each = "; ".join(f"{name} lacks {', '.join(lacking)}" for name, lacking in missing.items())

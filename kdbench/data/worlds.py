@@ -68,6 +68,11 @@ class Worlds:
         real = self.data_root is not None
         return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or self._terms(d.real).val)]
 
+    def states_sizes(self, benchmark: Benchmark) -> bool:
+        """Whether every data set that is scored says at what size, where the protocol has no size for all."""
+        real = [domain.real for domain in self.evaluated(benchmark) if domain.real]
+        return not self.protocol.native or all(self._terms(data).size is not None for data in real)
+
     def world_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
         return "real" if self.data_root is not None else self.val(benchmark.targets[0]).world

@@ -24,7 +24,7 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation) -> Tensor:
-    """Logits (B, K, H, W) of images (B, 3, H, W), averaged where windows overlap (as mmseg's slide inference)."""
+    """Scores (B, K, H, W) of images (B, 3, H, W), averaged where windows overlap (as mmseg's slide inference)."""
     height, width = (min(w, s) for w, s in zip(evaluation.window, image.shape[-2:], strict=True))
     corners = [
         (y, x)
@@ -32,13 +32,13 @@ def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Eval
         for x in starts(image.shape[-1], width, evaluation.stride[1])
     ]
     if len(corners) == 1:
-        return _resized(_scores(model(image)), (height, width))
+        return _scores(model(image), (height, width))
     total: Tensor | None = None
     count = image.new_zeros(image.shape[-2:])
     # Some windows of all images at a time, so that no more than a batch's logits are held at full size.
     for group in batched(corners, max(1, evaluation.batch // len(image))):
         windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in group])
-        logits = _resized(_scores(model(windows)), (height, width))
+        logits = _scores(model(windows), (height, width))
         if total is None:
             total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
         for (y, x), scores in zip(group, torch.split(logits, len(image)), strict=True):
@@ -94,8 +94,8 @@ def batched(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tu
         yield items[start : start + size]
 
 
-def _scores(output: SegOutput) -> Tensor:
-    return output.logits if output.scores is None else output.scores
+def _scores(output: SegOutput, size: tuple[int, int]) -> Tensor:
+    return _resized(output.logits, size) if output.scores is None else output.scores(size)
 
 
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -24,6 +24,7 @@ from kdbench.engine.checks import all_stages, check_batches, check_together, mod
 from kdbench.engine.costs import cost_of
 from kdbench.engine.failing import failure_of
 from kdbench.engine.journal import Journal
+from kdbench.engine.memory import release
 from kdbench.engine.processes import check_shares, make_fabric, processes
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
@@ -66,9 +67,11 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     if spec.label_maps and spec.data_root is None:
         raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
     protocol = find_protocol(spec.protocol, spec.track, assign_label_maps(spec.label_maps), spec.resampling)
-    for dataset in protocol.label_maps:
+    for dataset, table in protocol.label_maps.items():
         if dataset not in ADAPTERS:
             raise unknown("data set (in --label-map)", dataset, ADAPTERS)
+        if all(table == next(iter(layout.tables), "") for layout in ADAPTERS[dataset].layouts):
+            raise KdbenchError(f"--label-map {dataset}={table} is how {dataset} is read anyway: leave it out.")
     if protocol.native and spec.data_root is None:
         raise KdbenchError(
             f"protocol '{protocol.name}' runs on real images: add --data-root DIR, the folder that holds the data sets "
@@ -168,7 +171,10 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     check_together(lab, cells)
     with contextlib.closing(Trackers(spec.watch, spec.results, lab.progress.note)) as trackers:
         for cell in cells:
-            yield _run_cell(spec, lab, cell, trackers)
+            done = _run_cell(spec, lab, cell, trackers)
+            if not done.cached:
+                release()
+            yield done
 
 
 def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:

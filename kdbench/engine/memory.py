@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,12 @@ Loss = Callable[[Any], tuple[Tensor, Terms]]
 """A batch or a piece of it to the sum to minimise, and its terms."""
 REHEARSED = 2
 """Steps that are rehearsed, but for one process on a CPU: from the second on the optimiser's moments take memory."""
+
+
+def release() -> None:
+    """Gives back what finished networks hold: an encoder and the hook on its stem hold each other until collected."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 class Gradients:
@@ -90,7 +97,7 @@ class Gradients:
 
     def _halve(self, batch: Any) -> None:
         self._module.zero_grad()
-        torch.cuda.empty_cache()
+        release()
         # What pretraining learns from is no Batch, and is not cut.
         held = f"{len(batch.index)} images in {self.pieces} pieces" if isinstance(batch, Batch) else "a batch"
         if not isinstance(batch, Batch) or len(batch.index) // (2 * self.pieces) < self._smallest:

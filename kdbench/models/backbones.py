@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.errors import KdbenchError, unknown
-from kdbench.models.geometry import Geometry, resample_kernel, resample_positions
+from kdbench.models.geometry import Geometry, PositionRule, resample_kernel, resample_positions
 from kdbench.models.zoo import STAND_INS, Role
 from kdbench.types import Features, FeatureSpec
 
@@ -105,12 +105,12 @@ class TokenEncoder(Encoder):
     cut back to the image; a mask's cells are then patches of the padded image.
     """
 
-    def __init__(self, body: nn.Module, patch: int, position_offset: bool = False) -> None:
+    def __init__(self, body: nn.Module, patch: int, positions: PositionRule = "plain") -> None:
         width, depth = int(body.embed_dim), len(body.blocks)  # type: ignore[arg-type]
         super().__init__(body, body.patch_embed, width, "NHWC")  # type: ignore[arg-type]
         # GKD's taps, 3/5/7/11 of 12 and 7/11/15/23 of 24, as fractions of the depth.
         self.taps = (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
-        self._width, self._depth, self._offset = width, depth, position_offset
+        self._width, self._depth, self._positions = width, depth, positions
         self._class_token = getattr(body, "cls_token", None) is not None
         self._set_patch(patch)
 
@@ -126,11 +126,11 @@ class TokenEncoder(Encoder):
         if geometry.patch == self.patch and grid == embed.grid_size:
             return
         kernel = resample_kernel(embed.proj.weight.detach(), geometry.patch, geometry.how)
-        # DINOv2's own rule goes with its own patches; where those change, GKD resamples both plainly.
-        offset = self._offset and geometry.patch == self.patch
+        # The authors' own rule goes with their own patches; where those change, GKD resamples both plainly.
+        rule: PositionRule = self._positions if geometry.patch == self.patch else "plain"
         positions = body.pos_embed
         if positions is not None:
-            positions = resample_positions(positions.detach(), grid, embed.grid_size, geometry.how, offset)
+            positions = resample_positions(positions.detach(), grid, embed.grid_size, geometry.how, rule)
         body.set_input_size((grid[0] * geometry.patch, grid[1] * geometry.patch), (geometry.patch, geometry.patch))
         body.patch_embed.proj.weight.data.copy_(kernel)
         if positions is not None:

@@ -41,6 +41,9 @@ def convert(encoder: Encoder, state: State, what: str) -> State:
     ]:
         named[name.replace("fc_norm", "norm", 1)] = named.pop(name)
     _fold_layer_scales(named, expected)
+    # Files of before torch 0.4.1, torchvision's first ResNets among them, do not count batches, and nothing reads it.
+    counters = {name: tensor for name, tensor in body.state_dict().items() if name.endswith(".num_batches_tracked")}
+    named = {**counters, **named}
     missing = sorted(expected - set(named))
     unknown = sorted(n for n in set(named) - expected if not n.startswith(DROPPED) and n != "mask_token")
     shapes = [

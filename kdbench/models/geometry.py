@@ -31,8 +31,10 @@ class Geometry:
         return self.size[0] // self.patch, self.size[1] // self.patch
 
 
+PositionRule = Literal["plain", "offset", "antialiased"]
+"""How authors resample positions, always bicubic. DINOv2: by the factor (new + OFFSET) / old, a guard against rounding;
+DINOv2 with registers: with antialiasing (its hub's settings)."""
 OFFSET = 0.1
-"""DINOv2 resamples its positions by the factor (new + 0.1) / old: its authors' guard against rounding."""
 
 
 def resample_kernel(kernel: Tensor, patch: int, how: Resampling) -> Tensor:
@@ -46,18 +48,18 @@ def resample_kernel(kernel: Tensor, patch: int, how: Resampling) -> Tensor:
 
 
 def resample_positions(
-    positions: Tensor, grid: tuple[int, int], old: tuple[int, int], how: Resampling, offset: bool = False
+    positions: Tensor, grid: tuple[int, int], old: tuple[int, int], how: Resampling, rule: PositionRule = "plain"
 ) -> Tensor:
     """A position embedding (1, P + h w, D), old = (h, w), to another grid; the P rows of prefix tokens stay."""
     if grid == old:
         return positions
     prefix = positions.shape[1] - old[0] * old[1]
-    if how == "pseudo-inverse":
+    if how == "pseudo-inverse" or rule == "antialiased":
         resampled: Tensor = resample_abs_pos_embed(positions, list(grid), list(old), num_prefix_tokens=prefix)
         return resampled
     kept, rest = positions[:, :prefix], positions[:, prefix:]
     as_map = rest.float().transpose(1, 2).reshape(1, -1, *old)
-    if offset:
+    if rule == "offset":
         factors = [(new + OFFSET) / side for new, side in zip(grid, old, strict=True)]
         as_map = F.interpolate(as_map, scale_factor=factors, mode="bicubic", align_corners=False)
     else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -110,8 +111,8 @@ class Mask2FormerDecoder(nn.Module):
         """Logits (B, K, h, w) = log(S + 1e-6) of the last layer, on the finest level's grid; stride 4 for real nets."""
         levels = _pyramid(features.levels) if self.token_maps else features.levels
         predictions: Predictions = self.network(levels)
-        scores = semantic_scores(predictions.classes[-1], predictions.masks[-1])
-        return SegOutput(features, (scores + FLOOR).log(), predictions, scores)
+        last = predictions.classes[-1], predictions.masks[-1]
+        return SegOutput(features, (semantic_scores(*last) + FLOOR).log(), predictions, partial(semantic_scores, *last))
 
     def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
         """Class, mask and dice terms of matched queries, weighted and summed over the layers, each matched anew.
@@ -193,14 +194,17 @@ def _matched(costs: Tensor) -> tuple[list[list[tuple[Tensor, Tensor]]], int]:
     return layers, max(1, int(np.isfinite(known[0, :, 0]).sum()))
 
 
-def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
+def semantic_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Scores (B, K, h, w) of class logits (B, Q, K + 1) and mask logits (B, Q, h, w), in single precision.
 
-    S_k = sum over q of softmax(c_q)_k sigmoid(m_q), "no object" dropped (MaskFormer, section 3.4).
+    S_k = sum over q of softmax(c_q)_k sigmoid(m_q), "no object" dropped (MaskFormer, section 3.4). size: (H, W) that
+    the mask logits are brought to before the sigmoid, as its authors and mmseg do: resized scores smear thin masks.
     """
     with torch.autocast(masks.device.type, enabled=False):
-        chances = classes.float().softmax(-1)[..., :-1]
-        return torch.einsum("bqk,bqhw->bkhw", chances, masks.float().sigmoid())
+        chances, masks = classes.float().softmax(-1)[..., :-1], masks.float()
+        if size is not None and size != tuple(masks.shape[-2:]):
+            masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+        return torch.einsum("bqk,bqhw->bkhw", chances, masks.sigmoid())
 
 
 def _pyramid(levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

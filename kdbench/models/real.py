@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdbench.errors import KdbenchError, unknown
 from kdbench.errors import describe as describe_error
 from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, cut, padded
+from kdbench.models.geometry import PositionRule
 from kdbench.models.zoo import Role
 from kdbench.types import Features, FeatureSpec
 
@@ -29,6 +30,9 @@ _MIT_SIZES = {
     "b0": (32, (2, 2, 2, 2)), "b1": (64, (2, 2, 2, 2)), "b2": (64, (3, 4, 6, 3)), "b3": (64, (3, 4, 18, 3)),
     "b4": (64, (3, 8, 27, 3)), "b5": (64, (3, 6, 40, 3)),
 }  # fmt: skip
+
+POSITION_RULES: dict[str, PositionRule] = {"14_dinov2": "offset", "14_reg4_dinov2": "antialiased"}
+"""How authors resample positions, by what timm's name of a network holds; else plainly."""
 
 
 def build_real(role: Role, trained: bool = True) -> Encoder:
@@ -58,7 +62,8 @@ def build_real(role: Role, trained: bool = True) -> Encoder:
         pooling = "token" if plain.cls_token is not None else "avg"
         more = {} if pooling == "token" else {"fc_norm": False}
         tokens = timm.create_model(role.network, num_classes=0, dynamic_img_size=True, global_pool=pooling, **more)
-        return TokenEncoder(tokens, tokens.patch_embed.patch_size[0], position_offset="14_dinov2" in role.network)
+        rule: PositionRule = next((rule for mark, rule in POSITION_RULES.items() if mark in role.network), "plain")
+        return TokenEncoder(tokens, tokens.patch_embed.patch_size[0], rule)
     if isinstance(plain, VisionTransformerSAM):
         return SamEncoder(timm.create_model(role.network, num_classes=0))
     return _pyramid(timm.create_model(role.network, num_classes=0), role.network)

@@ -190,3 +190,8 @@ def test_a_resampling_without_patches_that_change_is_refused() -> None:
 @pytest.mark.parametrize("id_", ["smoke-54761713", "mini-bc929c0b", "paper-443c8e49"])
 def test_the_ids_of_results_stay(id_: str) -> None:
     assert PROTOCOLS[id_.partition("-")[0]].id == id_
+
+
+def test_another_label_map_is_named_by_the_id() -> None:
+    """Published numbers stand beside the id without its hash, so a table of another author must show in it."""
+    assert find_protocol("paper", label_maps={"mapillary": "robustnet"}).id.startswith("paper-mapillary.robustnet-")

@@ -195,7 +195,12 @@ class Scan:
         return self.hint() or f"No file there has a name of this data set. It comes from {self.adapter.home}."
 
     def hint(self) -> str:
-        """What to do about something that is there in place of what is needed, or nothing."""
+        """What to do about something that is there in place of what is needed, or nothing.
+
+        A set that has images and labels lacks single files alone: what else lies there is not the cause.
+        """
+        if self.images.files and (self.labels.files or not self.layout.label):
+            return ""
         for pattern, repair in {**self.adapter.hints, **self.adapter.unpack}.items():
             for name, entry in self.tree.entries.items():
                 if re.search(pattern, name):

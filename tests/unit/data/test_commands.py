@@ -122,6 +122,23 @@ def test_a_label_map_of_a_set_that_is_not_read_is_refused(trees: Any, tmp_path: 
     assert "mapillary, which no benchmark of this run reads. They read: cityscapes, gtav" in str(done.exception)
 
 
+def test_a_label_map_that_is_the_default_is_refused(tmp_path: Path) -> None:
+    """It would have an id, and rows, of its own."""
+    done = CliRunner().invoke(
+        app,
+        ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--protocol", "smoke", "--data-root",
+         str(tmp_path), "--label-map", "mapillary=rein", "--store", str(tmp_path), "--benchmark", "g2m"],
+    )  # fmt: skip
+    assert "--label-map mapillary=rein is how mapillary is read anyway" in str(done.exception)
+
+
+def test_all_leaves_out_what_says_no_size_under_a_protocol_of_real_sizes(trees: Any) -> None:
+    for name in ("gtav", "cityscapes", "camvid"):
+        trees.make(name)
+    assert servable(trees.root) == ["camvid", "g2c"]
+    assert servable(trees.root, "paper") == ["g2c"]
+
+
 def test_all_stands_for_the_benchmarks_whose_sets_are_there(trees: Any) -> None:
     for name in ("gtav", "cityscapes"):
         trees.make(name)

@@ -108,6 +108,19 @@ def tile(root: Path, off: int) -> None:
 LABEL = "gtFine/val/*/*_labelIds.png"
 IMAGE = "leftImg8bit/val/*/*.png"
 MASK = "labels/sem_seg/masks/val/*.png"
+
+
+def test_what_else_lies_there_is_no_repair_of_a_single_missing_label(trees: Any) -> None:
+    """Converted labels beside the shipped ones are usual."""
+    parts = trees.make("cityscapes")
+    labels = sorted((trees.root / "cityscapes/gtFine").glob("*/*/*_labelIds.png"))
+    for label in labels:
+        shutil.copy(label, str(label).replace("labelIds", "labelTrainIds"))
+    labels[0].unlink()
+    (finding,) = [f for f in checked(trees, "cityscapes", parts).findings if "without a label" in f.what]
+    assert "converted" not in finding.repair
+
+
 FAULTS: dict[str, tuple[str, str, Callable[[Path], Any], str]] = {
     "an image is missing": (
         "cityscapes",

@@ -148,6 +148,21 @@ def test_windows_cover_every_pixel_and_stay_inside(window: int, stride: int) -> 
         assert all(0 <= place <= max(0, length - window) for place in places)
 
 
+def test_a_decoder_may_give_its_scores_at_the_windows_size() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def scores(size: tuple[int, int]) -> Tensor:
+        asked.append(size)
+        return torch.ones(1, 2, *size)
+
+    evaluation = Evaluation(batch=1, window=(8, 8), stride=(4, 4))
+    found = class_scores(
+        lambda image: SimpleNamespace(scores=scores, logits=None), torch.zeros(1, 3, 8, 12), evaluation
+    )
+    assert torch.equal(found, torch.ones(1, 2, 8, 12))
+    assert asked == [(8, 8)] * 2
+
+
 def scores_one_window_at_a_time(model: nn.Module, image: Tensor, evaluation: Evaluation) -> np.ndarray:
     """Windows by mmseg's rule, one image and one window at a time, averaged pixel by pixel in float64."""
     (wh, ww), (sh, sw), (height, width) = evaluation.window, evaluation.stride, image.shape[-2:]

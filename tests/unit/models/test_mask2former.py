@@ -203,6 +203,22 @@ def test_a_score_adds_the_queries_up_and_drops_no_object() -> None:
     assert torch.allclose((semantic_scores(classes, masks) + FLOOR).log()[..., 1], torch.tensor(math.log(FLOOR)))
 
 
+def test_scores_at_another_size_are_those_of_resized_masks() -> None:
+    decoder = build()
+    with torch.no_grad():
+        output = decoder(maps(PYRAMID, 64, 64))
+        assert output.scores is not None
+        at_size = output.scores((32, 48))
+    grown = torch.nn.Upsample((32, 48), mode="bilinear")(output.extra.masks[-1]).double()
+    chances = output.extra.classes[-1].double().softmax(-1)[..., :-1]
+    expected = sum(chances[:, q, :, None, None] * grown[:, q, None].sigmoid() for q in range(QUERIES))
+    assert torch.allclose(at_size.double(), expected, atol=1e-6)
+    # A mask of logits +2 and -20 ends at a half of its logits' range, not of its probabilities'.
+    line = torch.tensor([2.0, -20]).repeat(2, 1)[None, None]
+    sharp = semantic_scores(torch.tensor([[[30.0, 0]]]), line, (2, 200))[0, 0, 0]
+    assert int((sharp > 0.5).sum()) == 50 + round(100 * 2 / 22)
+
+
 def test_softmax_of_the_logits_is_the_normalised_score() -> None:
     with torch.no_grad():
         output = build()(maps(PYRAMID, 64, 64))

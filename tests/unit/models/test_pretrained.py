@@ -99,6 +99,16 @@ def fits(state: Mapping[str, Tensor], body: nn.Module) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in own.items())
 
 
+def test_a_file_from_before_batches_were_counted_fits(tmp_path: Path) -> None:
+    """torchvision's published ResNets have no num_batches_tracked."""
+    body = timm.create_model("resnet18", num_classes=10)
+    state = {name: tensor for name, tensor in body.state_dict().items() if "num_batches_tracked" not in name}
+    torch.save(state, tmp_path / "timm--resnet18.pth")
+    read = loaded(tmp_path, "timm/resnet18")
+    assert all(torch.equal(read[f"body.{n}"], t) for n, t in state.items() if not n.startswith("fc."))
+    assert int(read["body.bn1.num_batches_tracked"]) == 0
+
+
 LAYOUTS = {
     "timm": lambda state: state,
     "nested": lambda state: {"model": state, "optimizer": {}, "epoch": 3},
