@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,11 +16,11 @@ from kdbench.protocol import MINI
 from kdbench.report.board import Board, boards
 from kdbench.report.entries import Entry
 from kdbench.report.records import read_record, record_files
+from kdbench.report.shares import FILE, read_costs
 from kdbench.types import PairSpec
 
 TEACHER, STUDENT = "dinov2-b", "deit-s"
 """The stand-ins that extra parameters are counted for."""
-COSTS = "costs.json"
 PARAGRAPHS = ("Formula", "Deviations", "Compared")
 HEAD = f"""# The methods
 
@@ -29,7 +28,7 @@ HEAD = f"""# The methods
 measured costs. Extra parameters are those of the method's own modules for the stand-ins `{TEACHER}:{STUDENT}`; they are
 dropped at deployment unless the page says otherwise. The cost is the share of a training step that distillation takes,
 the teacher's forward pass included, on a CPU with the same stand-ins
-(`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{COSTS}`).
+(`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{FILE}`).
 It is that of the first stage that distils. Where that is one without labels (proxy or source), its step has no decoder,
 while the student's own step, which it is compared with, has one: such a share is not comparable with the others.
 Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets: scores of small
@@ -125,11 +124,8 @@ def _pair() -> PairSpec:
 
 def _costs(reference: Path | None) -> dict[str, float]:
     """Method -> share of a step, from what pytest-benchmark wrote."""
-    path = reference / COSTS if reference else None
-    if path is None or not path.is_file():
-        return {}
-    measured = [entry["extra_info"] for entry in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
-    return {entry["method"]: float(entry["share"]) for entry in measured}
+    path = reference / FILE if reference else None
+    return {name: cost.share for name, cost in read_costs(path).items()} if path and path.is_file() else {}
 
 
 def _labels(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:

@@ -167,7 +167,7 @@ class Protocol(Frozen):
         """
         content = self.model_dump(mode="json", exclude={"summary", "checkpoint_every"}, exclude_defaults=True)
         kinds = {phase: recipe.augmentation.kind for phase, recipe in self.recipes.items()}
-        chosen = [self.track] * (self.track != "paper") + [self.resampling] * (self.resampling != "bicubic")
+        chosen: list[str] = [self.track] * (self.track != "paper") + [self.resampling] * (self.resampling != "bicubic")
         chosen += [f"{dataset}.{table}" for dataset, table in sorted(self.label_maps.items())]
         return "-".join((self.name, *chosen, digest([content, kinds], 8)))
 

@@ -170,7 +170,19 @@ def test_the_examples_of_the_world_run(tmp_path: Path) -> None:
     assert load_benchmark(str(plugin)).targets[0].adjust == {"fog": (0.02, 0.03)}
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
-def test_pictures_and_pages_that_a_page_points_to_exist(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("http") or (page.parent / target).is_file(), target
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are linked by (as GitHub makes it)."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))), ids=lambda path: path.name
+)
+def test_what_a_page_points_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^) ]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            name, _, anchor = target.partition("#")
+            to = page.parent / name if name else page
+            assert to.exists(), target
+            assert not anchor or anchor in anchors(to), target

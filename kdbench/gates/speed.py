@@ -8,42 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-
-from kdbench.errors import KdbenchError
 from kdbench.gates.gate import Gate, Outcome
+from kdbench.report.shares import FILE, MEASURE, Cost, read_costs
 
-FILE = "costs.json"
 RATIO = 1.5
 """How many times as long a step may take: above what measurements of the same code differ by on a busy machine."""
 NAME = "speed"
-MEASURE = f"python -m pytest tests/perf/test_methods.py -m slow --benchmark-json DIR/{FILE}"
-
-
-class Cost(BaseModel):
-    """extra_info of a measured method."""
-
-    method: str
-    share: float = Field(lt=1, allow_inf_nan=False)
-
-    @property
-    def steps(self) -> float:
-        """A step's time in undistilled steps."""
-        return 1 / (1 - self.share)
-
-
-class Benchmark(BaseModel):
-    """One entry; those without a share measure something else."""
-
-    extra_info: dict[str, Any]
-
-
-class Benchmarks(BaseModel):
-    """What of pytest-benchmark's file is read."""
-
-    benchmarks: list[Benchmark]
 
 
 def gates(results: Path, reference: Path | None, earlier: Path) -> Iterator[Gate]:
@@ -56,21 +27,6 @@ def gates(results: Path, reference: Path | None, earlier: Path) -> Iterator[Gate
         yield Gate(NAME, Outcome.FAIL, f"{old} has nothing to compare with. Measure: {MEASURE}", old)
     else:
         yield from _compare(new, read_costs(new), read_costs(old))
-
-
-def read_costs(path: Path) -> dict[str, Cost]:
-    """The measured methods of a file; one that holds none is an error."""
-    try:
-        entries = Benchmarks.model_validate_json(path.read_bytes()).benchmarks
-        costs = [Cost.model_validate(entry.extra_info) for entry in entries if "share" in entry.extra_info]
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise KdbenchError(
-            f"{path} holds no measured costs ({'.'.join(map(str, first['loc']))}: {first['msg']}). Measure: {MEASURE}"
-        ) from error
-    if not costs:
-        raise KdbenchError(f"{path} holds no benchmark with a share in its extra_info. Measure: {MEASURE}")
-    return {cost.method: cost for cost in costs}
 
 
 def _compare(path: Path, now: dict[str, Cost], before: dict[str, Cost]) -> Iterator[Gate]:

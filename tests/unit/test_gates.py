@@ -29,6 +29,7 @@ from kdbench.gates import boards, contract, records, scores, smoke, speed
 from kdbench.gates.gate import Gate, Outcome, annotation, junit
 from kdbench.models.shipped import Zoo
 from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
+from kdbench.report import shares
 from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report.statistics import ENOUGH
 
@@ -384,11 +385,11 @@ def test_an_earlier_state_without_records_is_an_error(tmp_path: Path) -> None:
 # Speed
 
 
-def costs(folder: Path, **shares: float) -> None:
+def costs(folder: Path, **measured: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    entries = [{"name": "n", "extra_info": {"method": name, "share": share}} for name, share in shares.items()]
+    entries = [{"name": "n", "extra_info": {"method": name, "share": share}} for name, share in measured.items()]
     other = {"name": "step", "extra_info": {"ratio": 1.0}}
-    (folder / speed.FILE).write_text(json.dumps({"benchmarks": [*entries, other]}), encoding="utf-8")
+    (folder / shares.FILE).write_text(json.dumps({"benchmarks": [*entries, other]}), encoding="utf-8")
 
 
 def timed(tmp_path: Path, now: dict[str, float], before: dict[str, float]) -> list[Gate]:
@@ -418,7 +419,7 @@ def test_the_committed_costs_stand_in_for_those_of_a_run(tmp_path: Path) -> None
 
 def test_costs_that_cannot_be_compared(tmp_path: Path) -> None:
     assert only(timed(tmp_path, {"one": 0.5}, {"two": 0.5})).outcome == Outcome.FAIL
-    (tmp_path / "now" / speed.FILE).unlink()
+    (tmp_path / "now" / shares.FILE).unlink()
     assert only(speed.gates(tmp_path / "now", None, tmp_path / "before")).outcome == Outcome.FAIL
     assert only(speed.gates(tmp_path / "before", None, tmp_path / "now")).outcome == Outcome.SKIP
 
@@ -427,9 +428,9 @@ def test_costs_that_cannot_be_compared(tmp_path: Path) -> None:
     "text", ["", "{}", '{"benchmarks": []}', '{"benchmarks": [{"extra_info": {"method": "a", "share": 1.0}}]}']
 )
 def test_a_file_without_costs_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
-    (tmp_path / speed.FILE).write_text(text, encoding="utf-8")
-    with pytest.raises(KdbenchError, match=rf"{speed.FILE} holds no .*Measure: python -m pytest"):
-        speed.read_costs(tmp_path / speed.FILE)
+    (tmp_path / shares.FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(KdbenchError, match=rf"{shares.FILE} holds no .*Measure: python -m pytest"):
+        shares.read_costs(tmp_path / shares.FILE)
 
 
 # The contract

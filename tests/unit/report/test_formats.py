@@ -46,7 +46,9 @@ def test_law_9_in_every_format(found: list[Table], name: str) -> None:
 
 
 def test_every_exported_float_names_world_protocol_and_decoder(found: list[Table]) -> None:
-    for caption in re.findall(r"\\caption\{(.*)\}", render("latex", found)):
+    captions = re.findall(r"\\caption\{(.*)\}", render("latex", found))
+    assert len(captions) > 5
+    for caption in captions:
         for part in ("mini-1a2b3c4d", "synthetic-1", "decoder light", "mini:dinov2-l"):
             assert part in caption
 
