@@ -120,8 +120,8 @@ def test_a_failed_cell_gives_status_1(tmp_path: Path) -> None:
         (("leaderboard", "--results", "/nowhere"), "--results /nowhere is no folder"),
         (("leaderboard", "--protocol", "mni"), "Did you mean 'mini'"),
         (
-            ("budgets", "--phase", "fit_teacher", "--pair", "dinov2-s:deit-s", "--set", "temperature=2"),
-            "--set temperature=2: no method runs",
+            ("budgets", "--phase", "fit_teacher", "--pair", "dinov2-s:deit-s", "--benchmark", "g2c", "--set", "a=2"),
+            "--set a=2: no method runs",
         ),
         (("leaderboard", "--include-images"), "add --format html"),
         (("data", "preview", "g3c"), "unknown benchmark"),
