@@ -98,7 +98,14 @@ def test_the_scores_of_the_mini_page_are_those_of_the_committed_boards(committed
     for before, (head, *rows) in found:
         teacher, student = re.findall(r"mini:([\w-]+)", before)
         usual = 5 if "five seeds unless" in before else 3
-        assert [row[0] for row in rows] == ["teacher", "student alone", "cwd", "logit_kd", "feature_kd", "gkd"]
+        names = {row[0] for row in rows}
+        assert {"teacher", "student alone", "cwd", "logit_kd", "feature_kd", "gkd"} <= names
+        if usual == 3:
+            # The pairs on which a part of the catalogue ran show all of it.
+            assert names - {"teacher", "student alone"} == {
+                row.method for (pair, _), board in committed.items() if pair == f"{teacher}:{student}"
+                for row in board.rows if row.role == "distilled"
+            }  # fmt: skip
         for name, *scores in rows:
             for benchmark, score in zip(head[1:], scores, strict=True):
                 held = committed[f"{teacher}:{student}", benchmark].rows
