@@ -46,7 +46,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class RealData:
-    """A data set under --data-root: the adapter's name in kdbench.data.real and which parts of the set belong here.
+    """A data set under --data-root: the adapter's name in kdbench.data.datasets and which parts of the set belong here.
 
     under: by a protocol's name, its terms; other protocols resize images to their own size.
     """

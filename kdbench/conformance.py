@@ -17,8 +17,8 @@ from kdbench.engine.parts import Networks, check_stages, views
 from kdbench.errors import KdbenchError, describe
 from kdbench.method import Method, Stage, check_terms
 from kdbench.models.backbones import build_stand_in
+from kdbench.models.registry import Pair, Role, find_role
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
-from kdbench.models.zoo import Pair, Role, find_role
 from kdbench.plugins import MethodPlugin, load_method
 from kdbench.types import IGNORE, Batch, FeatureSpec, PairSpec
 

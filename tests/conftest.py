@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine.cell import Cell, Lab
 from kdbench.engine.grid import Done, expand, make_lab, run_grid
+from kdbench.engine.plan import Cell, Lab
 from kdbench.progress import Silent
 from kdbench.spec import RunSpec
 

@@ -15,7 +15,7 @@ HARNESS = sorted((ROOT / "kdbench").rglob("*.py"))
 METHODS = sorted(path for path in (ROOT / "methods").glob("*.py") if path.stem != "__init__")
 BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
 PLUGINS = {path.stem for path in METHODS + BENCHMARKS}
-WITH_DATA_SET_NAMES = ("kdbench.data.real", "kdbench.benchmark")
+WITH_DATA_SET_NAMES = ("kdbench.data.datasets", "kdbench.benchmark", "kdbench.tools.crop")
 
 # Who may import what of kdbench; a package stands for its modules. Prefixes; the module itself is always allowed.
 SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files", "kdbench.progress")
@@ -25,47 +25,36 @@ ARROWS = {
     "kdbench.progress": (),
     "kdbench.files": ("kdbench.errors",),
     "kdbench.types": (),
-    "kdbench.places": (),
+    "kdbench.paths": (),
+    "kdbench.units": (),
+    "kdbench.names": ("kdbench.identity",),
     "kdbench.benchmark": ("kdbench.errors",),
-    "kdbench.method": ("kdbench.errors", "kdbench.types", "kdbench.losses"),
     "kdbench.losses": ("kdbench.types",),
+    "kdbench.method": ("kdbench.errors", "kdbench.types", "kdbench.losses"),
     "kdbench.protocol": (*SMALL, "kdbench.types"),
     "kdbench.spec": (*SMALL, "kdbench.method", "kdbench.plugins"),
     "kdbench.plugins": (*SMALL, "kdbench.benchmark", "kdbench.method"),
-    "kdbench.models": (*SMALL, "kdbench.types"),
-    "kdbench.data": (*SMALL, "kdbench.benchmark", "kdbench.protocol", "kdbench.types"),
-    "kdbench.report": (*SMALL, "kdbench.benchmark"),
+    "kdbench.records": (*SMALL, "kdbench.names"),
+    "kdbench.metrics": ("kdbench.records",),
+    "kdbench.pictures": (),
+    "kdbench.samples": (*SMALL, "kdbench.benchmark", "kdbench.records"),
+    "kdbench.synthetic": ("kdbench.errors",),
+    "kdbench.models": (*SMALL, "kdbench.types", "kdbench.integrations"),
+    "kdbench.data": (*SMALL, "kdbench.synthetic", "kdbench.benchmark", "kdbench.protocol", "kdbench.types"),
+    "kdbench.report": (
+        *SMALL, "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.units", "kdbench.pictures",
+        "kdbench.samples", "kdbench.benchmark", "kdbench.protocol",
+    ),
     "kdbench.engine": (
         *SMALL, "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol", "kdbench.spec",
-        "kdbench.report.records", "kdbench.report.scores", "kdbench.report.names", "kdbench.report.amounts",
-        "kdbench.report.pictures", "kdbench.report.samples", "kdbench.method", "kdbench.types",
-        "kdbench.benchmark",
-    ),
-    "kdbench.pretraining": (
-        *SMALL, "kdbench.engine", "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol",
-        "kdbench.report.scores", "kdbench.method", "kdbench.types",
-    ),
-    "kdbench.integrations": (
-        *SMALL, "kdbench.benchmark", "kdbench.data", "kdbench.engine.evaluator", "kdbench.models", "kdbench.plugins",
-        "kdbench.protocol", "kdbench.types",
+        "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.units", "kdbench.pictures", "kdbench.samples",
+        "kdbench.method", "kdbench.types", "kdbench.benchmark",
     ),
     "kdbench.conformance": (
         *SMALL, "kdbench.engine", "kdbench.models", "kdbench.plugins", "kdbench.method", "kdbench.types",
     ),
-    "kdbench.gates": (
-        *SMALL, "kdbench.engine", "kdbench.report", "kdbench.conformance", "kdbench.spec", "kdbench.data",
-        "kdbench.method", "kdbench.models", "kdbench.plugins", "kdbench.protocol",
-    ),
-    "kdbench.catalogue": (
-        *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.method",
-        "kdbench.report.board", "kdbench.report.entries", "kdbench.report.records", "kdbench.report.shares",
-        "kdbench.types",
-    ),
-    "kdbench.listing": (
-        *SMALL, "kdbench.plugins", "kdbench.conformance", "kdbench.models", "kdbench.protocol", "kdbench.data.real",
-        "kdbench.data.synthetic", "kdbench.catalogue", "kdbench.places",
-    ),
-    "kdbench.display": (),
+    "kdbench.tools": ("kdbench",),
+    "kdbench.integrations": ("kdbench",),
     "kdbench.cli": ("kdbench",),
     "kdbench.methods": ("kdbench.method", "kdbench.types", "kdbench.losses"),
     "kdbench.benchmarks": ("kdbench.benchmark",),
@@ -178,10 +167,10 @@ def test_only_the_command_line_prints_and_exits() -> None:
         "kdbench.report.formats",
         "kdbench.protocol",
         "kdbench.spec",
-        "kdbench.gates.records",
-        "kdbench.gates.boards",
-        "kdbench.gates.scores",
-        "kdbench.gates.speed",
+        "kdbench.tools.ci_checks.records",
+        "kdbench.tools.ci_checks.boards",
+        "kdbench.tools.ci_checks.scores",
+        "kdbench.tools.ci_checks.speed",
     ],
 )
 def test_boards_start_without_torch(module: str) -> None:

@@ -6,19 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+from kdbench.data.datasets.adapter import whole_path
 from typer.testing import CliRunner
 
-from kdbench.catalogue import paragraphs
 from kdbench.cli import app
-from kdbench.data.real import ADAPTERS
-from kdbench.data.real.adapter import whole_path
-from kdbench.listing import listing, render
-from kdbench.models.shipped import Zoo
+from kdbench.cli.listing import listing, render
+from kdbench.data.datasets import ADAPTERS
+from kdbench.models.toy import Zoo
 from kdbench.plugins import load_benchmark, load_method, method_names
 from kdbench.protocol import MINI
+from kdbench.records import read_record, record_files
 from kdbench.report.board import Board, boards
 from kdbench.report.entries import Entry
-from kdbench.report.records import read_record, record_files
+from kdbench.tools.method_pages import paragraphs
 
 ROOT = Path(__file__).parent.parent
 WORLD = (ROOT / "docs" / "world.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from rich.console import Console
 from kdbench.cli.shared import Results, complain, out
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
-from kdbench.places import default_reference, default_results
+from kdbench.paths import default_reference, default_results
 from kdbench.spec import split_list
 
 if TYPE_CHECKING:
@@ -126,19 +126,19 @@ def _page(found: list[Board], include_images: bool) -> str:
 
 def print_published(asked: Asked, output: Output) -> None:
     """Published numbers, with what was measured for them, if anything was."""
-    from kdbench.report import board, entries, ledger, published
+    from kdbench.report import board, entries, published, published_tables
 
     numbers = published.choose(published.read_published(), asked.protocol, asked.benchmarks, asked.pairs)
     loaded = entries.read(asked.results, default_reference())
     matches = published.match(numbers, board.boards(loaded.entries))
-    if output.format in ledger.EXPORTS:
-        text = ledger.EXPORTS[output.format](matches)
+    if output.format in published_tables.EXPORTS:
+        text = published_tables.EXPORTS[output.format](matches)
     elif output.format == "html":
         from kdbench.report.page import page
 
-        text = page.tables_to_html(ledger.tables(matches))
+        text = page.tables_to_html(published_tables.tables(matches))
     else:
-        text = output.render(ledger.tables(matches))
+        text = output.render(published_tables.tables(matches))
     output.deliver(text, loaded.faults)
 
 
@@ -150,7 +150,7 @@ def list_(
     format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
 ) -> None:
     """What there is: methods, benchmarks, pairs, models, protocols, data sets or the built-in world's domains."""
-    from kdbench.listing import document, listing, render
+    from kdbench.cli.listing import document, listing, render
 
     page = document(what) if format_ == "markdown" else None
     out(page or render(listing(what), format_))

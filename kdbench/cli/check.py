@@ -11,10 +11,10 @@ import typer
 from kdbench.cli.shared import Results, out
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
-from kdbench.places import default_reference, default_results
+from kdbench.paths import default_reference, default_results
 
 if TYPE_CHECKING:
-    from kdbench.gates.gate import Gate
+    from kdbench.tools.ci_checks.gate import Gate
 
 
 def check(
@@ -31,8 +31,8 @@ def check(
     ] = False,
 ) -> None:
     """Gates for CI: records validate and committed boards are theirs; more with options. Exit status 1 on a failure."""
-    from kdbench.gates.gate import Outcome, annotation
-    from kdbench.gates.gate import junit as junit_report
+    from kdbench.tools.ci_checks.gate import Outcome, annotation
+    from kdbench.tools.ci_checks.gate import junit as junit_report
 
     for option, folder in (("--results", results), ("--reference", reference), ("--against", against)):
         if folder is not None and not folder.is_dir():
@@ -57,7 +57,7 @@ def check(
 def _gates(
     results: Path, reference: Path | None, smoke: bool, against: Path | None, method: str | None
 ) -> Iterator[Gate]:
-    from kdbench.gates import boards, records, scores, speed
+    from kdbench.tools.ci_checks import boards, records, scores, speed
 
     yield from records.gates([folder for folder in dict.fromkeys((results, reference)) if folder and folder.is_dir()])
     yield from boards.gates(reference)
@@ -65,11 +65,11 @@ def _gates(
         yield from scores.gates(results, reference, against)
         yield from speed.gates(results, reference, against)
     if smoke:
-        from kdbench.gates import smoke as pinned
+        from kdbench.tools.ci_checks import smoke as pinned
 
         yield from pinned.gates(reference)
     if method:
-        from kdbench.gates import contract
+        from kdbench.tools.ci_checks import contract
 
         yield from contract.gates(method)
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kdbench.cli.shared import DataRoot, Device, StoreOption, needed, out, resumable, servable
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
-from kdbench.places import default_store
+from kdbench.paths import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
 
@@ -27,7 +27,7 @@ def draw_causes(
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-causes"),
 ) -> None:
     """A picture of a domain shift cause by cause: palette, texture, illumination, weather, sensor."""
-    from kdbench.engine.preview import write_causes
+    from kdbench.tools.preview import write_causes
 
     out(f"picture: {write_causes(source, target, index, (128, 256), output)}")
 
@@ -44,8 +44,8 @@ def preview(
     output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-preview"),
 ) -> None:
     """A contact sheet of every domain of a benchmark, or of every part of a data set: images, labels, legend."""
-    from kdbench.data.real import ADAPTERS
-    from kdbench.engine.preview import write_previews, write_set_preview
+    from kdbench.data.datasets import ADAPTERS
+    from kdbench.tools.preview import write_previews, write_set_preview
 
     chosen = split_list(names, servable(data_root) if names == "all" else None)
     for name in chosen:
@@ -67,9 +67,9 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Look at the pixels of all images.")] = False,
 ) -> None:
     """The data doctor: counts, pairs, sizes, labels and pixels of data sets. Exit status 1 where something is wrong."""
-    from kdbench.data.real import ADAPTERS
-    from kdbench.data.real.doctor import examine, lines
-    from kdbench.display import progress_for
+    from kdbench.cli.console import progress_for
+    from kdbench.data.datasets import ADAPTERS
+    from kdbench.tools.verify import examine, lines
 
     root, progress = needed(data_root), progress_for(Console())
     if not root.is_dir():
@@ -103,10 +103,10 @@ def prepare(
     workers: Annotated[int, typer.Option(min=1, help="Tiles or pictures at a time.")] = 4,
 ) -> None:
     """Cut ISPRS tiles into crops, or pack a data set; what is done is kept, a stopped run goes on."""
-    from kdbench.data.real import ADAPTERS
-    from kdbench.data.real.crops import prepare as cut_tiles
-    from kdbench.data.real.pack import pack as pack_set
-    from kdbench.display import progress_for
+    from kdbench.cli.console import progress_for
+    from kdbench.data.datasets import ADAPTERS
+    from kdbench.data.datasets.pack import pack as pack_set
+    from kdbench.tools.crop import prepare as cut_tiles
 
     root, progress = needed(data_root), progress_for(Console())
     if name not in ADAPTERS:
@@ -138,10 +138,10 @@ def distances(
 
     Writes a matrix of mIoU (CSV) and its heat map (PNG) for each kind of domain.
     """
-    from kdbench.data.synthetic import WORLDS
-    from kdbench.display import progress_for
-    from kdbench.engine.distances import Distances
+    from kdbench.cli.console import progress_for
     from kdbench.report.charts import heat_map
+    from kdbench.synthetic import WORLDS
+    from kdbench.tools.distances import Distances
 
     def likeness(domain: str) -> str:
         return f"{domain}-like"

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kdbench.cli.shared import Device, StoreOption, out, servable
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
-from kdbench.places import default_store
+from kdbench.paths import default_store
 from kdbench.spec import RunSpec, split_list
 
 app = typer.Typer(no_args_is_help=True, help="The mini zoo's stand-ins.", rich_markup_mode=None)
@@ -26,9 +26,9 @@ def train_models(
     device: Device = "auto",
 ) -> None:
     """Pretrain stand-ins of the mini zoo as those shipped were; the same command continues what was stopped."""
-    from kdbench.display import progress_for
-    from kdbench.pretraining.courses import COURSES, find_course
-    from kdbench.pretraining.train import make_school
+    from kdbench.cli.console import progress_for
+    from kdbench.tools.pretraining.courses import COURSES, find_course
+    from kdbench.tools.pretraining.train import make_school
 
     console = Console()
     school = make_school(store or default_store(), output, device, progress_for(console))
@@ -43,8 +43,8 @@ def verify_models(
 ) -> None:
     """Compare every stand-in's weights with its card and its architecture. Exit status 1 on a fault."""
     from kdbench.models.card import SHIPPED
-    from kdbench.models.shipped import Zoo
-    from kdbench.models.zoo import STAND_INS
+    from kdbench.models.registry import STAND_INS
+    from kdbench.models.toy import Zoo
 
     zoo, faults = Zoo(weights_dir or SHIPPED), 0
     for name in STAND_INS:
@@ -68,11 +68,11 @@ def climb_ladder(
     ] = None,
 ) -> None:
     """What each pretraining objective gives a foundation stand-in, label-free first: one row a rung."""
-    from kdbench.display import progress_for
+    from kdbench.cli.console import progress_for
     from kdbench.engine.grid import make_lab
-    from kdbench.models.shipped import Zoo
-    from kdbench.pretraining.ladder import climb
-    from kdbench.pretraining.train import make_school
+    from kdbench.models.toy import Zoo
+    from kdbench.tools.pretraining.ladder import climb
+    from kdbench.tools.pretraining.train import make_school
 
     progress, place, names = progress_for(Console()), store or default_store(), servable(None)
     request = RunSpec(methods=(), pairs=(), benchmarks=(), device=device, results=output, store=place)

@@ -28,8 +28,8 @@ from kdbench.cli.shared import (
 )
 from kdbench.errors import KdbenchError
 from kdbench.files import save_atomically
-from kdbench.models.zoo import NAMED_PAIRS, parse_pair
-from kdbench.places import default_results, default_store
+from kdbench.models.registry import NAMED_PAIRS, parse_pair
+from kdbench.paths import default_results, default_store
 from kdbench.spec import RunSpec, split_list
 from kdbench.types import Phase
 
@@ -130,7 +130,7 @@ def run(
 
 
 def _trackers(watch: str | None) -> tuple[str, ...]:
-    from kdbench.engine.trackers import DEFAULT, find_trackers, repair
+    from kdbench.engine.tracking import DEFAULT, find_trackers, repair
 
     found = find_trackers(watch)
     if watch is None and not found:
@@ -139,9 +139,9 @@ def _trackers(watch: str | None) -> tuple[str, ...]:
 
 
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
-    from kdbench.display import progress_for
+    from kdbench.cli.console import progress_for
     from kdbench.engine.grid import describe, expand, make_lab, run_grid
-    from kdbench.engine.trackers import DEFAULT, logdir
+    from kdbench.engine.tracking import DEFAULT, logdir
     from kdbench.report.lines import result_line
 
     console = Console()
@@ -201,10 +201,10 @@ def budgets(
 
     Both are written after every point, and further methods, variants and seeds are added to them.
     """
-    from kdbench.display import progress_for
-    from kdbench.engine.budgets import add_point, measure
+    from kdbench.cli.console import progress_for
     from kdbench.engine.grid import expand, make_lab
     from kdbench.report.charts import budget_curves
+    from kdbench.tools.budget_curves import add_point, measure
 
     parse_pair(pair)
     if not method and phase != Phase.FIT_TEACHER:

@@ -32,8 +32,8 @@ def servable(data_root: Path | None, protocol: str = "mini") -> list[str]:
     loaded, _ = load_all(benchmark_names(), load_benchmark)
     if data_root is None:
         return [name for name, benchmark in loaded.items() if all(d.synthetic for d in benchmark.evaluated())]
-    from kdbench.data.real import ADAPTERS
-    from kdbench.data.worlds import Worlds
+    from kdbench.data.datasets import ADAPTERS
+    from kdbench.data.sources import Worlds
 
     if not data_root.is_dir():
         raise KdbenchError(f"--data-root {data_root} is not a folder.")

@@ -18,7 +18,7 @@ from filelock import FileLock
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from torch import Tensor
 
-from kdbench.data import synthetic
+from kdbench import synthetic
 from kdbench.files import naming_a_full_disk
 from kdbench.identity import code_digest, digest
 from kdbench.types import IGNORE

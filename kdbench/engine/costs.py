@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.engine.cell import Cell, Lab, Plan, Planned, make_plan
-from kdbench.engine.evaluator import class_scores
 from kdbench.engine.parts import views
+from kdbench.engine.plan import Cell, Lab, Plan, Planned, make_plan
+from kdbench.engine.sliding_window import class_scores
 from kdbench.types import Batch
 
 ADAM = 16

@@ -16,32 +16,32 @@ from typing import Any
 import numpy as np
 
 from kdbench.benchmark import Benchmark
-from kdbench.data.real import ADAPTERS
+from kdbench.data.datasets import ADAPTERS
+from kdbench.data.sources import Worlds
 from kdbench.data.subset import parse_fraction
-from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab, Plan, make_plan, strides
-from kdbench.engine.checks import all_stages, check_batches, check_together, models_of
 from kdbench.engine.costs import cost_of
-from kdbench.engine.failing import failure_of
-from kdbench.engine.journal import Journal
+from kdbench.engine.distributed import check_shares, make_fabric, processes
+from kdbench.engine.event_log import Journal
+from kdbench.engine.failures import failure_of
 from kdbench.engine.memory import release
-from kdbench.engine.processes import check_shares, make_fabric, processes
+from kdbench.engine.plan import Cell, Lab, Plan, make_plan, strides
+from kdbench.engine.preflight import all_stages, check_batches, check_together, models_of
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
-from kdbench.engine.trackers import Trackers
+from kdbench.engine.tracking import Trackers
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.method import Knobs
 from kdbench.models.pretrained import Pretrained, Weights
-from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import Pair, parse_pair
+from kdbench.models.registry import Pair, parse_pair
+from kdbench.models.toy import Zoo
+from kdbench.names import domain_name, model_name
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
-from kdbench.report.amounts import amount
-from kdbench.report.names import domain_name, model_name
-from kdbench.report.records import SIDE_FILE, Record, read_record, record_path
+from kdbench.records import SIDE_FILE, Record, read_record, record_path
 from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
+from kdbench.units import amount
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ NETWORKS = (
 LOADING = ("kdbench.data.loading", "kdbench.data.transforms", "kdbench.identity")
 LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer", "kdbench.engine.memory")
 TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
-TESTING = (*NETWORKS, "kdbench.engine.evaluator", "kdbench.engine.testing")
+TESTING = (*NETWORKS, "kdbench.engine.sliding_window", "kdbench.engine.evaluation")
 """The harness modules whose code decides the numbers of a stage and of a test. What draws
 or reads images stands in the identity of the data instead: a new data set changes no other's key."""
 

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from kdbench.engine.processes import gathered
+from kdbench.engine.distributed import gathered
 from kdbench.errors import KdbenchError
 from kdbench.types import Batch
 

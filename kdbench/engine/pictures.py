@@ -13,25 +13,17 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from kdbench.benchmark import Benchmark
+from kdbench.data.datasets import RealSet
 from kdbench.data.domainset import DomainSet
-from kdbench.data.real import RealSet
-from kdbench.engine.cell import Cell, Lab
-from kdbench.engine.evaluator import predict
+from kdbench.engine.plan import Cell, Lab
 from kdbench.engine.runner import CellRun
+from kdbench.engine.sliding_window import predict
 from kdbench.errors import KdbenchError
 from kdbench.files import save_atomically
-from kdbench.report.names import benchmark_title, domain_name, file_name, model_name
-from kdbench.report.pictures import colourise, contact_sheet
-from kdbench.report.records import Resolved, read_record, record_path
-from kdbench.report.samples import (
-    ORDER,
-    Picture,
-    Samples,
-    Scene,
-    read_predictions,
-    write_predictions,
-    write_samples,
-)
+from kdbench.names import benchmark_title, domain_name, file_name, model_name
+from kdbench.pictures import colourise, contact_sheet
+from kdbench.records import Resolved, read_record, record_path
+from kdbench.samples import ORDER, Picture, Samples, Scene, read_predictions, write_predictions, write_samples
 from kdbench.spec import RunSpec
 
 IMAGES = 2

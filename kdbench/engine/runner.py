@@ -16,23 +16,23 @@ import torch
 from torch import nn
 
 from kdbench.data.loading import Broken, training_batches
-from kdbench.engine.cell import Cell, Lab, Plan, Planned, make_plan, strides
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.costs import Inference, Peak, inference_of, stage_flops
-from kdbench.engine.failing import explain, failure_of
-from kdbench.engine.host import host, peak_memory
-from kdbench.engine.journal import Journal
+from kdbench.engine.distributed import Failure, failures, share
+from kdbench.engine.environment import host, peak_memory
+from kdbench.engine.evaluation import DomainTest
+from kdbench.engine.event_log import Journal
+from kdbench.engine.failures import explain, failure_of
 from kdbench.engine.keys import TESTING, environment, harness_code, weights_digest
 from kdbench.engine.parts import Encode, views
-from kdbench.engine.processes import Failure, failures, share
+from kdbench.engine.plan import Cell, Lab, Plan, Planned, make_plan, strides
 from kdbench.engine.revision import revision
-from kdbench.engine.testing import DomainTest
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
-from kdbench.models.zoo import Pair
-from kdbench.report.names import model_name
-from kdbench.report.records import Record, Resolved, Result, RunInfo, Spec, StageResult
+from kdbench.models.registry import Pair
+from kdbench.names import model_name
+from kdbench.records import Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.types import Part
 
 WAITING = "another run is at work on it; waiting"

@@ -15,8 +15,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from kdbench.data.loading import Broken
+from kdbench.engine.distributed import gathered
 from kdbench.engine.memory import Gradients
-from kdbench.engine.processes import gathered
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.errors import KdbenchError, unknown
 from kdbench.models.geometry import Geometry, PositionRule, resample_kernel, resample_positions
-from kdbench.models.zoo import STAND_INS, Role
+from kdbench.models.registry import STAND_INS, Role
 from kdbench.types import Features, FeatureSpec
 
 REAL = "With its real weights it runs under --protocol paper."

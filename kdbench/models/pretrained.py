@@ -19,8 +19,8 @@ from kdbench.models.backbones import Encoder
 from kdbench.models.checkpoint import State, checksum, first_line, read_checkpoint, unwrap
 from kdbench.models.conversion import convert, some, with_mask_token
 from kdbench.models.real import MIT, build_real, unknown_weights
+from kdbench.models.registry import Role, find_role
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import Role, find_role
 
 ENDINGS = ("safetensors", "pth", "pt", "bin")
 BAD = ("missing_keys", "mismatched_keys")
@@ -142,7 +142,7 @@ class Pretrained:
 
 def _detectron2() -> Any:
     # Optional, and seconds to load.
-    from kdbench.models import detectron2
+    from kdbench.integrations.detectron2 import student as detectron2
 
     return detectron2
 

@@ -18,7 +18,7 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.errors import describe as describe_error
 from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, cut, padded
 from kdbench.models.geometry import PositionRule
-from kdbench.models.zoo import Role
+from kdbench.models.registry import Role
 from kdbench.types import Features, FeatureSpec
 
 STEMS = ("maxpool", "stem", "bn1", "patch_embed")
@@ -42,7 +42,7 @@ def build_real(role: Role, trained: bool = True) -> Encoder:
     """
     if role.of_detectron2:
         # Optional, and seconds to load.
-        from kdbench.models.detectron2 import build_encoder
+        from kdbench.integrations.detectron2.student import build_encoder
 
         return build_encoder(role.network, trained)
     if role.network.startswith(MIT):

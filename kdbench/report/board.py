@@ -9,13 +9,13 @@ from itertools import groupby
 from typing import Protocol
 
 from kdbench.errors import KdbenchError
+from kdbench.metrics import domains
+from kdbench.names import benchmark_title, domain_name, model_name
 from kdbench.report.comparison import Comparison, Difference, compare
 from kdbench.report.costs import pareto
 from kdbench.report.entries import Entry, Place
 from kdbench.report.images import Resampled, interval, read_targets
-from kdbench.report.names import benchmark_title, domain_name, model_name
 from kdbench.report.rows import Row, make_row
-from kdbench.report.scores import domains
 from kdbench.report.statistics import Interval
 
 ROLES = ("teacher", "undistilled", "distilled")

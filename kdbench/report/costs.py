@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kdbench.report.records import Record, Result, RunInfo
-from kdbench.report.scores import mean_of
+from kdbench.metrics import mean_of
+from kdbench.records import Record, Result, RunInfo
 
 
 @dataclass(frozen=True)

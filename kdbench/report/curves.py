@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdbench.report.records import DomainResult, Record, StageResult
-from kdbench.report.scores import domains, mious, points
+from kdbench.metrics import domains, mious, points
+from kdbench.records import DomainResult, Record, StageResult
 
 Losses = Mapping[str, Mapping[str, tuple[float, ...]]]
 """Stage -> term -> its means over tenths of the stage."""

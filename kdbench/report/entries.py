@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdbench.errors import KdbenchError, unknown
-from kdbench.report.records import DomainResult, Record, Resolved, read_record, record_files
-from kdbench.report.scores import domains
+from kdbench.metrics import domains
+from kdbench.records import DomainResult, Record, Resolved, read_record, record_files
 
 
 @dataclass(frozen=True)

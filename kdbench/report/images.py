@@ -13,8 +13,8 @@ import numpy as np
 
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest, seed_from
-from kdbench.report.records import SIDE_FILE, Record
-from kdbench.report.scores import domains, hits, mious
+from kdbench.metrics import domains, hits, mious
+from kdbench.records import SIDE_FILE, Record
 from kdbench.report.statistics import LEVEL, Interval
 
 RESAMPLES = 1000

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kdbench.report.names import model_name
-from kdbench.report.records import Record
-from kdbench.report.scores import domain_miou, domains, role_miou
+from kdbench.metrics import domain_miou, domains, role_miou
+from kdbench.names import model_name
+from kdbench.records import Record
 
 
 def result_line(record: Record, cached: bool) -> str:

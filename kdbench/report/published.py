@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from kdbench.errors import KdbenchError, unknown
+from kdbench.metrics import mean_of
+from kdbench.names import REAL
 from kdbench.report.board import Board
-from kdbench.report.names import REAL
 from kdbench.report.rows import Row
-from kdbench.report.scores import mean_of
 from kdbench.report.statistics import deviation
 
 FOLDER = Path(str(files("kdbench.report") / "published"))

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from kdbench.metrics import domain_miou, known_mean, labelled_iou, mean_of, pixel_accuracy
+from kdbench.records import DomainResult
 from kdbench.report.costs import Cost, mean_cost
 from kdbench.report.curves import Losses, Points, losses_of, points_of
 from kdbench.report.entries import Entry
-from kdbench.report.records import DomainResult
-from kdbench.report.scores import domain_miou, known_mean, labelled_iou, mean_of, pixel_accuracy
 from kdbench.report.selection import Chosen, choose
 from kdbench.report.statistics import deviation
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from kdbench.metrics import domains
+from kdbench.records import Record
 from kdbench.report.curves import curve
-from kdbench.report.records import Record
-from kdbench.report.scores import domains
 from kdbench.report.statistics import deviation
 
 LAST: Final = "last"

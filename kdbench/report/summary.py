@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kdbench.metrics import mean_of
+from kdbench.names import REAL
 from kdbench.report.board import ROLES, Board, compare_rows
 from kdbench.report.comparison import Comparison
-from kdbench.report.names import REAL
 from kdbench.report.rows import Row
-from kdbench.report.scores import mean_of
 from kdbench.report.statistics import deviation
 
 

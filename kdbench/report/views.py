@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kdbench.report.board import Board, Scored, ranked
 from kdbench.report.comparison import Comparison
-from kdbench.report.details import DETAILS
 from kdbench.report.differences import differences
+from kdbench.report.extra_tables import DETAILS
 from kdbench.report.rows import Row
 from kdbench.report.statistics import ENOUGH
 from kdbench.report.summary import Families, FamilyRow, Summary, SummaryRow, families, summaries

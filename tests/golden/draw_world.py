@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdbench.data.synthetic import DOMAINS, WORLDS, draw
-from kdbench.data.synthetic.canvas import Dice
-from kdbench.data.synthetic.domains import _style_box
+from kdbench.synthetic import DOMAINS, WORLDS, draw
+from kdbench.synthetic.canvas import Dice
+from kdbench.synthetic.domains import _style_box
 
 FOLDER = Path(__file__).parent
 SIZES = ((64, 128), (96, 96))

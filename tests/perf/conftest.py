@@ -11,8 +11,8 @@ from kdbench.conformance import CLASSES
 from kdbench.engine.parts import Networks
 from kdbench.models.backbones import Encoder
 from kdbench.models.geometry import Geometry
+from kdbench.models.registry import Role, parse_pair
 from kdbench.models.segmentor import Segmentor, build_decoder
-from kdbench.models.zoo import Role, parse_pair
 from kdbench.plugins import load_method
 from kdbench.types import PairSpec
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from kdbench.benchmark import CITYSCAPES
+from kdbench.metrics import hits
+from kdbench.records import SIDE_FILE, DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.report.board import boards
-from kdbench.report.details import DETAILS
 from kdbench.report.entries import load
 from kdbench.report.exports import to_json
+from kdbench.report.extra_tables import DETAILS
 from kdbench.report.formats import render
-from kdbench.report.records import SIDE_FILE, DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
-from kdbench.report.scores import hits
 from kdbench.report.views import tables
 
 pytestmark = pytest.mark.slow

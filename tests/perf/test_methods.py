@@ -18,7 +18,7 @@ from kdbench.conformance import make_bench
 from kdbench.engine.parts import views
 from kdbench.engine.trainer import make_optimizer
 from kdbench.method import FIT_TEACHER, Stage
-from kdbench.models.zoo import parse_pair
+from kdbench.models.registry import parse_pair
 from kdbench.plugins import load_method, method_names
 from kdbench.protocol import MINI
 from kdbench.types import Batch

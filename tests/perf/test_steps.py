@@ -26,8 +26,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from kdbench.conformance import CLASSES
-from kdbench.engine.evaluator import evaluate
 from kdbench.engine.parts import Networks, views
+from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossModule, make_optimizer, train
 from kdbench.method import Stage

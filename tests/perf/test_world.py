@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from kdbench.data.synthetic import DOMAINS, draw
 from kdbench.protocol import MINI
+from kdbench.synthetic import DOMAINS, draw
 
 pytestmark = pytest.mark.slow
 IMAGES = 60

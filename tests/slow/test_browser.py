@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 from kdbench.report.board import boards
 from kdbench.report.entries import Entry
 from kdbench.report.page.gallery import Gallery, GalleryRow
 from kdbench.report.page.page import to_html
-from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.report.records import Record, read_record, record_files
+from kdbench.records import Record, read_record, record_files
 
 pytestmark = pytest.mark.slow
 

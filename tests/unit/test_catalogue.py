@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.catalogue import document, paragraphs
 from kdbench.method import Method
 from kdbench.plugins import load_method
 from kdbench.protocol import MINI
-from kdbench.report.records import read_record, record_files
+from kdbench.records import read_record, record_files
 from kdbench.spec import make_knobs
+from kdbench.tools.method_pages import document, paragraphs
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 

@@ -14,12 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from kdbench.cli import app
+from kdbench.cli.listing import listing, render
 from kdbench.cli.shared import parse_seeds
 from kdbench.engine import grid
 from kdbench.errors import KdbenchError
-from kdbench.listing import listing, render
-from kdbench.report.records import read_record, record_files
-from kdbench.report.samples import predictions_file
+from kdbench.records import read_record, record_files
+from kdbench.samples import predictions_file
 
 
 def kdbench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

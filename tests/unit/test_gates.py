@@ -22,16 +22,16 @@ from typer.testing import CliRunner
 
 from kdbench import conformance
 from kdbench.cli import app
-from kdbench.data.synthetic import WORLDS
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
-from kdbench.gates import boards, contract, records, scores, smoke, speed
-from kdbench.gates.gate import Gate, Outcome, annotation, junit
-from kdbench.models.shipped import Zoo
+from kdbench.models.toy import Zoo
 from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
+from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report import shares
-from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report.statistics import ENOUGH
+from kdbench.synthetic import WORLDS
+from kdbench.tools.ci_checks import boards, contract, records, scores, smoke, speed
+from kdbench.tools.ci_checks.gate import Gate, Outcome, annotation, junit
 
 PIN = f"{SMOKE.id} g2c dinov2-s:deit-s logit_kd[warm] seed 0"
 

@@ -1,7 +1,7 @@
 """detectron2: our domains in its catalogs, its semantic FPN as a student, its evaluator on our models."""
 
 # First, because it says in a sentence where detectron2 is missing.
-from kdbench.models.detectron2 import FPNEncoder, SemanticFPN, student_from_config  # isort: skip
+from kdbench.integrations.detectron2.student import FPNEncoder, SemanticFPN, student_from_config  # isort: skip
 from kdbench.integrations.detectron2.catalog import PREFIX, load_label, register, register_samples
 from kdbench.integrations.detectron2.scoring import evaluate
 

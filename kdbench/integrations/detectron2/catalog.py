@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from kdbench.benchmark import Benchmark, Domain, LabelSpace
+from kdbench.data.datasets import ADAPTERS, Adapter, RealSet
+from kdbench.data.datasets.adapter import Scan
 from kdbench.data.domainset import DomainSet
-from kdbench.data.real import ADAPTERS, Adapter, RealSet
-from kdbench.data.real.adapter import Scan
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError, unknown
 from kdbench.plugins import benchmark_names, load_all, load_benchmark

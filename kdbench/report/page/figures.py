@@ -10,13 +10,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdbench.report.amounts import amount
 from kdbench.report.board import Board, ranked
 from kdbench.report.costs import Cost
 from kdbench.report.page.labels import inches, log_ticks, put_labels, short
 from kdbench.report.page.looks import BLUE, VERMILION, Look
 from kdbench.report.page.svg import INK, PAPER, STYLE
 from kdbench.report.rows import Row
+from kdbench.units import amount
 
 WIDTH = 5.2
 """Inches of a figure that another stands beside."""

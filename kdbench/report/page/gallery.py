@@ -16,10 +16,10 @@ from PIL import Image
 
 from kdbench.benchmark import Colour
 from kdbench.errors import KdbenchError
+from kdbench.names import REAL, domain_name
+from kdbench.records import read_record
 from kdbench.report.board import Board
-from kdbench.report.names import REAL, domain_name
-from kdbench.report.records import read_record
-from kdbench.report.samples import ORDER, Picture, Samples, predictions_file, read_predictions, read_samples
+from kdbench.samples import ORDER, Picture, Samples, predictions_file, read_predictions, read_samples
 
 T = TypeVar("T")
 

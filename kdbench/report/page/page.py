@@ -11,7 +11,7 @@ from itertools import groupby
 from jinja2 import Environment
 
 from kdbench.report.board import Board
-from kdbench.report.details import DETAILS
+from kdbench.report.extra_tables import DETAILS
 from kdbench.report.formats import alignment
 from kdbench.report.page.captions import Picture, board_pictures, summary_pictures
 from kdbench.report.page.gallery import Gallery

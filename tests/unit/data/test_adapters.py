@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 

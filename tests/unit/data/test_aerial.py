@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from kdbench.data.synthetic import DOMAINS, Scene, aerial, draw
-from kdbench.data.synthetic.canvas import Dice
-from kdbench.data.synthetic.things import AUTO, TREE
+from kdbench.synthetic import DOMAINS, Scene, aerial, draw
+from kdbench.synthetic.canvas import Dice
+from kdbench.synthetic.things import AUTO, TREE
 
 SIZE = (64, 128)
 AERIAL = [name for name, spec in DOMAINS.items() if spec.kind == "aerial"]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kdbench.data.synthetic import DOMAINS, Scene, draw
-from kdbench.data.synthetic.canvas import Dice
-from kdbench.data.synthetic.looks import BOXES
-from kdbench.data.synthetic.styles import BANDS, CAUSES, Ranges, Style, colours
-from kdbench.data.synthetic.things import LOOK
+from kdbench.synthetic import DOMAINS, Scene, draw
+from kdbench.synthetic.canvas import Dice
+from kdbench.synthetic.looks import BOXES
+from kdbench.synthetic.styles import BANDS, CAUSES, Ranges, Style, colours
+from kdbench.synthetic.things import LOOK
 
 SIZE = (64, 128)
 INTEGERS = ("palette", "bands")

@@ -12,10 +12,10 @@ from typer.testing import CliRunner, Result
 
 from kdbench.cli import app
 from kdbench.cli.shared import servable
-from kdbench.data.real import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.sizing import Cover
-from kdbench.engine.preview import _samples
 from kdbench.errors import KdbenchError
+from kdbench.tools.preview import _samples
 
 
 def typed(*arguments: str) -> Result:

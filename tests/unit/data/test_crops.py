@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from kdbench.data.datasets.labels import Colours
 from PIL import Image
 
-from kdbench.data.real import ADAPTERS, RealSet
-from kdbench.data.real.crops import COLOURS, SETS, origins, prepare
-from kdbench.data.real.labels import Colours
+from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
+from kdbench.tools.crop import COLOURS, SETS, origins, prepare
 
 ISPRS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))["isprs"]
 PALETTE = [(0, 0, 0), *(tuple(label["color"]) for label in ISPRS["classes"])]

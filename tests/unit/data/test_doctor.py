@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.data.real import ADAPTERS
-from kdbench.data.real.doctor import Report, examine, lines
+from kdbench.data.datasets import ADAPTERS
 from kdbench.progress import Silent
+from kdbench.tools.verify import Report, examine, lines
 
 HEALTHY = {
     "cityscapes": "cityscapes", "gtav": "gtav", "bdd100k": "bdd100k", "bdd100k_first": "bdd100k",

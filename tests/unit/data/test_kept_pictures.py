@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdbench.data.real import ADAPTERS
+from kdbench.data.datasets import ADAPTERS
 from kdbench.engine.grid import expand, make_lab, run_grid
 from kdbench.engine.pictures import write_pictures
 from kdbench.progress import Silent
 from kdbench.report.board import boards
 from kdbench.report.entries import load
 from kdbench.report.page.gallery import gallery_of
-from kdbench.report.samples import read_samples
+from kdbench.samples import read_samples
 from kdbench.spec import RunSpec
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdbench.data.datasets.pack import Packed, pack
 from PIL import Image
 
+from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets import pack as module
 from kdbench.data.loading import training_batches
-from kdbench.data.real import ADAPTERS, RealSet
-from kdbench.data.real import pack as module
-from kdbench.data.real.pack import Packed, pack
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
@@ -33,7 +33,7 @@ def test_a_packed_set_has_the_same_pixels_and_identity(trees: Any, name: str, mo
     identity = opened(trees.root, name, next(iter(parts))).identity
     folders = pack(ADAPTERS[name], trees.root, (), 2, Silent())
     assert len(folders) == len(parts)
-    monkeypatch.setattr("kdbench.data.real.realset.read_rgb", lambda entry: pytest.fail("decoded again"))
+    monkeypatch.setattr("kdbench.data.datasets.realset.read_rgb", lambda entry: pytest.fail("decoded again"))
     for part, pairs in before.items():
         after = opened(trees.root, name, part)
         for index, (image, label) in enumerate(pairs):

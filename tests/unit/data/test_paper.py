@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from kdbench import protocol as protocols
 from kdbench.cli import app
 from kdbench.models.real import build_real
+from kdbench.models.registry import find_role
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import find_role
 from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
-from kdbench.report.records import read_record
+from kdbench.records import read_record
 from kdbench.types import Phase
 
 # DINOv2's own names; DeiT's distilled file is known by the role's.

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdbench.data.datasets.files import Entry, FileTree, open_image
 from PIL import Image
 
 from kdbench import protocol as protocols
-from kdbench.data.real import ADAPTERS, RealSet
-from kdbench.data.real.files import Entry, FileTree, open_image
+from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.sizing import Cover
-from kdbench.data.worlds import Worlds
-from kdbench.engine.cell import Cell, Lab
-from kdbench.engine.checks import all_stages, check_sets
+from kdbench.data.sources import Worlds
 from kdbench.engine.grid import Done, run_grid
+from kdbench.engine.plan import Cell, Lab
+from kdbench.engine.preflight import all_stages, check_sets
 from kdbench.errors import KdbenchError
-from kdbench.models.shipped import Zoo
+from kdbench.models.toy import Zoo
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import SMOKE
 
@@ -188,8 +188,8 @@ def test_an_archive_with_paths_outside_of_it_is_refused(tmp_path: Path, name: st
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdbench.data.real.files.MOST_BYTES", 1000)
-    monkeypatch.setattr("kdbench.data.real.files.MOST_PIXELS", 1000)
+    monkeypatch.setattr("kdbench.data.datasets.files.MOST_BYTES", 1000)
+    monkeypatch.setattr("kdbench.data.datasets.files.MOST_PIXELS", 1000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"\0" * 2000)
     with pytest.raises(KdbenchError, match=r"bomb\.zip!a\.png cannot be read \(more than 1000 bytes unpacked"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdbench.data import rendered, synthetic
+from kdbench import synthetic
+from kdbench.data import rendered
 from kdbench.data.rendered import RenderedSet
 from kdbench.errors import KdbenchError
 

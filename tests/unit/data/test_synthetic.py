@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdbench.data import synthetic
-from kdbench.data.synthetic import COARSE, DOMAINS, OBJECTS, Scene, draw
-from kdbench.data.synthetic.canvas import Canvas, ink
-from kdbench.data.synthetic.looks import BOXES
-from kdbench.data.synthetic.styles import CAUSES, Style
+from kdbench import synthetic
 from kdbench.errors import KdbenchError
+from kdbench.synthetic import COARSE, DOMAINS, OBJECTS, Scene, draw
+from kdbench.synthetic.canvas import Canvas, ink
+from kdbench.synthetic.looks import BOXES
+from kdbench.synthetic.styles import CAUSES, Style
 
 SIZE = (64, 128)
 STREET = [name for name, spec in DOMAINS.items() if spec.kind == "street"]
@@ -54,7 +54,7 @@ def test_same_arguments_same_arrays(domain: str) -> None:
 
 def test_another_process_draws_the_same() -> None:
     code = (
-        "from kdbench.data.synthetic import DOMAINS, draw; import hashlib\n"
+        "from kdbench.synthetic import DOMAINS, draw; import hashlib\n"
         "for d in reversed(DOMAINS):\n"
         "    s = draw(d, 'val', 5, (64, 128))\n"
         "    b = b''.join(a.tobytes() for a in (s.image, s.label, s.coarse, s.depth)) + str(s.object).encode()\n"

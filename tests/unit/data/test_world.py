@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.synthetic import DOMAINS, NEUTRAL, WORLDS, causes, describe, draw
-from kdbench.data.synthetic.canvas import Dice
-from kdbench.data.synthetic.domains import _style_box
-from kdbench.data.synthetic.styles import Style, colours, sample
-from kdbench.data.synthetic.things import BASE, LOOK, LOOKS
-from kdbench.data.worlds import Worlds
+from kdbench.data.sources import Worlds
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import SMOKE
+from kdbench.synthetic import DOMAINS, NEUTRAL, WORLDS, causes, describe, draw
+from kdbench.synthetic.canvas import Dice
+from kdbench.synthetic.domains import _style_box
+from kdbench.synthetic.styles import Style, colours, sample
+from kdbench.synthetic.things import BASE, LOOK, LOOKS
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIZE = (64, 128)
@@ -58,7 +58,7 @@ def test_every_domain_is_frozen() -> None:
 
 def test_another_process_in_another_order_draws_the_same() -> None:
     code = (
-        "import hashlib; from kdbench.data.synthetic import draw;"
+        "import hashlib; from kdbench.synthetic import draw;"
         "[draw('acdc-snow', 'val', i, (64, 128)) for i in (9, 2)];"
         "print(hashlib.sha256(draw('mapillary', 'train', 5, (64, 128)).image.tobytes()).hexdigest())"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.data.worlds import Worlds
+from kdbench.data.sources import Worlds
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import MINI

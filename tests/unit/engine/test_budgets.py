@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kdbench.engine.budgets import Point, add_point, measure, scaled
 from kdbench.errors import KdbenchError
+from kdbench.metrics import domain_miou
 from kdbench.protocol import MINI
-from kdbench.report.scores import domain_miou
+from kdbench.tools.budget_curves import Point, add_point, measure, scaled
 from kdbench.types import Phase
 
 

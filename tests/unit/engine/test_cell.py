@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine.cell import make_plan
 from kdbench.engine.parts import Networks
+from kdbench.engine.plan import make_plan
 from kdbench.models.backbones import PyramidEncoder
 from kdbench.models.decoders import LightDecoder, LinearDecoder
-from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import Role
+from kdbench.models.registry import Role
+from kdbench.models.toy import Zoo
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS, Augmentation
 

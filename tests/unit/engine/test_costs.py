@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from kdbench.engine import costs
-from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.costs import Inference, Kept, Peak, cost_of, counted, inference_of, stage_flops
 from kdbench.engine.grid import Done, expand, make_lab
 from kdbench.engine.parts import views
+from kdbench.engine.plan import Cell, Lab, make_plan
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS
 from kdbench.spec import RunSpec

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdbench.engine import distances
-from kdbench.engine.distances import Distances
-from kdbench.engine.evaluator import confusion
+from kdbench.engine.sliding_window import confusion
 from kdbench.progress import Silent
+from kdbench.tools import distances
+from kdbench.tools.distances import Distances
 
 
 @pytest.fixture

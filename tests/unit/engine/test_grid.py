@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from kdbench.engine import checks
+from kdbench.engine.distributed import _fix_order
 from kdbench.engine.grid import Done, describe
-from kdbench.engine.processes import _fix_order
 from kdbench.errors import KdbenchError
-from kdbench.models.shipped import Zoo
-from kdbench.report.records import SIDE_FILE, read_record
-from kdbench.report.scores import hits, points
+from kdbench.metrics import hits, points
+from kdbench.models.toy import Zoo
+from kdbench.records import SIDE_FILE, read_record
 
 Run = Callable[..., list[Done]]
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from kdbench.engine import trainer
+from kdbench.engine.event_log import SUFFIX, Journal, Line, read_lines
 from kdbench.engine.grid import Done, expand, make_lab, run_grid
-from kdbench.engine.journal import SUFFIX, Journal, Line, read_lines
 from kdbench.engine.store import StageFolder
+from kdbench.names import domain_name
 from kdbench.progress import Silent
-from kdbench.report.names import domain_name
-from kdbench.report.records import DomainResult, Record, record_files
+from kdbench.records import DomainResult, Record, record_files
 from kdbench.spec import RunSpec
 
 MakeSpec = Callable[..., RunSpec]

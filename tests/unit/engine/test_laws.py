@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.engine.cell import make_plan, stage_sets
 from kdbench.engine.grid import Done
+from kdbench.engine.plan import make_plan, stage_sets
 from kdbench.engine.runner import CellRun
 from kdbench.plugins import benchmark_names, load_benchmark, method_names
 from kdbench.types import Phase

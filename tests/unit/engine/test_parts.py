@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine import parts
-from kdbench.engine.cell import Cell, Lab, make_plan
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.grid import Done
 from kdbench.engine.parts import Networks, Origin, views
+from kdbench.engine.plan import Cell, Lab, make_plan
 from kdbench.errors import KdbenchError
 from kdbench.method import Stage, task_loss
 from kdbench.models.backbones import Encoder, build_stand_in
+from kdbench.models.registry import ROLES
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
-from kdbench.models.zoo import ROLES
 from kdbench.protocol import PROTOCOLS
 from kdbench.types import Features, FeatureSpec, Part, Phase
 

@@ -15,8 +15,8 @@ from kdbench.engine import pictures
 from kdbench.engine.grid import expand, make_lab, run_grid
 from kdbench.engine.runner import CellRun
 from kdbench.progress import Silent
-from kdbench.report.records import SIDE_FILE, read_record, record_files
-from kdbench.report.samples import SAMPLES, Samples, predictions_file, read_predictions, read_samples
+from kdbench.records import SIDE_FILE, read_record, record_files
+from kdbench.samples import SAMPLES, Samples, predictions_file, read_predictions, read_samples
 from kdbench.spec import RunSpec
 
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from kdbench.engine import grid
-from kdbench.engine.journal import SUFFIX, read_lines
-from kdbench.engine.processes import check_shares, failures, gather_interleaved, make_fabric, processes, share
+from kdbench.engine.distributed import check_shares, failures, gather_interleaved, make_fabric, processes, share
+from kdbench.engine.event_log import SUFFIX, read_lines
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
-from kdbench.report.records import read_record
+from kdbench.records import read_record
 from kdbench.spec import RunSpec
 
 
@@ -80,11 +80,11 @@ def test_one_process_gathers_what_it_has() -> None:
 
 GRADIENTS = """
 import sys, numpy as np, torch, torch.nn.functional as F
-from kdbench.engine.processes import gather_interleaved, make_fabric, share
+from kdbench.engine.distributed import gather_interleaved, make_fabric, share
 from kdbench.engine.trainer import LossModule
 from kdbench.models.backbones import build_stand_in
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import ROLES
+from kdbench.models.registry import ROLES
 
 fabric = make_fabric("cpu", 1, "32-true")
 encoder = seeded(lambda: build_stand_in(ROLES["deit-s"]), "test")
@@ -159,7 +159,7 @@ import json, sys
 from pathlib import Path
 import torch
 from kdbench.data.loading import Broken
-from kdbench.engine.processes import make_fabric
+from kdbench.engine.distributed import make_fabric
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.progress import Silent
@@ -213,7 +213,7 @@ import torch
 from torch import nn
 from kdbench.data.loading import Broken
 from kdbench.engine import memory
-from kdbench.engine.processes import make_fabric
+from kdbench.engine.distributed import make_fabric
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.progress import Silent

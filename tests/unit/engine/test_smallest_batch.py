@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from kdbench.conformance import make_bench
 from kdbench.engine import checks
+from kdbench.engine.distributed import check_smallest
 from kdbench.engine.grid import describe
 from kdbench.engine.memory import Gradients
 from kdbench.engine.parts import views
-from kdbench.engine.processes import check_smallest
 from kdbench.errors import KdbenchError
 from kdbench.method import FIT_TEACHER, Stage
-from kdbench.models.zoo import parse_pair
+from kdbench.models.registry import parse_pair
 from kdbench.plugins import load_method, method_names
 from kdbench.types import Batch
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.engine.cell import make_plan, strides
 from kdbench.engine.grid import Done, describe
+from kdbench.engine.plan import make_plan, strides
 from kdbench.models.geometry import Geometry
-from kdbench.report.records import StageResult, read_record, record_files
+from kdbench.records import StageResult, read_record, record_files
 
 UNLIKE = "dinov2-s:mit-b0"
 

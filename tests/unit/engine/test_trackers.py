@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kdbench.cli.runs import _trackers
 from kdbench.engine import trackers
+from kdbench.engine.event_log import SUFFIX, Line, read_lines
 from kdbench.engine.grid import Done, expand, make_lab, run_grid
-from kdbench.engine.journal import SUFFIX, Line, read_lines
-from kdbench.engine.trackers import TRACKERS, Place, Trackers, find_trackers, logdir
+from kdbench.engine.tracking import TRACKERS, Place, Trackers, find_trackers, logdir
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.spec import RunSpec

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdbench.data.datasets.cityscapes import ID_TO_CLASS
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -23,16 +24,15 @@ from kdbench import benchmark
 from kdbench import protocol as protocols
 from kdbench.benchmark import Benchmark, Domain, LabelSpace, RealData
 from kdbench.cli import app
-from kdbench.data.real import ADAPTERS, RealSet
-from kdbench.data.real.cityscapes import ID_TO_CLASS
+from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.sizing import Native
-from kdbench.engine.evaluator import evaluate as our_counts
+from kdbench.engine.sliding_window import evaluate as our_counts
 from kdbench.errors import KdbenchError
+from kdbench.metrics import class_iou, hits, miou
 from kdbench.models.real import build_real
-from kdbench.models.zoo import find_role
+from kdbench.models.registry import find_role
 from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
-from kdbench.report.records import Record, read_record
-from kdbench.report.scores import class_iou, hits, miou
+from kdbench.records import Record, read_record
 from kdbench.types import IGNORE, Phase
 
 CONFIG = "Misc/semantic_R_50_FPN_1x.yaml"
@@ -244,7 +244,7 @@ def test_detectron2_trains_on_a_domain_by_its_name(d2: ModuleType, trees: Any) -
     from detectron2.data import build_detection_train_loader
     from detectron2.modeling import build_model
 
-    from kdbench.models.detectron2 import read_config
+    from kdbench.integrations.detectron2.student import read_config
 
     trees.make("gtav")
     d2.register(trees.root)

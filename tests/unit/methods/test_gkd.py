@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdbench.conformance import make_batch as make_conformance_batch
 from kdbench.conformance import make_bench
 from kdbench.losses import masked_images, token_masks
-from kdbench.models.zoo import parse_pair
+from kdbench.models.registry import parse_pair
 from kdbench.plugins import load_method
 from kdbench.types import ENCODERS, STUDENT, Part, Phase
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kdbench.models.backbones import Encoder, build_stand_in
+from kdbench.models.registry import ROLES
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import ROLES
 
 SIZE = (32, 64)
 

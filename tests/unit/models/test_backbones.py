@@ -13,8 +13,8 @@ from torch import Tensor
 from kdbench.errors import KdbenchError
 from kdbench.models import backbones
 from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_stand_in
+from kdbench.models.registry import ROLES, STAND_INS
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import ROLES, STAND_INS
 from kdbench.types import Features
 
 HEIGHT, WIDTH = 32, 64

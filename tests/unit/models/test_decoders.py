@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.models.decoders import DECODERS, LightDecoder, pixel_cross_entropy
-from kdbench.models.zoo import STAND_INS
+from kdbench.models.registry import STAND_INS
 from kdbench.types import Features, FeatureSpec, SegOutput
 
 CLASSES = 5

@@ -16,8 +16,8 @@ from kdbench.errors import KdbenchError
 from kdbench.models.backbones import cut
 from kdbench.models.pretrained import Pretrained
 from kdbench.models.real import build_real
+from kdbench.models.registry import find_role, parse_pair
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import find_role, parse_pair
 from kdbench.plugins import load_method
 from kdbench.types import IGNORE, FeatureSpec, PairSpec
 
@@ -32,7 +32,7 @@ CLASSES = 5
 def d2() -> ModuleType:
     """The module, which only detectron2 lets import."""
     pytest.importorskip("detectron2", reason="optional: detectron2")
-    from kdbench.models import detectron2
+    from kdbench.integrations.detectron2 import student as detectron2
 
     return detectron2
 

@@ -24,7 +24,7 @@ from kdbench.models import pretrained, zoo
 from kdbench.models.checkpoint import Unread, read_checkpoint
 from kdbench.models.pretrained import Pretrained
 from kdbench.models.real import build_real
-from kdbench.models.zoo import Role, find_role
+from kdbench.models.registry import Role, find_role
 
 # A real transformer and a real network of convolutions, of a few hundred kilobytes.
 VIT, CNN = "timm/test_vit", "timm/test_byobnet"

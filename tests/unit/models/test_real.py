@@ -11,8 +11,8 @@ from kdbench.errors import KdbenchError
 from kdbench.models.backbones import Encoder, TokenEncoder, build_stand_in, cut
 from kdbench.models.geometry import Geometry
 from kdbench.models.real import SamEncoder, build_real
+from kdbench.models.registry import ROLES, find_role
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import ROLES, find_role
 
 SMALL = ["timm/test_vit", "timm/test_convnext", "timm/test_byobnet", "timm/mobilenetv3_small_050", "mit-b0", "resnet18"]
 LARGE = ["dinov2-s", "dinov2-s-reg", "dinov3-s", "eva02-s", "clip-b", "sam-b", "deit-s", "dino-s", "resnet50",

@@ -11,8 +11,8 @@ import torch
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import build_stand_in
 from kdbench.models.card import SHIPPED, Rung
-from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import ROLES, STAND_INS
+from kdbench.models.registry import ROLES, STAND_INS
+from kdbench.models.toy import Zoo
 
 FACTS = {
     "world": "synthetic-v1", "collection": "proxy", "images": 1, "objective": "objects", "teacher": None,

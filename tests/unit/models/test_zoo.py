@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import CNN_PAIRS, PAPER_PAIRS, ROLES, find_role, parse_pair
+from kdbench.models.registry import CNN_PAIRS, PAPER_PAIRS, ROLES, find_role, parse_pair
+from kdbench.models.toy import Zoo
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from kdbench.cli import app
 from kdbench.engine.grid import make_lab
 from kdbench.errors import KdbenchError
 from kdbench.models.card import SHIPPED, Rung
-from kdbench.models.shipped import Zoo
-from kdbench.pretraining import courses, ladder
-from kdbench.pretraining.courses import LADDER
-from kdbench.pretraining.ladder import ROLE, climb
-from kdbench.pretraining.train import make_school
+from kdbench.models.toy import Zoo
 from kdbench.progress import Silent
+from kdbench.tools.pretraining import courses, ladder
+from kdbench.tools.pretraining.courses import LADDER
+from kdbench.tools.pretraining.ladder import ROLE, climb
+from kdbench.tools.pretraining.train import make_school
 
 
 def test_every_rung_is_trained_for_and_probed(tmp_path: Path, make_spec, monkeypatch: pytest.MonkeyPatch) -> None:

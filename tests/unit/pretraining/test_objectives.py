@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench.data.synthetic import COARSE, OBJECTS
 from kdbench.models.backbones import build_stand_in
+from kdbench.models.registry import ROLES
 from kdbench.models.segmentor import seeded
-from kdbench.models.zoo import ROLES
-from kdbench.pretraining.lessons import Lesson
-from kdbench.pretraining.objectives import (
+from kdbench.synthetic import COARSE, OBJECTS
+from kdbench.tools.pretraining.lessons import Lesson
+from kdbench.tools.pretraining.objectives import (
     DETAIL,
     FeatureModelling,
     InverseRendering,

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from kdbench.errors import KdbenchError
-from kdbench.models.shipped import Zoo
-from kdbench.models.zoo import ROLES, STAND_INS
-from kdbench.pretraining import courses, train
-from kdbench.pretraining.courses import COURSES, Course, find_course
-from kdbench.pretraining.train import School, make_school
+from kdbench.models.registry import ROLES, STAND_INS
+from kdbench.models.toy import Zoo
 from kdbench.progress import Silent
 from kdbench.protocol import Augmentation, Recipe
+from kdbench.tools.pretraining import courses, train
+from kdbench.tools.pretraining.courses import COURSES, Course, find_course
+from kdbench.tools.pretraining.train import School, make_school
 
 
 @pytest.fixture

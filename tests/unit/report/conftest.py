@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdbench.report.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
-from kdbench.report.scores import hits
+from kdbench.metrics import hits
+from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
 
 WORLD = "synthetic-1"
 TITLES = {"g2c": "GTAV to Cityscapes", "c2a": "Cityscapes to ACDC"}

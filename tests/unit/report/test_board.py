@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.records import StageResult
 from kdbench.report.board import Board, boards
 from kdbench.report.entries import Entry, load
-from kdbench.report.records import StageResult
 
 ACDC = ("acdc-night", "acdc-snow")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from kdbench.report.amounts import amount
+from kdbench.records import Record, StageResult
 from kdbench.report.costs import Cost, mean_cost, pareto
-from kdbench.report.records import Record, StageResult
+from kdbench.units import amount
 
 
 def stage(name: str, passes: int, flops: int | None) -> StageResult:

@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from kdbench.records import StageResult
 from kdbench.report.board import Board, boards
 from kdbench.report.curves import Points
 from kdbench.report.entries import Entry
@@ -20,7 +21,6 @@ from kdbench.report.page import figures, heat, learning, radar
 from kdbench.report.page.labels import inches, log_ticks, put_end_labels, put_labels, short
 from kdbench.report.page.looks import BEST, SHOWN, leading, looks
 from kdbench.report.page.svg import INK, PAPER, STYLE, inline
-from kdbench.report.records import StageResult
 from kdbench.report.statistics import Interval
 from kdbench.report.summary import summaries
 

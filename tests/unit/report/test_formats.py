@@ -131,7 +131,7 @@ def test_colour_is_for_the_table_alone(found: list[Table]) -> None:
 
 def test_boards_start_without_what_is_slow_to_import() -> None:
     code = (
-        "import sys, kdbench.report.views, kdbench.report.formats, kdbench.report.exports, kdbench.report.ledger;"
+        "import sys, kdbench.report.views, kdbench.report.formats, kdbench.report.exports;"
         "print([m for m in ('torch', 'pandas', 'matplotlib', 'scipy.stats') if m in sys.modules])"
     )
     assert (

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from kdbench.errors import KdbenchError
+from kdbench.records import Record, read_record
 from kdbench.report.board import Board, boards
 from kdbench.report.entries import load
 from kdbench.report.page.gallery import Gallery, gallery_of
-from kdbench.report.records import Record, read_record
-from kdbench.report.samples import (
+from kdbench.samples import (
     SAMPLES,
     Samples,
     Scene,

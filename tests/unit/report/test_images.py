@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 
 from kdbench.errors import KdbenchError
+from kdbench.metrics import hits, miou
+from kdbench.records import SIDE_FILE
 from kdbench.report.board import boards
 from kdbench.report.entries import Entry, load
 from kdbench.report.images import RESAMPLES, interval, read_targets, resample
-from kdbench.report.records import SIDE_FILE
-from kdbench.report.scores import hits, miou
 
 
 def matrices(seed: int, right: float, images: int = 30, classes: int = 3) -> np.ndarray:

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kdbench.records import StageResult
 from kdbench.report import ledger
 from kdbench.report.board import Board, boards
-from kdbench.report.details import DETAILS
 from kdbench.report.entries import Entry
+from kdbench.report.extra_tables import DETAILS
 from kdbench.report.page.gallery import Gallery, GalleryRow
 from kdbench.report.page.page import sort_key, tables_to_html, to_html
 from kdbench.report.published import match, read_published
-from kdbench.report.records import StageResult
 from kdbench.report.table import Cell, Table
 from kdbench.report.views import tables
 

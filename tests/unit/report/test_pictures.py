@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdbench.report.pictures import colourise, contact_sheet
+from kdbench.pictures import colourise, contact_sheet
 
 RED, BLUE, GREEN = (250, 10, 20), (10, 20, 250), (20, 240, 30)
 

@@ -12,8 +12,8 @@ import pytest
 
 from kdbench.benchmark import CITYSCAPES
 from kdbench.errors import KdbenchError
-from kdbench.report.records import Record, StageResult, pack, read_record, record_files, unpack
-from kdbench.report.scores import domain_miou, hits, points
+from kdbench.metrics import domain_miou, hits, points
+from kdbench.records import Record, StageResult, pack, read_record, record_files, unpack
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "record-v1.json"
 

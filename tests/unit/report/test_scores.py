@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from kdbench.report.scores import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, points
+from kdbench.metrics import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, points
 
 IGNORE = 255
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kdbench.metrics import hits
+from kdbench.records import DomainResult, Record
 from kdbench.report.board import boards
 from kdbench.report.entries import Entry
-from kdbench.report.records import DomainResult, Record
-from kdbench.report.scores import hits
 from kdbench.report.selection import LAST, ORACLE, RULES, SOURCE, choose, oracle_gap
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kdbench.records import Record, StageResult
 from kdbench.report.board import boards
 from kdbench.report.entries import Entry
 from kdbench.report.images import Interval
-from kdbench.report.records import Record, StageResult
 from kdbench.report.table import Table, number, signed, signs, spread
 from kdbench.report.views import tables
 

@@ -1,0 +1,71 @@
+"""Mapillary Vistas v1.2, alone or in the package of v2.0. Two published tables take its 66 entries to 19 classes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+from kdbench import benchmark
+from kdbench.data.datasets.adapter import Adapter, Groups, Layout
+from kdbench.data.datasets.files import FileTree
+from kdbench.data.datasets.issues import Finding
+from kdbench.data.datasets.labels import table
+from kdbench.errors import KdbenchError
+
+# By index into the configuration's labels: what all agree on, then what differs. For GKD and Rein bike lanes,
+# crosswalks, parking and service lanes are road, street lights poles, backs of signs signs; for RobustNet, HRDA and
+# others manholes are road.
+_BOTH = {
+    2: 1, 3: 4, 6: 3, 13: 0, 15: 1, 17: 2, 19: 11, 20: 12, 21: 12, 22: 12, 24: 0, 27: 10, 29: 9, 30: 8, 45: 5,
+    47: 5, 48: 6, 50: 7, 52: 18, 54: 15, 55: 13, 57: 17, 58: 16, 61: 14,
+}  # fmt: skip
+_REIN = {7: 0, 8: 0, 9: 1, 10: 0, 11: 1, 14: 0, 23: 0, 44: 5, 46: 7, 49: 7}
+_ROBUSTNET = {41: 0}
+_STEM = r"(?P<id>[A-Za-z0-9_-]+)"
+
+
+def _part(tree: FileTree) -> Callable[[Groups], str]:
+    return lambda groups: {"training": "train", "validation": "val"}[groups["split"]]
+
+
+ENTRIES = 66
+
+
+def _check(tree: FileTree) -> Iterator[Finding]:
+    """The tables go by index into the configuration's labels: another list of labels makes them wrong."""
+    for name, entry in tree.entries.items():
+        if re.fullmatch(r"(?:.*/)?config(?:_v1\.2)?\.json", name):
+            try:
+                found = len(json.loads(entry.read())["labels"])
+            except (KdbenchError, ValueError, KeyError, TypeError) as error:
+                yield Finding("fault", "the list of labels cannot be read", (f"{entry} ({error})",), RESTORE)
+                continue
+            if found != ENTRIES:
+                what = f"the list of labels has {found} entries, that of version 1.2 has {ENTRIES}"
+                yield Finding("fault", what, (str(entry),), RESTORE)
+
+
+RESTORE = "restore it and the labels from the archive of version 1.2"
+MAPILLARY = Adapter(
+    name="mapillary",
+    title="Mapillary Vistas v1.2",
+    folders=("mapillary", "Mapillary", "mapillary-vistas", "mapillary_vistas"),
+    layouts=(
+        Layout(
+            image=rf"(?P<split>training|validation)/images/{_STEM}\.jpg",
+            label=rf"(?P<split>training|validation)/(?:v1\.2/)?labels/{_STEM}\.png",
+            values=range(66),
+            usual=(27, 30),
+            tables={"rein": table(_BOTH | _REIN), "robustnet": table(_BOTH | _ROBUSTNET)},
+            part=_part,
+        ),
+    ),
+    home="https://www.mapillary.com/dataset/vistas (version 1.2, or the package of 2.0, which holds both)",
+    licence="CC BY-NC-SA 4.0",
+    classes=benchmark.CITYSCAPES,
+    counts={"train": 18000, "val": 2000},
+    check=_check,
+    archives=("mapillary-vistas*.zip", "An-ZjB1Zm61y*.zip"),
+    hints={r"/v2\.0/labels/": "labels of version 2.0 have other classes; add the same package's v1.2."},
+)

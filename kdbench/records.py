@@ -1,0 +1,213 @@
+"""The record that a cell leaves: typed, versioned, with the request as passed and as resolved. No torch here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from kdbench.errors import KdbenchError
+from kdbench.names import file_name
+
+SCHEMA: Final = 1
+SIDE_FILE = ".counts.npz"
+
+
+# A record holds thousands of counts in 8 KB. Counts are small: of their eight bytes the high ones are nearly all zero,
+# which compresses best when equal bytes lie together; the raw format has no header to pay for in every array.
+FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 16, "lc": 0, "lp": 0, "pb": 0}]
+
+
+def pack(array: np.ndarray) -> dict[str, Any]:
+    """Integers as compressed text: a full confusion matrix in a few hundred characters."""
+    planes = array.astype("<i8").reshape(-1, 1).view("u1").T
+    content = lzma.compress(planes.tobytes(), lzma.FORMAT_RAW, filters=FILTERS)
+    return {"shape": list(array.shape), "lzma": base64.b85encode(content).decode()}
+
+
+def unpack(value: Any) -> np.ndarray:
+    """The array of a packed value."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        content = lzma.decompress(base64.b85decode(value["lzma"]), lzma.FORMAT_RAW, filters=FILTERS)
+        planes = np.frombuffer(content, "u1").reshape(8, -1)
+        return np.ascontiguousarray(planes.T).view("<i8").reshape(value["shape"]).astype(np.int64)
+    except (lzma.LZMAError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not packed counts: {error}") from error
+
+
+Packed = Annotated[np.ndarray, BeforeValidator(unpack), PlainSerializer(pack)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Resolved(_Model):
+    """What was run. Everything that a board groups, orders and labels by stands here."""
+
+    protocol: str
+    protocol_id: str
+    decoder: str
+    world: str
+    benchmark: str
+    title: str
+    classes: list[str]
+    teacher: str
+    student: str | None
+    zoo: str
+    weights: dict[str, str] = {}
+    """Which pretrained weights each of the two models began with, by its name; an older record does not know."""
+    family: str | None
+    method: str
+    role: Literal["teacher", "undistilled", "distilled"]
+    knobs: dict[str, Any]
+    variant: str
+    seed: int
+    label_fraction: str = "1"
+    remark: str
+    key: str
+
+
+class Spec(_Model):
+    """The request as passed and as resolved."""
+
+    passed: dict[str, Any]
+    resolved: Resolved
+
+
+class DomainResult(_Model):
+    """One domain's counts.
+
+    confusion (K, K): the last kept point. earlier (P - 1, 2, K): true and false positives of the points before it; with
+    the ground truth's totals, which all points share, they give any IoU (scores.points) and fit into a small record.
+    """
+
+    domain: str
+    role: Literal["target", "source"]
+    world: str
+    images: int
+    confusion: Packed
+    earlier: Packed
+
+
+class StageResult(_Model):
+    """What a stage did.
+
+    data: the domains that it trained on, with their worlds. broken: training files that could not be read and were
+    replaced by others. pieces: in how many a batch went through the networks, where memory did not hold it whole.
+    strides: of the maps of each encoder in play, teacher and student, in pixels of the image, fine to coarse and each
+    once; a loss that compares maps of other strides resizes one of them. An older record does not know.
+    flops: floating point operations of all its steps, forward and back, as counted on the real modules; None where they
+    were not counted. losses: each term's means over tenths of the stage.
+    """
+
+    name: str
+    phase: str
+    key: str
+    data: dict[str, str]
+    steps: int
+    images: int
+    student_passes: int
+    flops: int | None = None
+    broken: int = 0
+    pieces: int = 1
+    strides: dict[str, list[int]] = {}
+    losses: dict[str, list[float]]
+
+
+class Result(_Model):
+    """Bit-identical on a rerun on the same machine. inference_flops: of what is deployed, for one image."""
+
+    domains: list[DomainResult]
+    stages: list[StageResult]
+    parameters: dict[str, int]
+    inference_flops: int | None = None
+
+
+class RunInfo(_Model):
+    """How the run went; differs from run to run.
+
+    stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; the memory of a GPU's
+    tensors at their peak, on a CPU nothing. peak_memory_mb: the largest of these, or what the process has taken so far
+    (on a GPU its tensors), other cells' work in it included. latency_ms: of what is deployed, an image of the
+    protocol's size.
+    """
+
+    started: str
+    seconds: float
+    stage_seconds: dict[str, float]
+    stage_memory_mb: dict[str, float] = {}
+    latency_ms: float | None = None
+    cached: list[str]
+    peak_memory_mb: float
+    host: dict[str, Any]
+    versions: dict[str, str]
+    revision: str
+
+
+class Record(_Model):
+    """One cell's record."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["done", "failed"]
+    error: str | None = None
+    spec: Spec
+    result: Result | None = None
+    run: RunInfo
+
+    def path(self) -> Path:
+        """Where it lies below the results folder."""
+        return record_path(self.spec.resolved)
+
+    def to_json(self) -> str:
+        """As it is written."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False) + "\n"
+
+
+def record_path(cell: Resolved) -> Path:
+    """protocol / world / benchmark[@fraction of labels] / pair / method[@variant]-s<seed>.json."""
+    variant = f"@{cell.variant}" if cell.variant else ""
+    pair = f"{file_name(cell.teacher)}--{file_name(cell.student or 'none')}"
+    name = f"{cell.method}{variant}-s{cell.seed}.json"
+    labels = "" if cell.label_fraction == "1" else f"@{cell.label_fraction.replace('/', '-')}"
+    return Path(cell.protocol_id, cell.world, f"{cell.benchmark}{labels}", pair, name)
+
+
+def read_record(path: Path) -> Record:
+    """A record from its file; one that does not validate is an error that names the file and the first fault."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+        _check_shapes(record)
+    except (ValidationError, OSError, ValueError, KeyError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))) if first else str(error)
+        raise KdbenchError(
+            f"{path} is not a valid record of schema {SCHEMA} ({fault}). Remove it and run its cell again."
+        ) from error
+    return record
+
+
+def _check_shapes(record: Record) -> None:
+    """Every domain has counts of the cell's classes, at as many kept points as the others."""
+    domains, classes = record.result.domains if record.result else [], len(record.spec.resolved.classes)
+    earlier = {len(domain.earlier) for domain in domains}
+    for domain in domains:
+        fits = domain.confusion.shape == (classes, classes) and domain.earlier.shape[1:] == (2, classes)
+        if not fits or len(earlier) > 1:
+            raise ValueError(
+                f"result.domains.{domain.domain}: counts {domain.confusion.shape} and {domain.earlier.shape} do not fit"
+                f" {classes} classes and the points of the other domains"
+            )
+
+
+def record_files(folder: Path) -> Iterator[Path]:
+    """Every record's file below a folder, in a fixed order."""
+    yield from sorted(folder.rglob("*-s[0-9]*.json")) if folder.is_dir() else ()

@@ -1,0 +1,33 @@
+"""The built-in world: street and aerial domains with labels, and two collections without, drawn on the fly."""
+
+from kdbench.synthetic.domains import (
+    CATEGORIES,
+    DOMAINS,
+    NEUTRAL,
+    OBJECTS,
+    SPLITS,
+    WORLDS,
+    DomainSpec,
+    Scene,
+    causes,
+    check_adjustment,
+    describe,
+    draw,
+)
+from kdbench.synthetic.things import COARSE
+
+__all__ = [
+    "CATEGORIES",
+    "COARSE",
+    "DOMAINS",
+    "NEUTRAL",
+    "OBJECTS",
+    "SPLITS",
+    "WORLDS",
+    "DomainSpec",
+    "Scene",
+    "causes",
+    "check_adjustment",
+    "describe",
+    "draw",
+]
