@@ -1,4 +1,4 @@
-"""Every number of an experiment, in one frozen object. A protocol's id is its name and the hash of its content."""
+"""Every number of an experiment, in one frozen object. A protocol's id is its name and a version raised by hand."""
 
 from __future__ import annotations
 
@@ -127,6 +127,8 @@ class Protocol(Frozen):
     """An experiment's numbers. image_size is (height, width); real images are resized to cover it, ratio kept."""
 
     name: str
+    version: int = 1
+    """Raise it whenever a number of a shipped protocol changes (tests/unit/test_protocol.py holds every version's)."""
     summary: str
     zoo: Literal["mini-v1", "pretrained"]
     decoder: str
@@ -160,16 +162,27 @@ class Protocol(Frozen):
 
     @property
     def id(self) -> str:
-        """The name, with what was chosen beside it, and the hash of every number that decides a result.
+        """Name, version and the choices of the request, e.g. `mini-v1-equal`.
 
-        Fields at their defaults are left out, so that a field which is added later leaves the ids of earlier results
-        alone. A default that exists must therefore never change (tests/unit/test_protocol.py).
+        A protocol that differs from the shipped one of its name and version has a hash of what differs behind it.
         """
-        content = self.model_dump(mode="json", exclude={"summary", "checkpoint_every"}, exclude_defaults=True)
-        kinds = {phase: recipe.augmentation.kind for phase, recipe in self.recipes.items()}
-        chosen: list[str] = [self.track] * (self.track != "paper") + [self.resampling] * (self.resampling != "bicubic")
+        chosen: list[str] = [self.track] * (self.track != "paper")
+        chosen += [self.resampling] * (self.resampling != "bicubic")
         chosen += [f"{dataset}.{table}" for dataset, table in sorted(self.label_maps.items())]
-        return "-".join((self.name, *chosen, digest([content, kinds], 8)))
+        own = _differences(self)
+        return "-".join((self.name, f"v{self.version}", *chosen)) + (f"+{digest(own, 8)}" if own else "")
+
+
+CHOICES = {"summary", "checkpoint_every", "track", "passes", "resampling", "label_maps"}
+"""Fields that decide no number, or that the id names itself."""
+
+
+def _differences(protocol: Protocol) -> dict[str, Any]:
+    """What a protocol has otherwise than the shipped one of its name; nothing for a shipped one."""
+    shipped = PROTOCOLS.get(protocol.name)
+    ours = protocol.model_dump(mode="json", exclude=CHOICES)
+    theirs = shipped.model_dump(mode="json", exclude=CHOICES) if shipped else {}
+    return {name: value for name, value in ours.items() if theirs.get(name) != value}
 
 
 # Hue as in the photometric distortion that the field trains with.

@@ -43,6 +43,17 @@ def unpack(value: Any) -> np.ndarray:
         raise ValueError(f"not packed counts: {error}") from error
 
 
+FIRST_IDS = {
+    "smoke-54761713": "smoke-v1", "smoke-equal-e5d04e46": "smoke-v1-equal",
+    "mini-bc929c0b": "mini-v1", "mini-equal-10c4a91a": "mini-v1-equal",
+    "paper-443c8e49": "paper-v1", "paper-pseudo-inverse-12777e69": "paper-v1-pseudo-inverse",
+    "paper-equal-97c5959d": "paper-v1-equal", "paper-equal-pseudo-inverse-c6b12abe": "paper-v1-equal-pseudo-inverse",
+    "paper-text-ca6f376b": "paper-text-v1", "paper-text-pseudo-inverse-8e5bcc5a": "paper-text-v1-pseudo-inverse",
+    "paper-text-equal-c1986246": "paper-text-v1-equal",
+    "paper-text-equal-pseudo-inverse-081decf7": "paper-text-v1-equal-pseudo-inverse",
+}  # fmt: skip
+"""Ids of records made before protocols had versions: a hash of the protocol's content stood in place of the version."""
+ProtocolId = Annotated[str, BeforeValidator(lambda id: FIRST_IDS.get(id, id))]
 Packed = Annotated[np.ndarray, BeforeValidator(unpack), PlainSerializer(pack)]
 
 
@@ -54,7 +65,7 @@ class Resolved(_Model):
     """What was run. Everything that a board groups, orders and labels by stands here."""
 
     protocol: str
-    protocol_id: str
+    protocol_id: ProtocolId
     decoder: str
     world: str
     benchmark: str

@@ -7,12 +7,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import PIL
 import torch
 from filelock import FileLock
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from kdbench import synthetic
 from kdbench.files import naming_a_full_disk
-from kdbench.identity import code_digest, digest
+from kdbench.identity import digest
 from kdbench.types import IGNORE
 
 
@@ -43,7 +42,7 @@ class RenderedSet:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """World version, rendition, split, count and size, and all that decides how they are drawn."""
+        """World version, rendition, adjustments, split, count and size."""
         return {
             "world": self.world,
             "rendition": self.rendition,
@@ -51,7 +50,6 @@ class RenderedSet:
             "split": self.split,
             "count": self.count,
             "size": self.size,
-            "drawing": _drawing(),
         }
 
     def without_labels(self) -> RenderedSet:
@@ -114,11 +112,3 @@ class RenderedSet:
         """The header of a .npy of all samples. Writing through a memory map would crash where the disk is full."""
         shape = (self.count, *first.shape)
         write_array_header_1_0(file, {"descr": dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape})
-
-
-@cache
-def _drawing() -> dict[str, str]:
-    """The drawing code and the libraries that it draws with: a changed world never serves yesterday's pictures."""
-    files = sorted(Path(synthetic.__file__).parent.glob("*.py"))
-    code = digest([code_digest(path) for path in (*files, Path(__file__))])
-    return {"code": code, "numpy": np.__version__, "pillow": PIL.__version__}

@@ -12,10 +12,9 @@ from kdbench.benchmark import Domain
 from kdbench.data.domainset import DomainSet
 from kdbench.engine.distributed import gather_interleaved
 from kdbench.engine.event_log import Journal
-from kdbench.engine.keys import TESTING, environment, harness_code, method_code, networks_code
+from kdbench.engine.keys import key_of, method_source
 from kdbench.engine.plan import Cell, Lab, Plan, deployed_parts
 from kdbench.engine.sliding_window import evaluate
-from kdbench.identity import digest
 from kdbench.method import Method
 from kdbench.metrics import hits
 from kdbench.records import DomainResult
@@ -70,7 +69,7 @@ class DomainTest:
         method = self.plan.networks.method
         if method is None or type(method).deploy is Method.deploy:
             return None
-        return [method_code(method), self.cell.knobs.model_dump(mode="json")]
+        return [method_source(method), self.cell.knobs.model_dump(mode="json")]
 
     def _domain(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
         samples = self.lab.worlds.val(domain)
@@ -90,13 +89,18 @@ class DomainTest:
         lab, plan = self.lab, self.plan
         classes = len(self.cell.benchmark.labels)
         origins = plan.at(point)
-        key = digest([
-            {name: origins[name].key for name in sorted(deployed_parts(plan))}, self.deploy_code(),
-            networks_code(plan.networks.modules()[name] for name in deployed_parts(plan)), domain.name,
-            samples.identity, lab.protocol.evaluation.model_dump(), lab.protocol.resampling, classes,
-            harness_code(TESTING), environment(lab.fabric.device, lab.protocol.precision),
-        ])  # fmt: skip
-
+        key = key_of(
+            lab.fabric.device,
+            lab.protocol.precision,
+            parts={name: origins[name].key for name in sorted(deployed_parts(plan))},
+            deployed_by=self.deploy_code(),
+            domain=domain.name,
+            data=samples.identity,
+            evaluation=lab.protocol.evaluation.model_dump(),
+            resampling=lab.protocol.resampling,
+            decoder=lab.protocol.decoder,
+            classes=classes,
+        )
         # One process looks, for all: with a file that appears between two looks they would wait for each other.
         zero = lab.fabric.is_global_zero
         counts: np.ndarray | None = lab.fabric.broadcast(lab.store.evaluation(key) if zero else None)

@@ -1,11 +1,16 @@
-"""What a stage's result depends on, as digests: code, environment and everything that it reads."""
+"""Content keys: what a stage's result depends on, as a digest.
+
+A key hashes what a stage reads, and ENGINE_VERSION for the harness that computes it. Neither the harness's source nor
+the versions of libraries are in it, so that neither an edit nor an upgrade makes stored stages worthless; the record
+states them instead.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
-from collections.abc import Iterable
+import sys
+import sysconfig
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,57 +26,43 @@ from torch import nn
 from kdbench.identity import code_digest, digest
 from kdbench.method import Method
 
-NETWORKS = (
-    "kdbench.models.backbones", "kdbench.models.geometry", "kdbench.models.decoders", "kdbench.models.segmentor",
-    "kdbench.types",
-)  # fmt: skip
-LOADING = ("kdbench.data.loading", "kdbench.data.transforms", "kdbench.identity")
-LOOP = (*NETWORKS, *LOADING, "kdbench.engine.trainer", "kdbench.engine.memory")
-TRAINING = (*LOOP, "kdbench.losses", "kdbench.engine.parts")
-TESTING = (*NETWORKS, "kdbench.engine.sliding_window", "kdbench.engine.evaluation")
-"""The harness modules whose code decides the numbers of a stage and of a test. What draws
-or reads images stands in the identity of the data instead: a new data set changes no other's key."""
+ENGINE_VERSION = 1
+"""Raise this by hand whenever the engine, the models or the data pipeline give other numbers for the same request.
+`kdbench check --smoke` fails where that was forgotten."""
+
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+
+
+def is_own_code(module: str, file: str) -> bool:
+    """Whether a module is a method author's, not kdbench's, the standard library's or an installed package's."""
+    if module.split(".")[0] == "kdbench":
+        return module.startswith("kdbench.methods.")
+    return module.split(".")[0] not in sys.stdlib_module_names and not file.startswith(_LIBRARIES)
 
 
 @cache
-def harness_code(modules: tuple[str, ...]) -> str:
-    """The code of harness modules; a package stands for all that is in it."""
-    files: list[Path] = []
-    for name in modules:
-        module = importlib.import_module(name)
-        folders = getattr(module, "__path__", None)
-        files += sorted(Path(next(iter(folders))).rglob("*.py")) if folders else [Path(str(module.__file__))]
-    return digest([code_digest(path) for path in files])
+def _file_digest(module: str, file: str) -> str:
+    return code_digest(Path(file))
 
 
-@cache
-def _module_code(module_name: str, path: str) -> str:
-    return code_digest(Path(path))
-
-
-def code_of(thing: Any) -> str:
-    """The code of the module that defines a function or a class."""
+def source_of(thing: Any) -> str:
+    """Digest of the module that defines a function or class, if a method's author wrote it; else its name."""
     module = inspect.getmodule(thing)
-    if module is None or not module.__file__:
-        return digest(repr(thing))
-    return _module_code(module.__name__, module.__file__)
+    name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
+    if module is None or not module.__file__ or not is_own_code(module.__name__, module.__file__):
+        return name
+    return _file_digest(module.__name__, module.__file__)
 
 
-def method_code(method: Method) -> list[str]:
-    """The code of a method's class, its bases and its sub-modules' classes, and the version of what it is built on."""
+def method_source(method: Method) -> list[str]:
+    """Sources of a method's class, bases and sub-modules' classes, and the version of the package it requires."""
     classes = {base for module in method.modules() for base in type(module).__mro__}
-    own = [cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins", "timm")]
-    built_on = [f"{method.requires} {version(method.requires)}"] if method.requires else []
-    return sorted({code_of(cls) for cls in own}) + built_on
-
-
-def networks_code(modules: Iterable[nn.Module]) -> list[str]:
-    """The code of the classes of encoders, decoders and adapters: some stand in files that no other key covers."""
-    return sorted({code_of(type(module)) for module in modules})
+    required = [f"{method.requires} {version(method.requires)}"] if method.requires else []
+    return sorted({source_of(cls) for cls in classes}) + required
 
 
 def weights_digest(module: nn.Module) -> str:
-    """The content of a module's parameters and buffers."""
+    """Digest of a module's parameters and buffers."""
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -79,9 +70,15 @@ def weights_digest(module: nn.Module) -> str:
     return state.hexdigest()
 
 
+def key_of(device: torch.device, precision: str, **reads: Any) -> str:
+    """Key of a result that depends on `reads`, computed by this engine on a kind of device in a precision."""
+    return digest({"engine": ENGINE_VERSION, "device": device.type, "precision": precision, **reads})
+
+
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
-    """The libraries and settings that decide the last bit."""
+    """Versions of the engine and the libraries, and the settings that decide a result's last bit."""
     return {
+        "engine": ENGINE_VERSION,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,

@@ -18,10 +18,9 @@ from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
 from kdbench.data.sources import Worlds
 from kdbench.data.subset import Subset
-from kdbench.engine.keys import TRAINING, code_of, environment, harness_code, method_code, networks_code, weights_digest
+from kdbench.engine.keys import key_of, method_source, source_of, weights_digest
 from kdbench.engine.parts import Networks, Origin, check_stages
 from kdbench.engine.store import StageFolder, Store
-from kdbench.identity import digest
 from kdbench.method import FIT_TEACHER, Knobs, Method, Stage
 from kdbench.models.geometry import Geometry
 from kdbench.models.pretrained import Weights
@@ -247,28 +246,28 @@ def _plan_stage(
     steps = max(1, round(recipe.length(images) * stage.budget * stretch))
     recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * stretch)}) if stretch != 1 else recipe
     keep = lab.protocol.keep if stage.phase.labelled else (1.0,)
-    key = digest({
-        "seed": cell.seed,
-        "phase": stage.phase,
-        "trains": sorted(stage.trains),
-        "inputs": {name: origin.key for name, origin in inputs.items()},
-        "loss": [getattr(stage.loss, "__qualname__", ""), code_of(stage.loss)],
-        "method": method_code(networks.method) if networks.method is not None and bound else None,
-        "knobs": cell.knobs.model_dump(mode="json") if bound else None,
-        "recipe": recipe.model_dump(mode="json"),
-        "resampling": lab.protocol.resampling if recipe.patch is not None else None,
-        "steps": steps,
-        "keep": keep,
-        "data": [[samples.domain, samples.identity] for samples in sets],
-        "classes": len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
-        "networks": networks_code(networks.modules()[name] for name in parts),
-        "harness": harness_code(TRAINING),
-        "environment": environment(lab.fabric.device, lab.protocol.precision),
+    key = key_of(
+        lab.fabric.device,
+        lab.protocol.precision,
+        seed=cell.seed,
+        phase=stage.phase,
+        trains=sorted(stage.trains),
+        inputs={name: origin.key for name, origin in inputs.items()},
+        loss=[getattr(stage.loss, "__qualname__", ""), source_of(stage.loss)],
+        method=method_source(networks.method) if networks.method is not None and bound else None,
+        knobs=cell.knobs.model_dump(mode="json") if bound else None,
+        recipe=recipe.model_dump(mode="json", exclude_defaults=True),
+        resampling=lab.protocol.resampling if recipe.patch is not None else None,
+        steps=steps,
+        keep=keep,
+        data=[[samples.domain, samples.identity] for samples in sets],
+        classes=len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
+        decoder=lab.protocol.decoder if stage.parts & DECODERS else None,
         # Masks and batch statistics are drawn within a process.
-        **({"processes": lab.fabric.world_size} if lab.fabric.world_size > 1 else {}),
-        **({"halved": sorted(lab.halved(stage))} if lab.halved(stage) else {}),
-        **({"compiled": harness_code(("kdbench.engine.compiling",))} if lab.compiled else {}),
-    })  # fmt: skip
+        processes=lab.fabric.world_size,
+        halved=sorted(lab.halved(stage)),
+        compiled=lab.compiled,
+    )
     kept = tuple(max(1, round(steps * share)) for share in keep)
     return Planned(stage, key, inputs, sets, recipe, steps, kept, lab.store.stage(key))
 

@@ -23,7 +23,7 @@ from kdbench.engine.environment import host, peak_memory
 from kdbench.engine.evaluation import DomainTest
 from kdbench.engine.event_log import Journal
 from kdbench.engine.failures import explain, failure_of
-from kdbench.engine.keys import TESTING, environment, harness_code, weights_digest
+from kdbench.engine.keys import ENGINE_VERSION, environment, weights_digest
 from kdbench.engine.parts import Encode, views
 from kdbench.engine.plan import Cell, Lab, Plan, Planned, make_plan, strides
 from kdbench.engine.revision import revision
@@ -85,7 +85,7 @@ class CellRun:
             [samples.identity for samples in map(self._lab.worlds.val, self.test.domains)],
             self.test.deploy_code(),
             self._lab.protocol.id,
-            harness_code(TESTING),
+            ENGINE_VERSION,
         ])  # fmt: skip
         return self._key
 

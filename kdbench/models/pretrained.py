@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import timm
 
 from kdbench.errors import KdbenchError
-from kdbench.identity import code_digest, digest
-from kdbench.models import checkpoint, conversion, real
 from kdbench.models.backbones import Encoder
 from kdbench.models.checkpoint import State, checksum, first_line, read_checkpoint, unwrap
 from kdbench.models.conversion import convert, some, with_mask_token
@@ -62,12 +60,9 @@ class Pretrained:
         return build_real(role, trained=not self.random(role))
 
     def key(self, role: Role) -> str:
-        """The network, its weights, and the code that reads them."""
+        """The network and its weights."""
         network = _detectron2().config_key(role.network) if role.of_detectron2 else role.network
-        code = digest(
-            [code_digest(Path(path)) for path in (__file__, checkpoint.__file__, conversion.__file__, real.__file__)], 8
-        )
-        return f"{network}-{self.weights(role)}-{code}"
+        return f"{network}-{self.weights(role)}"
 
     def weights(self, role: Role) -> str:
         """A file's checksum, or the name on the hub, or `random`."""

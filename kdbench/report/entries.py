@@ -115,9 +115,8 @@ def _nothing(folders: list[Path | None], faults: list[str]) -> KdbenchError:
     )
 
 
-def _protocol_names(cell: Resolved) -> tuple[str, str, str]:
-    """Its name, that with its track (the id without the hash), and its id."""
-    return cell.protocol, cell.protocol_id.rpartition("-")[0], cell.protocol_id
+def _protocol_names(cell: Resolved) -> tuple[str, str]:
+    return cell.protocol, cell.protocol_id
 
 
 def _chosen(

@@ -8,6 +8,7 @@ one is shown and never compared.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -151,8 +152,10 @@ def _comparable(published: Published, board: Board) -> bool:
 
 
 def _settled(board: Board) -> str:
-    """A protocol's id without the hash of its numbers: its name, and its track where that is not the paper's own."""
-    return board.protocol_id.rpartition("-")[0]
+    """The protocol's name where it is a shipped version without further choices; else its id."""
+    return (
+        board.protocol if re.fullmatch(rf"{re.escape(board.protocol)}-v\d+", board.protocol_id) else board.protocol_id
+    )
 
 
 def _row(published: Published, board: Board) -> Row | None:

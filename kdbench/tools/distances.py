@@ -12,11 +12,10 @@ from kdbench import synthetic
 from kdbench.data.loading import training_batches
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.distributed import make_fabric
-from kdbench.engine.keys import LOOP, TESTING, environment, harness_code
+from kdbench.engine.keys import key_of
 from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import Store
 from kdbench.engine.trainer import Job, LossModule, train
-from kdbench.identity import digest
 from kdbench.metrics import hits, miou
 from kdbench.models.backbones import ZOO_SIZE, build_stand_in
 from kdbench.models.registry import ROLES
@@ -58,10 +57,8 @@ class Distances:
 
     def _trained(self, name: str) -> Segmentor:
         samples, model = self._samples(name, "train"), _network(synthetic.DOMAINS[name].classes)
-        key = digest([
-            samples.identity, RECIPE.model_dump(mode="json"), REFERENCE, harness_code((*LOOP, *TESTING, __name__)),
-            environment(self._fabric.device, "32-true"),
-        ])  # fmt: skip
+        recipe = RECIPE.model_dump(mode="json")
+        key = key_of(self._fabric.device, "32-true", data=samples.identity, recipe=recipe, network=REFERENCE)
         folder = self._store.stage(f"distance-{name}-{key}")
         with folder.locked(lambda: self._progress.note(f"another run is at work on {name}; waiting")):
             if not folder.done:

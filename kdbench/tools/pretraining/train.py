@@ -9,10 +9,9 @@ from lightning.fabric import Fabric
 
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.distributed import make_fabric
-from kdbench.engine.keys import LOOP, environment, harness_code
+from kdbench.engine.keys import environment, key_of
 from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import Job, LossModule, train
-from kdbench.identity import digest
 from kdbench.models.backbones import ZOO_SIZE, Encoder, build_stand_in
 from kdbench.models.card import Card
 from kdbench.models.registry import ROLES
@@ -30,7 +29,6 @@ from kdbench.tools.pretraining.objectives import (
 )
 
 CHECKPOINT_EVERY = 100
-CODE = (*LOOP, *(f"kdbench.tools.pretraining.{name}" for name in ("objectives", "lessons", "train")))
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,15 @@ class School:
 
     def _folder(self, course: Course) -> StageFolder:
         role, taught = ROLES[course.role], course.teacher
-        key = digest([
-            role.name, role.kind, role.stand_in, course.objective, course.recipe.model_dump(mode="json"),
-            self.teachers(taught).card(taught).sha256 if taught else None, self._samples(course).identity,
-            harness_code(CODE), environment(self.fabric.device, "32-true"),
-        ])  # fmt: skip
+        key = key_of(
+            self.fabric.device,
+            "32-true",
+            network=[role.name, role.kind, role.stand_in],
+            objective=course.objective,
+            recipe=course.recipe.model_dump(mode="json"),
+            teacher=self.teachers(taught).card(taught).sha256 if taught else None,
+            data=self._samples(course).identity,
+        )
         return self.store.stage(f"pretrained-{course.role}-{key}")
 
     def _job(self, course: Course, objective: Objective, samples: RenderedSet) -> Job:
