@@ -1,6 +1,6 @@
 """Cityscapes to ACDC: night, snow, fog and rain."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 
 CONDITIONS = ("night", "snow", "fog", "rain")
 BENCHMARK = Benchmark(
@@ -10,14 +10,21 @@ BENCHMARK = Benchmark(
         Domain(
             "cityscapes",
             synthetic="cityscapes",
-            real=RealData("cityscapes", train=("train",), val=("val",), under={"paper": Terms(InputSize(512, 1024))}),
+            real=RealData(
+                "cityscapes",
+                train=("train",),
+                val=("val",),
+                overrides={"paper": ProtocolOverrides(InputSize(512, 1024))},
+            ),
         ),
     ),
     targets=tuple(
         Domain(
             f"acdc-{condition}",
             synthetic=f"acdc-{condition}",
-            real=RealData("acdc", val=(f"{condition}/val",), under={"paper": Terms(InputSize(540, 960))}),
+            real=RealData(
+                "acdc", val=(f"{condition}/val",), overrides={"paper": ProtocolOverrides(InputSize(540, 960))}
+            ),
         )
         for condition in CONDITIONS
     ),

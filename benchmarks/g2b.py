@@ -1,6 +1,6 @@
 """GTAV to BDD100K."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 
 # All of GTAV trains, as in GKD and Rein, so none is left to test the source on.
 _GTAV = RealData("gtav", train=("all",))
@@ -13,7 +13,7 @@ BENCHMARK = Benchmark(
         Domain(
             "bdd100k",
             synthetic="bdd100k",
-            real=RealData("bdd100k", val=("val",), under={"paper": Terms(InputSize(720, 1280))}),
+            real=RealData("bdd100k", val=("val",), overrides={"paper": ProtocolOverrides(InputSize(720, 1280))}),
         ),
     ),
     proxy=PROXY,

@@ -1,6 +1,6 @@
 """GTAV to Cityscapes."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 
 # All of GTAV trains, as in GKD and Rein, so none is left to test the source on.
 _GTAV = RealData("gtav", train=("all",))
@@ -13,7 +13,7 @@ BENCHMARK = Benchmark(
         Domain(
             "cityscapes",
             synthetic="cityscapes",
-            real=RealData("cityscapes", val=("val",), under={"paper": Terms(InputSize(512, 1024))}),
+            real=RealData("cityscapes", val=("val",), overrides={"paper": ProtocolOverrides(InputSize(512, 1024))}),
         ),
     ),
     proxy=PROXY,

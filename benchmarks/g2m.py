@@ -1,6 +1,6 @@
 """GTAV to Mapillary Vistas."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 
 # All of GTAV trains, as in GKD and Rein, so none is left to test the source on.
 _GTAV = RealData("gtav", train=("all",))
@@ -17,7 +17,7 @@ BENCHMARK = Benchmark(
                 "mapillary",
                 val=("val",),
                 # As GKD and Rein do; RobustNet's centre square of 1536 pixels gives other figures.
-                under={"paper": Terms(InputSize(512, 1024, keep_ratio=True, halved=True))},
+                overrides={"paper": ProtocolOverrides(InputSize(512, 1024, keep_ratio=True, halved=True))},
             ),
         ),
     ),

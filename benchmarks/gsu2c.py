@@ -1,6 +1,6 @@
 """GTAV, SYNTHIA and UrbanSyn together to Cityscapes; real images only."""
 
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 
 BENCHMARK = Benchmark(
     name="gsu2c",
@@ -11,7 +11,10 @@ BENCHMARK = Benchmark(
         Domain("urbansyn", real=RealData("urbansyn", train=("all",))),
     ),
     targets=(
-        Domain("cityscapes", real=RealData("cityscapes", val=("val",), under={"paper": Terms(InputSize(512, 1024))})),
+        Domain(
+            "cityscapes",
+            real=RealData("cityscapes", val=("val",), overrides={"paper": ProtocolOverrides(InputSize(512, 1024))}),
+        ),
     ),
     proxy=PROXY,
     labels=CITYSCAPES,

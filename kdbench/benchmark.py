@@ -36,7 +36,7 @@ class InputSize:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ProtocolOverrides:
     """What a protocol asks of a data set: the size of evaluated images, and parts in place of the usual ones."""
 
     size: InputSize | None = None
@@ -54,13 +54,13 @@ class RealData:
     dataset: str
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
-    under: Mapping[str, Terms] = field(default_factory=dict, hash=False)
+    overrides: Mapping[str, ProtocolOverrides] = field(default_factory=dict, hash=False)
 
-    def terms(self, protocol: str) -> Terms:
+    def under_protocol(self, protocol: str) -> ProtocolOverrides:
         """The parts and the size under a protocol of that name."""
-        stated = self.under.get(protocol, Terms())
+        stated = self.overrides.get(protocol, ProtocolOverrides())
         train = self.train if stated.train is None else stated.train
-        return Terms(stated.size, train, self.val if stated.val is None else stated.val)
+        return ProtocolOverrides(stated.size, train, self.val if stated.val is None else stated.val)
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,12 @@ def _contents(domain: Domain, training: bool) -> set[str]:
     """What a domain shows, by the names of its rendition and of its parts of a data set."""
     shown = {f"synthetic {domain.synthetic} {sorted(domain.adjust.items())}"} if domain.synthetic else set()
     if domain.real:
-        for name in ("", *domain.real.under):
-            terms = domain.real.terms(name)
-            shown |= {f"{domain.real.dataset} {part}" for part in (terms.train if training else terms.val) or ()}
+        for name in ("", *domain.real.overrides):
+            under_protocol = domain.real.under_protocol(name)
+            shown |= {
+                f"{domain.real.dataset} {part}"
+                for part in (under_protocol.train if training else under_protocol.val) or ()
+            }
     return shown
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from kdbench.engine.parts import Networks, check_stages, views
 from kdbench.errors import KdbenchError, describe
 from kdbench.method import Method, Stage, check_terms
-from kdbench.models.backbones import build_stand_in
-from kdbench.models.registry import Pair, Role, find_role
+from kdbench.models.backbones import build_toy
+from kdbench.models.registry import ModelSpec, Pair, find_model
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.plugins import MethodPlugin, load_method
 from kdbench.types import IGNORE, Batch, FeatureSpec, PairSpec
@@ -42,7 +42,7 @@ def sample_pair() -> PairSpec:
 def find_pair(text: str) -> Pair:
     """`teacher:student` among the stand-ins, of whatever family: nothing here asks what a teacher was trained on."""
     teacher, _, student = text.partition(":")
-    return Pair(find_role(teacher), find_role(student))
+    return Pair(find_model(teacher), find_model(student))
 
 
 @dataclass
@@ -71,8 +71,8 @@ class Bench:
 def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
     """The method on a pair of stand-ins."""
 
-    def segmentor(role: Role, part: str) -> Segmentor:
-        encoder = seeded(lambda: build_stand_in(role), "conformance", part)
+    def segmentor(role: ModelSpec, part: str) -> Segmentor:
+        encoder = seeded(lambda: build_toy(role), "conformance", part)
         # LayerNorms' and zero-initialised residuals' start values hide missing gradients and moves.
         _roughen(parameter for parameter in encoder.parameters() if parameter.ndim <= 1)
         return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "conformance", part))
@@ -128,9 +128,9 @@ def passes_are_declared(bench: Bench) -> None:
         batch, (student, teacher) = make_batch(stage), views(bench.networks, stage)
         stage.loss(batch, student, teacher)
         taken = student.images / len(batch.image)
-        assert taken == stage.passes, (
-            f"stage {stage.name} sends an image through the student {taken:g} times and declares {stage.passes:g}. "
-            f"Write Stage(..., passes={taken:g})."
+        assert taken == stage.student_forwards, (
+            f"stage {stage.name} sends an image through the student {taken:g} times and declares "
+            f"{stage.student_forwards:g}. Write Stage(..., student_forwards={taken:g})."
         )
 
 

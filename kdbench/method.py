@@ -23,7 +23,7 @@ Loss = Callable[[Batch, Segmentor, Segmentor], dict[str, Tensor]]
 """(batch, student, teacher) -> named scalar losses, already weighted; the engine minimises their sum."""
 
 
-class Knobs(BaseModel):
+class MethodConfig(BaseModel):
     """A method's settings. Defaults are the published values; each knob's description names their source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +82,7 @@ class Stage:
     reset: frozenset[str] = frozenset()
     scratch: frozenset[str] = frozenset()
     budget: float = 1.0
-    passes: float = 1.0
+    student_forwards: float = 1.0
 
     @property
     def parts(self) -> frozenset[Part]:
@@ -119,12 +119,12 @@ FIT_TEACHER = Stage(
     trains=frozenset({Part.TEACHER_DECODER}),
     uses=frozenset({Part.TEACHER_ENCODER}),
     loss=teacher_task_loss,
-    passes=0.0,
+    student_forwards=0.0,
 )
 """The frozen teacher's decoder on the labelled source: what a method needs first when it reads the teacher's logits."""
 
 
-class RecipeKnobs(Knobs):
+class PresetConfig(MethodConfig):
     """Settings of a method whose published numbers come from a combination."""
 
     recipe: Literal["bare", "paper"] = knob(
@@ -142,7 +142,7 @@ class Method(nn.Module):
 
     paper: ClassVar[str] = ""
     role: ClassVar[Literal["distilled", "undistilled"]] = "distilled"
-    Config: ClassVar[type[Knobs]] = Knobs
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
     requires: ClassVar[str] = ""
     """An optional package that the method is built on."""
     smallest_batch: int = 1
@@ -151,7 +151,7 @@ class Method(nn.Module):
     dead: ClassVar[tuple[str, ...]] = ()
     """Patterns (fnmatch) of parameters that a stage trains and no gradient reaches, e.g. because the published method
     carries them along: `head.query.*`, `student.encoder.*.bias`. All others get one, as kdbench.conformance checks."""
-    remark: str = ""
+    footnote: str = ""
     """What a reader of a board must know of this pair, e.g. an extension beyond the paper; printed as a footnote."""
 
     def __init__(self, config: Any, pair: PairSpec) -> None:

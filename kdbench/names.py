@@ -7,9 +7,9 @@ from kdbench.identity import digest
 REAL = "real"
 
 
-def model_name(name: str, zoo: str) -> str:
+def model_name(name: str, model_set: str) -> str:
     """A model's name, marked where it is a small stand-in."""
-    return f"mini:{name}" if zoo.startswith("mini") else name
+    return f"mini:{name}" if model_set.startswith("toy") else name
 
 
 def file_name(model: str) -> str:
@@ -19,11 +19,11 @@ def file_name(model: str) -> str:
     return "--".join(filter(None, (kind, last))) + (f"-{digest(model, 8)}" if last != rest else "")
 
 
-def domain_name(name: str, world: str) -> str:
+def domain_name(name: str, data_source: str) -> str:
     """A domain's name, marked where it is drawn."""
-    return name if world == REAL else f"synthetic {name}-like"
+    return name if data_source == REAL else f"synthetic {name}-like"
 
 
-def benchmark_title(title: str, world: str) -> str:
+def benchmark_title(title: str, data_source: str) -> str:
     """A benchmark's title, marked where its domains are drawn."""
-    return title if world == REAL else f"synthetic likeness of {title}"
+    return title if data_source == REAL else f"synthetic likeness of {title}"

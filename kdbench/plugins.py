@@ -94,10 +94,10 @@ def _wrap_failure(plugin: Plugin, what: str, error: Exception) -> KdbenchError:
 
 
 def _method_in(loaded: Any, origin: str) -> type[Method]:
-    from kdbench.method import Knobs, Method
+    from kdbench.method import Method, MethodConfig
 
     method = loaded if isinstance(loaded, type) and issubclass(loaded, Method) else _only_method(loaded, origin)
-    if not (isinstance(method.Config, type) and issubclass(method.Config, Knobs)):
+    if not (isinstance(method.Config, type) and issubclass(method.Config, MethodConfig)):
         raise KdbenchError(
             f"{origin}: the Config of {method.__name__} is no kdbench.method.Knobs. Write its settings as "
             "class MyKnobs(Knobs): weight: float = knob(1.0, 'source')."

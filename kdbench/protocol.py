@@ -130,7 +130,7 @@ class Protocol(Frozen):
     version: int = 1
     """Raise it whenever a number of a shipped protocol changes (tests/unit/test_protocol.py holds every version's)."""
     summary: str
-    zoo: Literal["mini-v1", "pretrained"]
+    model_set: Literal["toy-v1", "pretrained"]
     decoder: str
     image_size: tuple[int, int]
     train_images: int
@@ -148,16 +148,16 @@ class Protocol(Frozen):
     """Training files that may turn out to be unreadable, each replaced by the next one, before a stage stops."""
     resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
     """How patch kernels and position embeddings change their size (kdbench.models.geometry)."""
-    keep: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    snapshots: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Where in a labelled stage its trained parts are kept; the last is the one that boards rank."""
     checkpoint_every: int = 50
     """Steps between the points from which a killed stage continues."""
-    track: Literal["paper", "equal"] = "paper"
+    budget: Literal["published", "equal"] = "published"
     """paper: every phase at its published length. equal: the phases of a method are stretched or cut, all by one
     factor, until they take `passes` in all, whatever else is compared."""
-    passes: int = 0
+    student_forwards: int = 0
     """Images that go through the student in all of a method's stages on the equal track."""
-    terms: str = ""
+    overrides_of: str = ""
     """The protocol whose terms with the data sets hold (RealData.under), where that is another than itself."""
 
     @property
@@ -166,14 +166,14 @@ class Protocol(Frozen):
 
         A protocol that differs from the shipped one of its name and version has a hash of what differs behind it.
         """
-        chosen: list[str] = [self.track] * (self.track != "paper")
+        chosen: list[str] = [self.budget] * (self.budget != "published")
         chosen += [self.resampling] * (self.resampling != "bicubic")
         chosen += [f"{dataset}.{table}" for dataset, table in sorted(self.label_maps.items())]
         own = _differences(self)
         return "-".join((self.name, f"v{self.version}", *chosen)) + (f"+{digest(own, 8)}" if own else "")
 
 
-CHOICES = {"summary", "checkpoint_every", "track", "passes", "resampling", "label_maps"}
+CHOICES = {"summary", "checkpoint_every", "budget", "student_forwards", "resampling", "label_maps"}
 """Fields that decide no number, or that the id names itself."""
 
 
@@ -190,7 +190,7 @@ _VIEWS = Augmentation(hue=0.1)
 MINI = Protocol(
     name="mini",
     summary="minutes on a laptop: small stand-ins for the models; where the absolute numbers mean little",
-    zoo="mini-v1",
+    model_set="toy-v1",
     decoder="light",
     image_size=(64, 128),
     train_images=1000,
@@ -209,7 +209,7 @@ MINI = Protocol(
 SMOKE = Protocol(
     name="smoke",
     summary="seconds: every path once, hardly anything learnt",
-    zoo="mini-v1",
+    model_set="toy-v1",
     decoder="light",
     image_size=(32, 64),
     train_images=24,
@@ -236,7 +236,7 @@ _DISTILLATION = Recipe(
 PAPER = Protocol(
     name="paper",
     summary="GKD's experiment as its code runs it: real data sets, pretrained models, Mask2Former",
-    zoo="pretrained",
+    model_set="pretrained",
     decoder="mask2former",
     image_size=(512, 512),
     train_images=0,
@@ -266,7 +266,7 @@ PAPER_TEXT = PAPER.model_copy(
     update={
         "name": "paper-text",
         "summary": "GKD's experiment with the numbers of its text where its code has others; else as paper",
-        "terms": "paper",
+        "overrides_of": "paper",
         "recipes": {
             **PAPER.recipes,
             Phase.PROXY: PAPER.recipes[Phase.PROXY].model_copy(update=_AS_WRITTEN),
@@ -279,11 +279,11 @@ PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER, PAPER_
 
 # Smoke and mini: twice what a single stage takes as published, about half of what distillation before the task takes.
 # Paper: four times a single stage; a hundred epochs of ImageNet are out of any single stage's reach.
-EQUAL_PASSES = {"smoke": 64, "mini": 9600, "paper": 640_000, "paper-text": 640_000}
+EQUAL_STUDENT_FORWARDS = {"smoke": 64, "mini": 9600, "paper": 640_000, "paper-text": 640_000}
 
 
 def find_protocol(
-    name: str, track: str = "paper", label_maps: Mapping[str, str] | None = None, resampling: str = "bicubic"
+    name: str, budget: str = "published", label_maps: Mapping[str, str] | None = None, resampling: str = "bicubic"
 ) -> Protocol:
     """The protocol of that name, on a track, with other label maps and another resampling; each changes its id.
 
@@ -292,8 +292,8 @@ def find_protocol(
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     changes: dict[str, Any] = {"label_maps": dict(label_maps)} if label_maps else {}
-    if track != "paper":
-        changes |= {"track": track, "passes": EQUAL_PASSES[name]}
+    if budget != "published":
+        changes |= {"budget": budget, "student_forwards": EQUAL_STUDENT_FORWARDS[name]}
     if resampling != "bicubic":
         if all(recipe.patch is None for recipe in PROTOCOLS[name].recipes.values()):
             raise KdbenchError(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from kdbench.errors import KdbenchError
 from kdbench.names import file_name
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 SIDE_FILE = ".counts.npz"
 
 
@@ -67,23 +67,23 @@ class Resolved(_Model):
     protocol: str
     protocol_id: ProtocolId
     decoder: str
-    world: str
+    data_source: str
     benchmark: str
     title: str
     classes: list[str]
     teacher: str
     student: str | None
-    zoo: str
+    model_set: str
     weights: dict[str, str] = {}
     """Which pretrained weights each of the two models began with, by its name; an older record does not know."""
     family: str | None
     method: str
     role: Literal["teacher", "undistilled", "distilled"]
-    knobs: dict[str, Any]
+    options: dict[str, Any]
     variant: str
     seed: int
     label_fraction: str = "1"
-    remark: str
+    footnote: str
     key: str
 
 
@@ -103,7 +103,7 @@ class DomainResult(_Model):
 
     domain: str
     role: Literal["target", "source"]
-    world: str
+    data_source: str
     images: int
     confusion: Packed
     earlier: Packed
@@ -112,8 +112,8 @@ class DomainResult(_Model):
 class StageResult(_Model):
     """What a stage did.
 
-    data: the domains that it trained on, with their worlds. broken: training files that could not be read and were
-    replaced by others. pieces: in how many a batch went through the networks, where memory did not hold it whole.
+    data: the domains that it trained on, with their data sources. skipped_files: training files that could not be read
+    and were replaced by others. micro_batches: pieces of a batch, where memory did not hold it whole.
     strides: of the maps of each encoder in play, teacher and student, in pixels of the image, fine to coarse and each
     once; a loss that compares maps of other strides resizes one of them. An older record does not know.
     flops: floating point operations of all its steps, forward and back, as counted on the real modules; None where they
@@ -126,10 +126,10 @@ class StageResult(_Model):
     data: dict[str, str]
     steps: int
     images: int
-    student_passes: int
+    student_forwards: int
     flops: int | None = None
-    broken: int = 0
-    pieces: int = 1
+    skipped_files: int = 0
+    micro_batches: int = 1
     strides: dict[str, list[int]] = {}
     losses: dict[str, list[float]]
 
@@ -167,7 +167,7 @@ class RunInfo(_Model):
 class Record(_Model):
     """One cell's record."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     status: Literal["done", "failed"]
     error: str | None = None
     spec: Spec
@@ -183,21 +183,46 @@ class Record(_Model):
         return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
+_RENAMED_IN_2 = {
+    "world": "data_source", "zoo": "model_set", "knobs": "options", "remark": "footnote",
+    "student_passes": "student_forwards", "broken": "skipped_files", "pieces": "micro_batches",
+}  # fmt: skip
+
+
+def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 1 in the names and values of schema 2."""
+
+    def renamed(part: dict[str, Any]) -> dict[str, Any]:
+        return {_RENAMED_IN_2.get(name, name): value for name, value in part.items()}
+
+    spec, result = content["spec"], content.get("result")
+    passed, resolved = spec["passed"], renamed(spec["resolved"])
+    if "track" in passed:
+        passed["budget"] = "published" if passed.pop("track") == "paper" else "equal"
+    if resolved["model_set"] == "mini-v1":
+        resolved["model_set"] = "toy-v1"
+    if result is not None:
+        for part in ("domains", "stages"):
+            result[part] = [renamed(each) for each in result[part]]
+    return content | {"schema_version": 2, "spec": {"passed": passed, "resolved": resolved}}
+
+
 def record_path(cell: Resolved) -> Path:
     """protocol / world / benchmark[@fraction of labels] / pair / method[@variant]-s<seed>.json."""
     variant = f"@{cell.variant}" if cell.variant else ""
     pair = f"{file_name(cell.teacher)}--{file_name(cell.student or 'none')}"
     name = f"{cell.method}{variant}-s{cell.seed}.json"
     labels = "" if cell.label_fraction == "1" else f"@{cell.label_fraction.replace('/', '-')}"
-    return Path(cell.protocol_id, cell.world, f"{cell.benchmark}{labels}", pair, name)
+    return Path(cell.protocol_id, cell.data_source, f"{cell.benchmark}{labels}", pair, name)
 
 
 def read_record(path: Path) -> Record:
     """A record from its file; one that does not validate is an error that names the file and the first fault."""
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        record = Record.model_validate(_upgrade(content) if content.get("schema_version") == 1 else content)
         _check_shapes(record)
-    except (ValidationError, OSError, ValueError, KeyError) as error:
+    except (ValidationError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))) if first else str(error)
         raise KdbenchError(

@@ -40,7 +40,7 @@ class Scene:
 
     domain: str
     index: int
-    world: str
+    data_source: str
     licence: str
     image: Picture
     label: Picture
@@ -72,7 +72,7 @@ class Samples:
 
 def write_samples(folder: Path, samples: Samples) -> None:
     """Keeps them in a benchmark's folder; a file that holds just that is left as it is."""
-    about = [[s.domain, s.index, s.world, s.licence] for s in samples.scenes]
+    about = [[s.domain, s.index, s.data_source, s.licence] for s in samples.scenes]
     arrays = {f"image/{s.name}": s.image for s in samples.scenes} | {f"label/{s.name}": s.label for s in samples.scenes}
     content = _packed({"classes": samples.classes, "palette": samples.palette, "scenes": about}, arrays)
     path = folder / SAMPLES
@@ -87,11 +87,11 @@ def read_samples(folder: Path) -> Samples | None:
         return None
     with _opened(path) as (header, held):
         scenes = []
-        for domain, index, world, licence in header["scenes"]:
+        for domain, index, data_source, licence in header["scenes"]:
             image, label = held[f"image/{domain}/{index}"], held[f"label/{domain}/{index}"]
             height, width = label.shape
             pair = _checked(image, (height, width, 3)), _checked(label, (height, width))
-            scenes.append(Scene(domain, index, world, licence, *pair))
+            scenes.append(Scene(domain, index, data_source, licence, *pair))
         palette = tuple((red, green, blue) for red, green, blue in header["palette"])
         return Samples(tuple(header["classes"]), palette, tuple(scenes))
 

@@ -13,7 +13,7 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.identity import digest
 
 if TYPE_CHECKING:
-    from kdbench.method import Knobs
+    from kdbench.method import MethodConfig
     from kdbench.plugins import MethodPlugin
 
 
@@ -26,7 +26,7 @@ class RunSpec(BaseModel):
     pairs: tuple[str, ...]
     benchmarks: tuple[str, ...]
     protocol: str = "mini"
-    track: Literal["paper", "equal"] = "paper"
+    budget: Literal["published", "equal"] = "published"
     resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
     seeds: tuple[int, ...] = (0,)
     data_root: Path | None = None
@@ -95,7 +95,7 @@ def assign_label_maps(texts: Sequence[str]) -> dict[str, str]:
     return assigned
 
 
-def make_knobs(plugin: MethodPlugin, values: Mapping[str, Any]) -> Knobs:
+def make_config(plugin: MethodPlugin, values: Mapping[str, Any]) -> MethodConfig:
     """A method's knobs from text; an unknown one, a wrong type or a value out of range is an error with the limits."""
     config = plugin.method.Config
     for name in values:
@@ -114,14 +114,14 @@ def make_knobs(plugin: MethodPlugin, values: Mapping[str, Any]) -> Knobs:
         ) from error
 
 
-def variant(knobs: Knobs, label: str = "") -> str:
+def variant(config: MethodConfig, label: str = "") -> str:
     """A variant's name: its label, or the sorted knobs that are off their defaults."""
     if label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", label):
         raise KdbenchError(f"--as '{label}': a label has letters, digits and . _ = + - only.")
     changed = {
-        name: getattr(knobs, name)
-        for name, field in type(knobs).model_fields.items()
-        if getattr(knobs, name) != field.default
+        name: getattr(config, name)
+        for name, field in type(config).model_fields.items()
+        if getattr(config, name) != field.default
     }
     name = ",".join(f"{name}={changed[name]}" for name in sorted(changed))
     # A variant is part of a file's name; what such a name cannot hold is replaced, and a digest keeps it distinct.

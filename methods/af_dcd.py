@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import align, generator, pixel_kl, resize, same_grid
-from kdbench.method import Knobs, Method, Stage, knob
+from kdbench.method import Method, MethodConfig, Stage, knob
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
 
 PATCH = 4
 
 
-class AfDCDKnobs(Knobs):
+class AfDCDKnobs(MethodConfig):
     """Weights of the three terms, the mask, and the contrast's temperature and groups."""
 
     unread: ClassVar = (

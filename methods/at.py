@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdbench.losses import attention, pixel_kl, resize
-from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.method import FeatureMethod, PresetConfig, knob
 from kdbench.types import Batch, Features
 
 
-class AttentionKnobs(RecipeKnobs):
+class AttentionKnobs(PresetConfig):
     """The weight of the distance between attention maps."""
 
     mean_weight: float = knob(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kdbench.method import Knobs, Method, Stage, knob, task_loss
+from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
 from kdbench.types import STUDENT, Part, Phase
 
 
-class BaselineKnobs(Knobs):
+class BaselineKnobs(MethodConfig):
     """How the undistilled student is trained."""
 
     encoder: Literal["fine-tuned", "frozen"] = knob(

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import kl, labels_at, pixel_kl, resize, tokens
-from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.method import FeatureMethod, PresetConfig, knob
 from kdbench.types import IGNORE, Batch, Features, PairSpec
 
 POSITIONS = 1024
 """Positions of a map beyond which it is pooled for the similarities within a batch, whose cost is their square."""
 
 
-class CIRKDKnobs(RecipeKnobs):
+class CIRKDKnobs(PresetConfig):
     """Weights of the three terms, temperatures, and sizes of the memory."""
 
     unread: ClassVar = (

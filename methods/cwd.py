@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from kdbench.losses import Projector, channel_kl, pixel_kl, resize, same_grid
-from kdbench.method import FIT_TEACHER, Method, RecipeKnobs, Stage, knob
+from kdbench.method import FIT_TEACHER, Method, PresetConfig, Stage, knob
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
 
 
-class ChannelKnobs(RecipeKnobs):
+class ChannelKnobs(PresetConfig):
     """What is distilled, how softly and how strongly."""
 
     unread: ClassVar = (

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from kdbench.losses import tokens
-from kdbench.method import Knobs, LogitMethod, knob
+from kdbench.method import LogitMethod, MethodConfig, knob
 from kdbench.types import Batch
 
 
-class DISTKnobs(Knobs):
+class DISTKnobs(MethodConfig):
     """Weights of the two correlations."""
 
     inter: float = knob(1.0, "DIST, segmentation code: beta = 1 at lambda = 1", ge=0)

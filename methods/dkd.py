@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from kdbench.losses import kl, labels_at, other_classes
-from kdbench.method import Knobs, LogitMethod, knob
+from kdbench.method import LogitMethod, MethodConfig, knob
 from kdbench.types import IGNORE, Batch
 
 FIRST = 1 / 20
 """The share of the weight at the very start: mdistiller's first of 20 warm-up epochs."""
 
 
-class DKDKnobs(Knobs):
+class DKDKnobs(MethodConfig):
     """Weights of the two parts, temperature and warm-up."""
 
     unread: ClassVar = (({"alpha": 0, "beta": 0}, ("temperature", "warmup")),)

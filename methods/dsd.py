@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import attention, matched_levels, resize
-from kdbench.method import Knobs, Method, knob
+from kdbench.method import Method, MethodConfig, knob
 from kdbench.types import Batch, Segmentor
 
 
-class DoubleKnobs(Knobs):
+class DoubleKnobs(MethodConfig):
     """Weights of both similarities, and the temperature of the second."""
 
     unread: ClassVar = (({"class_overlap_weight": 0}, ("temperature",)),)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import matched_levels, matched_widths, resize, tokens
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 SETTING = (
@@ -19,7 +19,7 @@ SETTING = (
 )
 
 
-class AttentiveKnobs(Knobs):
+class AttentiveKnobs(MethodConfig):
     """Weights on root mean squares for each level, and the temperature of the spatial attention."""
 
     unread: ClassVar = (({"feature_on_rms": 0}, ("temperature",)),)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import Projector, pixel_kl, resize
-from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.method import FeatureMethod, PresetConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 
-class FeatureKnobs(RecipeKnobs):
+class FeatureKnobs(PresetConfig):
     """The weight of the hint."""
 
     weight: float = knob(10.0, "CIRKD: lambda = 10 beside the task loss", ge=0)

@@ -11,11 +11,11 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from kdbench.losses import masked_images, resize, token_masks, tokens, whole_and_masked
-from kdbench.method import Knobs, Method, Stage, knob, task_loss
+from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
 
 
-class GKDKnobs(Knobs):
+class GKDKnobs(MethodConfig):
     """Weights of the three losses, the masking rule, and the paper's ablations. A weight of 0 leaves out the term."""
 
     unread: ClassVar = (
@@ -123,19 +123,35 @@ class GKD(Method):
                 self.add_module(name, make_head(config, *widths))
         self.heads = frozenset(name for name, _ in self.named_children())
         if not pair.student.class_token:
-            self.remark = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
+            self.footnote = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
         again = 1.0 if self.pair.student.batch_norms else self.config.mask_probability
-        passes = 1.0 + (again if "patch_head" in self.heads else 0.0)
+        student_forwards = 1.0 + (again if "patch_head" in self.heads else 0.0)
         if self.config.single_stage:
             trains, uses = STUDENT | self.heads, STUDENT | {Part.TEACHER_ENCODER}
-            return (Stage("joint", Phase.TASK, trains=trains, uses=uses, loss=self.joint_loss, passes=passes),)
+            return (
+                Stage(
+                    "joint",
+                    Phase.TASK,
+                    trains=trains,
+                    uses=uses,
+                    loss=self.joint_loss,
+                    student_forwards=student_forwards,
+                ),
+            )
         learns = self.heads | {Part.STUDENT_ENCODER}
         task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
         stages = (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, passes=passes),
-            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=self.heads, passes=passes),
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, student_forwards=student_forwards),
+            Stage(
+                "source",
+                Phase.SOURCE,
+                trains=learns,
+                loss=self.loss,
+                reset=self.heads,
+                student_forwards=student_forwards,
+            ),
             Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
         )
         return stages if self.config.proxy else stages[1:]

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 
-class ICKDKnobs(Knobs):
+class ICKDKnobs(MethodConfig):
     """The weight of the correlations."""
 
     weight: float = knob(

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import labels_at, pixel_kl, resize, tokens
-from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.method import FeatureMethod, PresetConfig, knob
 from kdbench.types import IGNORE, Batch, Features
 
 
-class VariationKnobs(RecipeKnobs):
+class VariationKnobs(PresetConfig):
     """The weight of the term."""
 
     weight: float = knob(20.0, "CIRKD: 20 beside logit distillation at 1", ge=0)

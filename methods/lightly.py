@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import kl, resize, tokens
-from kdbench.method import Knobs, Method, Stage, knob, task_loss
+from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
 
 
-class LightlyKnobs(Knobs):
+class LightlyKnobs(MethodConfig):
     """Which of the two losses, and the settings of the second."""
 
     unread: ClassVar = (({"version": "v2"}, ("temperature", "local", "queue")),)

@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdbench.losses import pixel_kl
-from kdbench.method import Knobs, LogitMethod, knob
+from kdbench.method import LogitMethod, MethodConfig, knob
 from kdbench.types import Batch
 
 
-class LogitKnobs(Knobs):
+class LogitKnobs(MethodConfig):
     """Temperature and weight."""
 
     unread: ClassVar = (({"weight": 0}, ("temperature",)),)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import align, channel_kl, generator, resize
-from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.method import FeatureMethod, PresetConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 
-class MaskedKnobs(RecipeKnobs):
+class MaskedKnobs(PresetConfig):
     """How much is hidden, and the weight."""
 
     unread: ClassVar = (({"weight_on_mean": 0}, ("mask_ratio",)),)

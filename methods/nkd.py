@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import labels_at, other_classes
-from kdbench.method import Knobs, LogitMethod, knob
+from kdbench.method import LogitMethod, MethodConfig, knob
 from kdbench.types import IGNORE, Batch
 
 
-class NKDKnobs(Knobs):
+class NKDKnobs(MethodConfig):
     """Weight and temperature of the part on the other classes."""
 
     unread: ClassVar = (({"gamma": 0}, ("temperature",)),)

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import resize
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features
 
 
-class NSTKnobs(Knobs):
+class NSTKnobs(MethodConfig):
     """The weight of the discrepancy."""
 
     weight: float = knob(50.0, "mdistiller: 50 for each of its maps", ge=0)

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from kdbench.losses import align, resize
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 FLAT = 1e-4
 """The deviation below which a channel is constant, and its direction noise."""
 
 
-class PKDKnobs(Knobs):
+class PKDKnobs(MethodConfig):
     """The weight of the correlation."""
 
     weight: float = knob(10.0, "mmrazor: 10 for single-stage detectors (6 for two-stage ones), an FPN level", ge=0)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import Projector, resize, share, token_masks, whole_and_masked
-from kdbench.method import Knobs, Method, Stage, knob, task_loss
+from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
 from kdbench.types import STUDENT, Batch, PairSpec, Part, Phase, Segmentor
 
 HEADS = frozenset({"token_head", "feature_head", "patch_head"})
 
 
-class ProteusKnobs(Knobs):
+class ProteusKnobs(MethodConfig):
     """Weights of the three losses, the masking rule, and what the task trains."""
 
     unread: ClassVar = (({"patch": 0}, ("mask_probability", "mask_ratio")), ({"mask_probability": 0}, ("mask_ratio",)))
@@ -56,15 +56,17 @@ class Proteus(Method):
         widths = pair.student.final_channels, pair.teacher.final_channels
         self.token_head, self.feature_head, self.patch_head = (Projector(*widths, False) for _ in range(3))
         if not pair.student.class_token:
-            self.remark = "Proteus-CNN: kdbench's extension; the paper's students are ViTs"
+            self.footnote = "Proteus-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
         learns = HEADS | {Part.STUDENT_ENCODER}
-        passes = 2.0 if self.pair.student.batch_norms else 1.0 + self.config.mask_probability
+        student_forwards = 2.0 if self.pair.student.batch_norms else 1.0 + self.config.mask_probability
         task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
         return (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, passes=passes),
-            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=HEADS, passes=passes),
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, student_forwards=student_forwards),
+            Stage(
+                "source", Phase.SOURCE, trains=learns, loss=self.loss, reset=HEADS, student_forwards=student_forwards
+            ),
             Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
         )
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import matched_levels
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 POOLS = (4, 2, 1)
 """Sides of the pooled maps of the hierarchical loss."""
 
 
-class ReviewKnobs(Knobs):
+class ReviewKnobs(MethodConfig):
     """The weight, and how it grows."""
 
     unread: ClassVar = (({"weight": 0}, ("warm_up",)),)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import LevelProjectors
-from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
+from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage, knob
 from kdbench.types import Batch, PairSpec, Part, Phase, Segmentor, SegOutput
 
 
-class SimKDKnobs(Knobs):
+class SimKDKnobs(MethodConfig):
     """The weight of the features and the narrowing inside the projectors."""
 
     unread: ClassVar = (({"weight": 0}, ("reduction",)),)
@@ -70,7 +70,7 @@ class SimKD(Method):
 
     paper = "Chen, Mei, Zhang, Wang, Feng, Chen, Reused Teacher Classifier, CVPR 2022 (arXiv 2203.14001)"
     Config = SimKDKnobs
-    remark = "SimKD-dense: kdbench's extension; it deploys the teacher's decoder and projectors"
+    footnote = "SimKD-dense: kdbench's extension; it deploys the teacher's decoder and projectors"
 
     def __init__(self, config: Any, pair: PairSpec) -> None:
         super().__init__(config, pair)

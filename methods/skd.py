@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.losses import pixel_kl, resize, tokens
-from kdbench.method import FeatureMethod, RecipeKnobs, knob
+from kdbench.method import FeatureMethod, PresetConfig, knob
 from kdbench.types import Batch, Features
 
 
-class StructureKnobs(RecipeKnobs):
+class StructureKnobs(PresetConfig):
     """The weight of the pair-wise term and the size of its nodes."""
 
     unread: ClassVar = (({"weight": 0}, ("pool",)),)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features
 
 
-class SimilarityKnobs(Knobs):
+class SimilarityKnobs(MethodConfig):
     """The weight of the term."""
 
     row_weight: float = knob(

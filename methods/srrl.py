@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import LevelProjectors
-from kdbench.method import Knobs, Method, knob
+from kdbench.method import Method, MethodConfig, knob
 from kdbench.types import Batch, PairSpec, Segmentor
 
 
-class SRRLKnobs(Knobs):
+class SRRLKnobs(MethodConfig):
     """Weights of the two terms."""
 
     feature_weight: float = knob(1.0, "SRRL, alpha = 1", ge=0)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import Projector, matched_levels, matched_widths, resize, same_grid, tokens
-from kdbench.method import FIT_TEACHER, Knobs, Method, Stage, knob
+from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage, knob
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor, SegOutput
 
 FLOOR = 1e-5
 """Smallest variance of VIDLoss (torchdistill's sample)."""
 
 
-class TorchDistillKnobs(Knobs):
+class TorchDistillKnobs(MethodConfig):
     """Which loss, and its weight."""
 
     loss: Literal[
@@ -168,7 +168,7 @@ class TorchDistill(Method):
         self.criterion = make_criterion(kind, self.rule.settings)
         self.smallest_batch = self.rule.images
         if config.loss == "KTALoss":
-            self.remark = "KTA's loss alone: maps in place of codes, and no affinity (He et al. have both)"
+            self.footnote = "KTA's loss alone: maps in place of codes, and no affinity (He et al. have both)"
         widths = [(pair.student.final_channels, pair.teacher.final_channels)]
         if self.rule.reads == "levels":
             widths = matched_widths(pair)
@@ -204,7 +204,7 @@ class TorchDistill(Method):
             return (joint,)
         coder = frozenset({"paraphraser"})
         read = frozenset({Part.TEACHER_ENCODER})
-        first = Stage("paraphraser", Phase.SOURCE, trains=coder, uses=read, loss=self.paraphrase, passes=0.0)
+        first = Stage("paraphraser", Phase.SOURCE, trains=coder, uses=read, loss=self.paraphrase, student_forwards=0.0)
         return (first, replace(joint, trains=joint.trains - coder))
 
     def paraphrase(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:

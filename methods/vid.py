@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import matched_levels, matched_widths, resize
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features, PairSpec
 
 FLOOR = 1e-5
 """Smallest variance (mdistiller, torchdistill)."""
 
 
-class VariationalKnobs(Knobs):
+class VariationalKnobs(MethodConfig):
     """The weight, and the variance to begin with."""
 
     unread: ClassVar = (({"weight": 0}, ("variance",)),)

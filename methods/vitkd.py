@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import align, generator, resize, share
-from kdbench.method import FeatureMethod, Knobs, knob
+from kdbench.method import FeatureMethod, MethodConfig, knob
 from kdbench.types import Batch, Features, FeatureSpec, PairSpec
 
 
-class ViTKDKnobs(Knobs):
+class ViTKDKnobs(MethodConfig):
     """Weights of the two terms, on means, and the share of hidden tokens."""
 
     unread: ClassVar = (({"generation": 0}, ("mask_ratio",)),)
@@ -94,7 +94,7 @@ class ViTKD(FeatureMethod):
         self.deep = align(pair.student.final_channels, pair.teacher.final_channels)
         self.generation = Generation(pair.teacher.final_channels)
         if not is_plain(pair.student):
-            self.remark = "ViTKD from levels: kdbench's extension; the paper's students are plain ViTs"
+            self.footnote = "ViTKD from levels: kdbench's extension; the paper's students are plain ViTs"
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         low = zip(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine.grid import Done, expand, make_lab, run_grid
-from kdbench.engine.plan import Cell, Lab
+from kdbench.engine.grid import Done, expand, make_context, run_grid
+from kdbench.engine.plan import Cell, RunContext
 from kdbench.progress import Silent
 from kdbench.spec import RunSpec
 
@@ -68,13 +68,13 @@ def make_spec(tmp_path: Path, shared_store: Path) -> Callable[..., RunSpec]:
 
 
 @pytest.fixture
-def plan_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., tuple[Lab, list[Cell]]]:
+def plan_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., tuple[RunContext, list[Cell]]]:
     """The lab and the cells of a request."""
 
-    def plan(**fields: Any) -> tuple[Lab, list[Cell]]:
+    def plan(**fields: Any) -> tuple[RunContext, list[Cell]]:
         spec = make_spec(**fields)
-        lab = make_lab(spec, Silent())
-        return lab, expand(spec, lab)
+        context = make_context(spec, Silent())
+        return context, expand(spec, context)
 
     return plan
 
@@ -85,7 +85,7 @@ def run_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., list[Done]]:
 
     def run(**fields: Any) -> list[Done]:
         spec = make_spec(**fields)
-        lab = make_lab(spec, Silent())
-        return list(run_grid(spec, lab, expand(spec, lab)))
+        context = make_context(spec, Silent())
+        return list(run_grid(spec, context, expand(spec, context)))
 
     return run

@@ -12,7 +12,7 @@ from kdbench.paths import default_reference
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
-NO_ROOM = ("stages", "knobs", "levels from blocks", "normalised as", "stand-in (mini)", "read inside", "from")
+NO_ROOM = ("stages", "config", "levels from blocks", "normalised as", "stand-in (mini)", "read inside", "from")
 """Columns that a terminal is too narrow for; JSON and markdown have them."""
 
 
@@ -44,7 +44,7 @@ def _methods() -> Rows:
     loaded, broken = load_all(method_names(), _method_row)
     rows: Rows = list(loaded.values())
     for name, error in broken.items():
-        rows.append({"name": name, "idea": f"BROKEN: {error}", "paper": "", "stages": "", "needs": "", "knobs": ""})
+        rows.append({"name": name, "idea": f"BROKEN: {error}", "paper": "", "stages": "", "needs": "", "options": ""})
     return rows
 
 
@@ -61,7 +61,7 @@ def _method_row(name: str) -> dict[str, str]:
         "paper": method.paper,
         "stages": stages,
         "needs": needs,
-        "knobs": "; ".join(
+        "config": "; ".join(
             f"{name} = {field.default} ({field.description})" for name, field in method.Config.model_fields.items()
         ),
     }
@@ -76,13 +76,13 @@ def _benchmarks() -> Rows:
             "sources": ", ".join(domain.name for domain in benchmark.sources),
             "targets": ", ".join(domain.name for domain in benchmark.targets),
             "classes": f"{len(benchmark.labels)} ({benchmark.labels.name})",
-            "worlds": _worlds(benchmark),
+            "data_sources": _worlds(benchmark),
         }
         for name, benchmark in loaded.items()
     ]
     for name, error in broken.items():
         rows.append(
-            {"name": name, "title": f"BROKEN: {error}", "sources": "", "targets": "", "classes": "", "worlds": ""}
+            {"name": name, "title": f"BROKEN: {error}", "sources": "", "targets": "", "classes": "", "data_sources": ""}
         )
     return rows
 
@@ -106,16 +106,16 @@ def _pairs() -> Rows:
 
 def _models() -> Rows:
     from kdbench.models.real import describe
-    from kdbench.models.registry import ROLES
+    from kdbench.models.registry import MODELS
 
     return [
         {
             "name": role.name,
             "family": role.family,
             **describe(role),
-            "stand-in (mini)": ", ".join(f"{key} {value}" for key, value in role.stand_in.items()),
+            "stand-in (mini)": ", ".join(f"{key} {value}" for key, value in role.toy.items()),
         }
-        for role in ROLES.values()
+        for role in MODELS.values()
     ]
 
 
@@ -141,7 +141,7 @@ def _domains() -> Rows:
 
     rows = []
     for name, ranges in describe().items():
-        row = {"domain": name, "world": DOMAINS[name].world}
+        row = {"domain": name, "data_source": DOMAINS[name].world}
         for cause, fields in causes(name).items():
             row[cause] = ", ".join(f"{field} {_span(ranges[field])}" for field in fields if field in ranges) or "-"
         rows.append(row)

@@ -43,13 +43,13 @@ def verify_models(
 ) -> None:
     """Compare every stand-in's weights with its card and its architecture. Exit status 1 on a fault."""
     from kdbench.models.card import SHIPPED
-    from kdbench.models.registry import STAND_INS
-    from kdbench.models.toy import Zoo
+    from kdbench.models.registry import TOY_MODELS
+    from kdbench.models.toy import ToyModels
 
-    zoo, faults = Zoo(weights_dir or SHIPPED), 0
-    for name in STAND_INS:
+    models, faults = ToyModels(weights_dir or SHIPPED), 0
+    for name in TOY_MODELS:
         try:
-            card = zoo.check(name)
+            card = models.check(name)
             out(f"ok    {name}: {card.bytes / 1e6:.2f} MB, sha256 {card.sha256}")
         except KdbenchError as error:
             faults += 1
@@ -69,8 +69,8 @@ def climb_ladder(
 ) -> None:
     """What each pretraining objective gives a foundation stand-in, label-free first: one row a rung."""
     from kdbench.cli.console import progress_for
-    from kdbench.engine.grid import make_lab
-    from kdbench.models.toy import Zoo
+    from kdbench.engine.grid import make_context
+    from kdbench.models.toy import ToyModels
     from kdbench.tools.pretraining.ladder import climb
     from kdbench.tools.pretraining.train import make_school
 
@@ -78,9 +78,9 @@ def climb_ladder(
     request = RunSpec(methods=(), pairs=(), benchmarks=(), device=device, results=output, store=place)
     if cards is not None:
         # Before an hour's work: a folder that is no zoo says so.
-        Zoo(cards).cards()
+        ToyModels(cards).cards()
     rungs = []
-    for rung in climb(make_school(place, output, device, progress), make_lab(request, progress), names, output):
+    for rung in climb(make_school(place, output, device, progress), make_context(request, progress), names, output):
         rungs.append(rung)
         out(f"{rung.objective}: targets " + ", ".join(f"{n} {rung.targets[n]:.1f}" for n in names))
     rows = [
@@ -92,4 +92,4 @@ def climb_ladder(
     write_atomically(output / "ladder.md", (text + "\n").encode())
     out(f"{text}\nwritten: {output / 'ladder.md'}")
     if cards is not None:
-        out(f"on the cards in {cards}: " + ", ".join(card.role for card in Zoo(cards).note_ladder(rungs)))
+        out(f"on the cards in {cards}: " + ", ".join(card.role for card in ToyModels(cards).note_ladder(rungs)))

@@ -47,12 +47,12 @@ def run(
         str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
     ] = "all",
     protocol: ProtocolName = "mini",
-    track: Annotated[
-        Literal["paper", "equal"],
+    budget: Annotated[
+        Literal["published", "equal"],
         typer.Option(
-            help="paper: the protocol's steps in every phase; equal: as many images through every method's student."
+            help="published: the protocol's steps in every phase; equal: as many images through every method's student."
         ),
-    ] = "paper",
+    ] = "published",
     resampling: Annotated[
         Literal["bicubic", "pseudo-inverse"],
         typer.Option(
@@ -103,7 +103,7 @@ def run(
         pairs=split_list(pair, NAMED_PAIRS),
         benchmarks=split_list(benchmark, servable(data_root, protocol) if benchmark.strip() == "all" else None),
         protocol=protocol,
-        track=track,
+        budget=budget,
         resampling=resampling,
         seeds=parse_seeds(seed),
         data_root=data_root,
@@ -140,37 +140,37 @@ def _trackers(watch: str | None) -> tuple[str, ...]:
 
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     from kdbench.cli.console import progress_for
-    from kdbench.engine.grid import describe, expand, make_lab, run_grid
+    from kdbench.engine.grid import describe, expand, make_context, run_grid
     from kdbench.engine.tracking import DEFAULT, logdir
     from kdbench.report.lines import result_line
 
     console = Console()
-    lab = make_lab(spec, progress_for(console))
-    if pictures and lab.fabric.world_size > 1:
+    context = make_context(spec, progress_for(console))
+    if pictures and context.fabric.world_size > 1:
         raise KdbenchError("--pictures are drawn by one process: run the same command again without several.")
-    cells = expand(spec, lab)
-    if not lab.fabric.is_global_zero:
+    cells = expand(spec, context)
+    if not context.fabric.is_global_zero:
         # What is said, the first process says.
-        return 0 if dry_run else sum(done.record.status != "done" for done in run_grid(spec, lab, cells))
+        return 0 if dry_run else sum(done.record.status != "done" for done in run_grid(spec, context, cells))
     if dry_run:
-        out(_heading(lab.protocol, len(cells), spec))
-        for line in describe(lab, cells):
+        out(_heading(context.protocol, len(cells), spec))
+        for line in describe(context, cells):
             out(line)
         return 0
-    console.print(_heading(lab.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
+    console.print(_heading(context.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
     succeeded, ran = [], 0
-    for done in run_grid(spec, lab, cells):
+    for done in run_grid(spec, context, cells):
         ran += not done.cached
         if done.record.status == "done":
             succeeded.append(done.cell)
         console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
     console.print()
-    asked = Asked(spec.results, lab.protocol.id, [cell.benchmark.name for cell in cells], list(spec.pairs))
+    asked = Asked(spec.results, context.protocol.id, [cell.benchmark.name for cell in cells], list(spec.pairs))
     print_boards(asked, Output(terminal=console))
     if pictures:
         from kdbench.engine.pictures import write_pictures
 
-        for path in write_pictures(lab, succeeded, spec):
+        for path in write_pictures(context, succeeded, spec):
             out(f"picture: {path}")
     if ran and DEFAULT in spec.watch and logdir(spec.results).is_dir():
         out(f"watch: tensorboard --logdir {logdir(spec.results)}")
@@ -202,7 +202,7 @@ def budgets(
     Both are written after every point, and further methods, variants and seeds are added to them.
     """
     from kdbench.cli.console import progress_for
-    from kdbench.engine.grid import expand, make_lab
+    from kdbench.engine.grid import expand, make_context
     from kdbench.report.charts import budget_curves
     from kdbench.tools.budget_curves import add_point, measure
 
@@ -222,13 +222,13 @@ def budgets(
         store=store or default_store(),
         references=phase == Phase.FIT_TEACHER,
     )
-    lab = make_lab(spec, progress_for(Console()))
-    cells = [cell for cell in expand(spec, lab) if (cell.method is None) == (phase == Phase.FIT_TEACHER)]
+    context = make_context(spec, progress_for(Console()))
+    cells = [cell for cell in expand(spec, context) if (cell.method is None) == (phase == Phase.FIT_TEACHER)]
     output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{lab.protocol.id}-{phase}-{pair.replace(':', '--')}.csv"
+    path = output / f"{context.protocol.id}-{phase}-{pair.replace(':', '--')}.csv"
     title = f"Steps of {phase}, {' to '.join('mini:' + name for name in pair.split(':'))}"
-    for point in measure(lab, cells, phase):
+    for point in measure(context, cells, phase):
         out(f"{point.method} {point.benchmark} s{point.seed}: {point.steps} steps, targets {point.targets:.1f}")
-        curves = budget_curves(add_point(path, point), title, lab.protocol.recipes[phase].steps)
+        curves = budget_curves(add_point(path, point), title, context.protocol.recipes[phase].steps)
         save_atomically(path.with_suffix(".png"), curves.savefig)
     out(f"written: {path} and .png")

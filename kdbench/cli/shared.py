@@ -33,13 +33,13 @@ def servable(data_root: Path | None, protocol: str = "mini") -> list[str]:
     if data_root is None:
         return [name for name, benchmark in loaded.items() if all(d.synthetic for d in benchmark.evaluated())]
     from kdbench.data.datasets import ADAPTERS
-    from kdbench.data.sources import Worlds
+    from kdbench.data.sources import DataSources
 
     if not data_root.is_dir():
         raise KdbenchError(f"--data-root {data_root} is not a folder.")
     there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(data_root)]
-    worlds = Worlds(find_protocol(protocol), Path(), data_root)
-    stated = {name: benchmark for name, benchmark in loaded.items() if worlds.states_sizes(benchmark)}
+    data_sources = DataSources(find_protocol(protocol), Path(), data_root)
+    stated = {name: benchmark for name, benchmark in loaded.items() if data_sources.states_sizes(benchmark)}
     missing = {name: _missing(benchmark, there) for name, benchmark in stated.items()}
     served = [name for name, lacking in missing.items() if not lacking]
     if not served:

@@ -16,7 +16,7 @@ class DomainSet(Protocol):
         """The domain's name in its benchmark; it travels with every sample up to the metric."""
 
     @property
-    def world(self) -> str:
+    def data_source(self) -> str:
         """`real`, or the version of the built-in world."""
 
     @property

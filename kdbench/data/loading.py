@@ -114,7 +114,7 @@ class TrainingViews(Dataset[Seen | KdbenchError]):
 
 
 @dataclass
-class Broken:
+class SkippedFiles:
     """Files that could not be read while a stage trained; more than `most` of them stop it."""
 
     most: int
@@ -146,7 +146,7 @@ def training_batches(
     *,
     workers: int = 0,
     device: torch.device | None = None,
-    broken: Broken | None = None,
+    broken: SkippedFiles | None = None,
     mine: slice = slice(None),
 ) -> Iterator[Batch]:
     """The batches of steps start..steps-1 on the device; labels only where the phase has them.
@@ -156,7 +156,7 @@ def training_batches(
     """
     views = TrainingViews(sets, recipe, size, seed, phase)
     order = Order(len(views), recipe, seed, phase)
-    device, broken = device or torch.device("cpu"), broken or Broken(0)
+    device, broken = device or torch.device("cpu"), broken or SkippedFiles(0)
     loader: DataLoader[Any] = DataLoader(
         views,
         batch_sampler=(order.step(step)[mine] for step in range(start, steps)),

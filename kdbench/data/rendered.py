@@ -36,7 +36,7 @@ class RenderedSet:
     adjust: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
-    def world(self) -> str:
+    def data_source(self) -> str:
         """The version of the built-in world."""
         return synthetic.DOMAINS[self.rendition].world
 
@@ -44,7 +44,7 @@ class RenderedSet:
     def identity(self) -> Mapping[str, Any]:
         """World version, rendition, adjustments, split, count and size."""
         return {
-            "world": self.world,
+            "data_source": self.data_source,
             "rendition": self.rendition,
             "adjust": dict(self.adjust),
             "split": self.split,

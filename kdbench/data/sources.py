@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdbench import synthetic
-from kdbench.benchmark import Benchmark, Domain, RealData, Terms
+from kdbench.benchmark import Benchmark, Domain, ProtocolOverrides, RealData
 from kdbench.data.datasets import ADAPTERS, Adapter, RealSet
 from kdbench.data.datasets.adapter import Scan
 from kdbench.data.domainset import DomainSet
@@ -18,7 +18,7 @@ from kdbench.protocol import Protocol
 
 
 @dataclass(frozen=True)
-class Worlds:
+class DataSources:
     """Opens domains as sets of samples; data_root None means the built-in world."""
 
     protocol: Protocol
@@ -66,16 +66,19 @@ class Worlds:
     def evaluated(self, benchmark: Benchmark) -> list[Domain]:
         """What is scored: the targets, and the sources that have images left to test on."""
         real = self.data_root is not None
-        return [*benchmark.targets, *(d for d in benchmark.sources if not (real and d.real) or self._terms(d.real).val)]
+        return [
+            *benchmark.targets,
+            *(d for d in benchmark.sources if not (real and d.real) or self._under_protocol(d.real).val),
+        ]
 
     def states_sizes(self, benchmark: Benchmark) -> bool:
         """Whether every data set that is scored says at what size, where the protocol has no size for all."""
         real = [domain.real for domain in self.evaluated(benchmark) if domain.real]
-        return not self.protocol.native or all(self._terms(data).size is not None for data in real)
+        return not self.protocol.native or all(self._under_protocol(data).size is not None for data in real)
 
-    def world_of(self, benchmark: Benchmark) -> str:
+    def data_source_of(self, benchmark: Benchmark) -> str:
         """The world of a benchmark's labelled domains."""
-        return "real" if self.data_root is not None else self.val(benchmark.targets[0]).world
+        return "real" if self.data_root is not None else self.val(benchmark.targets[0]).data_source
 
     def train(self, domain: Domain) -> DomainSet:
         """The domain's training split."""
@@ -106,23 +109,27 @@ class Worlds:
             raise KdbenchError(f"domain '{domain.name}' is in neither world: add --data-root DIR.")
         return RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)
 
-    def _terms(self, data: RealData) -> Terms:
-        return data.terms(self.protocol.terms or self.protocol.name)
+    def _under_protocol(self, data: RealData) -> ProtocolOverrides:
+        return data.under_protocol(self.protocol.overrides_of or self.protocol.name)
 
     def _real(self, domain: Domain, data: RealData, root: Path, split: Literal["train", "val"], count: int) -> RealSet:
         protocol, adapter = self.protocol, _adapter(domain, data)
-        terms = self._terms(data)
+        under_protocol = self._under_protocol(data)
         sizing: Sizing = Cover(protocol.image_size)
         if split == "train" and protocol.native:
             sizing = Native()
-        elif split == "val" and terms.size is not None:
-            sizing = Evaluated(terms.size)
+        elif split == "val" and under_protocol.size is not None:
+            sizing = Evaluated(under_protocol.size)
         elif split == "val" and protocol.native:
             raise KdbenchError(
                 f"domain '{domain.name}' does not say at what size it is evaluated under protocol '{protocol.name}': "
                 "add it to the benchmark, RealData(..., under={...})."
             )
-        parts, most = (terms.train, None if protocol.native else count) if split == "train" else (terms.val, None)
+        parts, most = (
+            (under_protocol.train, None if protocol.native else count)
+            if split == "train"
+            else (under_protocol.val, None)
+        )
         label_map = protocol.label_maps.get(data.dataset, "")
         if adapter.name not in self._scans:
             self._scans[adapter.name] = adapter.scan(root)

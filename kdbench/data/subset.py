@@ -30,9 +30,9 @@ class Subset:
         return self.whole.domain
 
     @property
-    def world(self) -> str:
+    def data_source(self) -> str:
         """The whole set's world."""
-        return self.whole.world
+        return self.whole.data_source
 
     @cached_property
     def indices(self) -> list[int]:

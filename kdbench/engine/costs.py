@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.engine.parts import views
-from kdbench.engine.plan import Cell, Lab, Plan, Planned, make_plan
+from kdbench.engine.plan import Cell, Plan, Planned, RunContext, make_plan
 from kdbench.engine.sliding_window import class_scores
 from kdbench.types import Batch
 
@@ -41,35 +41,35 @@ class Cost:
         return round(self.flops * step.recipe.batch * step.steps)
 
 
-def stage_flops(lab: Lab, cell: Cell, names: Collection[str]) -> dict[str, int | None]:
+def stage_flops(context: RunContext, cell: Cell, names: Collection[str]) -> dict[str, int | None]:
     """Operations of these stages; None, with a note, where a loss cannot do with two blank images.
 
     Counted on networks of their own: nothing that a loss does to its modules reaches those that are trained.
     """
     if not names:
         return {}
-    plan = make_plan(lab, cell)
+    plan = make_plan(context, cell)
     found: dict[str, int | None] = {}
     for step in [step for step in plan.stages if step.stage.name in names]:
         try:
-            found[step.stage.name] = cost_of(lab, plan, step).of_all(step)
+            found[step.stage.name] = cost_of(context, plan, step).of_all(step)
         except Exception as error:  # a plug-in's own code: its training may do where one blank image does not
-            lab.progress.note(f"{cell.name} · {step.stage.name}: operations are not counted ({error})")
+            context.progress.note(f"{cell.name} · {step.stage.name}: operations are not counted ({error})")
             found[step.stage.name] = None
     return found
 
 
-def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
+def cost_of(context: RunContext, plan: Plan, step: Planned) -> Cost:
     """Runs the stage's loss and its gradients once on blank images, on the processor, with random weights."""
-    networks, size = plan.networks, step.recipe.size(lab.protocol.image_size)
-    geometry = lab.geometry(step.recipe, size)
+    networks, size = plan.networks, step.recipe.size(context.protocol.image_size)
+    geometry = context.geometry(step.recipe, size)
     for segmentor in (networks.teacher, networks.student):
         if segmentor is not None and geometry is not None:
             segmentor.encoder.adapt(geometry)
     trained = networks.freeze_all_but(step.stage.trains)
     networks.forget(frozenset(networks.modules()))
     # Two at least: a loss may send every second one through the student twice, or need statistics of a batch.
-    count = max(2, Fraction(step.stage.passes).limit_denominator(8).denominator)
+    count = max(2, Fraction(step.stage.student_forwards).limit_denominator(8).denominator)
     label = torch.zeros(count, *size, dtype=torch.int64) if step.stage.phase.labelled else None
     batch = Batch(torch.zeros(count, 3, *size), label, ("blank",) * count, torch.arange(count))
     kept = Kept(tensor for module in networks.modules().values() for tensor in module.state_dict().values())
@@ -80,8 +80,8 @@ def cost_of(lab: Lab, plan: Plan, step: Planned) -> Cost:
     whole = sum(p.numel() for module in networks.modules().values() for p in module.parameters())
     for module in trained.values():
         module.zero_grad(set_to_none=True)
-    each = 2 if lab.protocol.precision.startswith("bf16") else 4
-    halved = sum(p.numel() for n in lab.halved(step.stage) for p in networks.modules()[n].parameters())
+    each = 2 if context.protocol.precision.startswith("bf16") else 4
+    halved = sum(p.numel() for n in context.halved(step.stage) for p in networks.modules()[n].parameters())
     memory = ADAM * learning + FROZEN * (whole - learning - halved / 2)
     memory += kept.numbers / count * each * step.recipe.batch
     return Cost(counter.get_total_flops() / count, float(memory), learning, whole)
@@ -99,25 +99,25 @@ class Inference(NamedTuple):
 
 
 @torch.no_grad()
-def inference_of(lab: Lab, model: nn.Module) -> Inference:
+def inference_of(context: RunContext, model: nn.Module) -> Inference:
     """What is deployed, measured; where its code cannot do with a blank image, nothing is known of it, with a note."""
     try:
-        return _inference(lab, model)
+        return _inference(context, model)
     except Exception as error:  # hours of training are not lost for it
-        lab.progress.note(f"inference is not measured ({error})")
+        context.progress.note(f"inference is not measured ({error})")
         return Inference()
 
 
-def _inference(lab: Lab, model: nn.Module) -> Inference:
-    device = lab.fabric.device
-    image = torch.zeros(1, 3, *lab.protocol.image_size, device=device)
-    with lab.fabric.autocast():
+def _inference(context: RunContext, model: nn.Module) -> Inference:
+    device = context.fabric.device
+    image = torch.zeros(1, 3, *context.protocol.image_size, device=device)
+    with context.fabric.autocast():
         with counted() as counter:
-            class_scores(model, image, lab.protocol.evaluation)
+            class_scores(model, image, context.protocol.evaluation)
         times = []
         for _ in range(TIMED):
             started = time.perf_counter()
-            class_scores(model, image, lab.protocol.evaluation)
+            class_scores(model, image, context.protocol.evaluation)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(1000 * (time.perf_counter() - started))

@@ -21,7 +21,7 @@ SUFFIX = ".log.jsonl"
 Line = dict[str, Any]
 
 
-class Journal:
+class EventLog:
     """One cell's lines, from its header to how it ended; nothing is written before `open`.
 
     The lines of an earlier run of the same cell hold as far as this run agrees with them, so that one that was killed
@@ -75,7 +75,7 @@ class Journal:
         for step, value in zip(steps, mious(points(result)), strict=True):
             self.write({
                 "event": "validation", "stage": stage, "step": step, "overall": before + step, "role": result.role,
-                "domain": domain_name(result.domain, result.world), "miou": _number(value),
+                "domain": domain_name(result.domain, result.data_source), "miou": _number(value),
             })  # fmt: skip
 
     def close(self, record: Record) -> None:
@@ -143,23 +143,23 @@ class Journal:
 class StageLog:
     """A stage's progress, written as it is shown."""
 
-    def __init__(self, journal: Journal, stage: str, before: int, shown: Progress) -> None:
-        self._journal, self._stage, self._before, self._shown = journal, stage, before, shown
+    def __init__(self, event_log: EventLog, stage: str, before: int, shown: Progress) -> None:
+        self._event_log, self._stage, self._before, self._shown = event_log, stage, before, shown
         self._done, self._total, self._began = 0, 0, 0.0
 
     def begin(self, what: str, total: int) -> None:
         """The stage begins, or goes on."""
         self._shown.begin(what, total)
         self._total, self._began = total, time.perf_counter()
-        self._journal.write({"event": "begin", "stage": self._stage, "steps": total, "overall": self._before})
+        self._event_log.write({"event": "begin", "stage": self._stage, "steps": total, "overall": self._before})
 
     def advance(self, done: int, losses: Mapping[str, float]) -> None:
         """A look at the losses."""
         self._shown.advance(done, losses)
         if not self._done:
-            self._began -= self._journal.pass_over_losses(self._stage, done)
+            self._began -= self._event_log.pass_over_losses(self._stage, done)
         self._done = done
-        self._journal.write({
+        self._event_log.write({
             "event": "losses", "stage": self._stage, "step": done, "overall": self._before + done,
             "seconds": self._seconds(), "losses": dict(losses),
         })  # fmt: skip
@@ -168,7 +168,7 @@ class StageLog:
         """The stage is over, if all of its steps are done."""
         self._shown.end()
         if self._done == self._total:
-            self._journal.write({"event": "end", "stage": self._stage, "seconds": self._seconds()})
+            self._event_log.write({"event": "end", "stage": self._stage, "seconds": self._seconds()})
 
     def note(self, text: str) -> None:
         """For whoever looks on."""
@@ -204,10 +204,10 @@ def _number(value: float) -> float | None:
 def _header(cell: Resolved) -> Line:
     return {
         "protocol": cell.protocol_id,
-        "world": cell.world,
+        "data_source": cell.data_source,
         "benchmark": cell.benchmark,
-        "teacher": model_name(cell.teacher, cell.zoo),
-        "student": model_name(cell.student, cell.zoo) if cell.student else None,
+        "teacher": model_name(cell.teacher, cell.model_set),
+        "student": model_name(cell.student, cell.model_set) if cell.student else None,
         "method": cell.method,
         "variant": cell.variant,
         "seed": cell.seed,

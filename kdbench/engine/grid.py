@@ -17,30 +17,30 @@ import numpy as np
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import ADAPTERS
-from kdbench.data.sources import Worlds
+from kdbench.data.sources import DataSources
 from kdbench.data.subset import parse_fraction
 from kdbench.engine.costs import cost_of
 from kdbench.engine.distributed import check_shares, make_fabric, processes
-from kdbench.engine.event_log import Journal
+from kdbench.engine.event_log import EventLog
 from kdbench.engine.failures import failure_of
 from kdbench.engine.memory import release
-from kdbench.engine.plan import Cell, Lab, Plan, make_plan, strides
+from kdbench.engine.plan import Cell, Plan, RunContext, make_plan, strides
 from kdbench.engine.preflight import all_stages, check_batches, check_together, models_of
 from kdbench.engine.runner import CellRun, Outcome
 from kdbench.engine.store import Store
 from kdbench.engine.tracking import Trackers
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
-from kdbench.method import Knobs
+from kdbench.method import MethodConfig
 from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.registry import Pair, parse_pair
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.names import domain_name, model_name
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
 from kdbench.records import SIDE_FILE, Record, read_record, record_path
-from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_knobs, variant
+from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_config, variant
 from kdbench.units import amount
 
 
@@ -58,15 +58,15 @@ class Chosen:
     """A method with the knobs and the name of its variant."""
 
     plugin: MethodPlugin
-    knobs: Knobs
+    config: MethodConfig
     variant: str
 
 
-def make_lab(spec: RunSpec, progress: Progress) -> Lab:
+def make_context(spec: RunSpec, progress: Progress) -> RunContext:
     """The protocol, the worlds, the store and the device that all cells share."""
     if spec.label_maps and spec.data_root is None:
         raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
-    protocol = find_protocol(spec.protocol, spec.track, assign_label_maps(spec.label_maps), spec.resampling)
+    protocol = find_protocol(spec.protocol, spec.budget, assign_label_maps(spec.label_maps), spec.resampling)
     for dataset, table in protocol.label_maps.items():
         if dataset not in ADAPTERS:
             raise unknown("data set (in --label-map)", dataset, ADAPTERS)
@@ -81,20 +81,22 @@ def make_lab(spec: RunSpec, progress: Progress) -> Lab:
     batches: dict[str, int] = {phase: recipe.batch for phase, recipe in protocol.recipes.items()}
     check_shares(batches, math.prod(processes(spec.devices)))
     fabric = make_fabric(spec.device, spec.devices, protocol.precision)
-    worlds = Worlds(protocol, store.renders, spec.data_root)
+    data_sources = DataSources(protocol, store.renders, spec.data_root)
     progress = progress if fabric.is_global_zero else Silent()
-    return Lab(protocol, worlds, store, fabric, progress, _weights(spec, protocol), _workers(spec), spec.compiled)
+    return RunContext(
+        protocol, data_sources, store, fabric, progress, _weights(spec, protocol), _workers(spec), spec.compiled
+    )
 
 
 def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
-    if protocol.zoo == "pretrained":
+    if protocol.model_set == "pretrained":
         return Pretrained(spec.weights_dir)
     if spec.weights_dir is not None:
         raise KdbenchError(
             f"--weights-dir holds weights of real models, and protocol '{protocol.name}' runs small stand-ins. "
             "Add --protocol paper, or leave it out."
         )
-    return Zoo()
+    return ToyModels()
 
 
 def _workers(spec: RunSpec) -> int:
@@ -104,21 +106,21 @@ def _workers(spec: RunSpec) -> int:
     return 0 if spec.data_root is None else min(8, os.cpu_count() or 1)
 
 
-def expand(spec: RunSpec, lab: Lab) -> list[Cell]:
+def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
     """Every cell of the request, reference cells first in each group; all names and values are checked here."""
     methods = _chosen(spec)
     pairs = [parse_pair(text) for text in spec.pairs]
     benchmarks = [load_benchmark(name) for name in spec.benchmarks]
     for benchmark in benchmarks:
-        lab.worlds.check(benchmark)
-    _check_label_maps(lab.protocol, benchmarks)
+        context.data_sources.check(benchmark)
+    _check_label_maps(context.protocol, benchmarks)
     references = _references() if spec.references else []
     labels = parse_fraction(spec.label_fraction)
     cells: dict[Any, Cell] = {}
     for benchmark in benchmarks:
         for pair in pairs:
             for seed in spec.seeds:
-                for cell in _group(lab, benchmark, pair, seed, references, methods, spec.references):
+                for cell in _group(context, benchmark, pair, seed, references, methods, spec.references):
                     cells.setdefault(_identity(cell), replace(cell, labels=labels))
     return list(cells.values())
 
@@ -140,15 +142,15 @@ class OutOfStepError(KdbenchError):
     status = 1
 
 
-def _check_label(spec: RunSpec, lab: Lab, cell: Cell) -> None:
+def _check_label(spec: RunSpec, context: RunContext, cell: Cell) -> None:
     """Raises where the label of a variant stands for other knobs in the results: its row could not be made of both."""
-    path = spec.results / record_path(CellRun(lab, cell, {}).resolved())
-    ours = cell.knobs.model_dump(mode="json")
+    path = spec.results / record_path(CellRun(context, cell, {}).resolved())
+    ours = cell.config.model_dump(mode="json")
     for other in sorted(path.parent.glob(f"{path.stem.rpartition('-s')[0]}-s*.json")):
         held = read_record(other).spec.resolved
         if held.variant != cell.variant:
             continue
-        theirs = held.knobs
+        theirs = held.options
         # A knob that one of them does not know is younger than the record.
         differ = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
         if differ:
@@ -159,7 +161,7 @@ def _check_label(spec: RunSpec, lab: Lab, cell: Cell) -> None:
             )
 
 
-def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
+def run_grid(spec: RunSpec, context: RunContext, cells: list[Cell]) -> Iterator[Done]:
     """Runs the cells in order; a failed one leaves its record and the others go on.
 
     Weights, data sets and test images are looked at before the first; what is missing or broken there is an error.
@@ -167,22 +169,22 @@ def run_grid(spec: RunSpec, lab: Lab, cells: list[Cell]) -> Iterator[Done]:
     _check_places(spec)
     for cell in cells:
         if spec.label and cell.variant and not spec.fresh:
-            _check_label(spec, lab, cell)
-    check_together(lab, cells)
-    with contextlib.closing(Trackers(spec.watch, spec.results, lab.progress.note)) as trackers:
+            _check_label(spec, context, cell)
+    check_together(context, cells)
+    with contextlib.closing(Trackers(spec.watch, spec.results, context.progress.note)) as trackers:
         for cell in cells:
-            done = _run_cell(spec, lab, cell, trackers)
+            done = _run_cell(spec, context, cell, trackers)
             if not done.cached:
                 release()
             yield done
 
 
-def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:
-    first = lab.fabric.is_global_zero
-    journal = Journal(spec.results, trackers, spec.fresh, lab.progress.note) if first else Journal()
-    run = CellRun(lab, cell, spec.passed(), journal)
+def _run_cell(spec: RunSpec, context: RunContext, cell: Cell, trackers: Trackers) -> Done:
+    first = context.fabric.is_global_zero
+    event_log = EventLog(spec.results, trackers, spec.fresh, context.progress.note) if first else EventLog()
+    run = CellRun(context, cell, spec.passed(), event_log)
     path = spec.results / record_path(run.resolved())
-    stored = lab.fabric.broadcast(None if spec.fresh or not lab.fabric.is_global_zero else _stored(path, run))
+    stored = context.fabric.broadcast(None if spec.fresh or not context.fabric.is_global_zero else _stored(path, run))
     if stored is not None:
         return Done(cell, stored, cached=True)
     began = time.time()
@@ -191,12 +193,12 @@ def _run_cell(spec: RunSpec, lab: Lab, cell: Cell, trackers: Trackers) -> Done:
         # What fails first is the cause; the others fail because it has left.
         if not (path.is_file() and path.stat().st_mtime >= began):
             _write(path, outcome)
-        journal.close(outcome.record)
+        event_log.close(outcome.record)
         raise OutOfStepError(f"{cell.name}: {outcome.record.error}")
-    if lab.fabric.is_global_zero:
+    if context.fabric.is_global_zero:
         _write(path, outcome)
-    journal.close(outcome.record)
-    lab.fabric.barrier()
+    event_log.close(outcome.record)
+    context.fabric.barrier()
     return Done(cell, outcome.record, cached=False)
 
 
@@ -213,37 +215,37 @@ def _check_places(spec: RunSpec) -> None:
             ) from error
 
 
-def describe(lab: Lab, cells: list[Cell]) -> Iterator[str]:
+def describe(context: RunContext, cells: list[Cell]) -> Iterator[str]:
     """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
-    check_batches(lab, all_stages(lab, cells))
+    check_batches(context, all_stages(context, cells))
     for role in models_of(cells):
-        yield f"{model_name(role.name, lab.protocol.zoo)}: weights from {lab.zoo.origin(role)}"
+        yield f"{model_name(role.name, context.protocol.model_set)}: weights from {context.models.origin(role)}"
     seen: set[str] = set()
     total = 0
     for cell in cells:
         roles = [cell.teacher] + ([cell.student] if cell.student else [])
-        pair = " -> ".join(model_name(role.name, lab.protocol.zoo) for role in roles)
+        pair = " -> ".join(model_name(role.name, context.protocol.model_set) for role in roles)
         yield f"{cell.name}  {pair}  seed {cell.seed}"
         try:
-            total += yield from _describe_stages(lab, make_plan(lab, cell), seen)
+            total += yield from _describe_stages(context, make_plan(context, cell), seen)
         except Exception as error:  # a plug-in's own code
             raise KdbenchError(f"{cell.name} cannot run: {failure_of(error, 0).text}") from error
     yield f"together {amount(total, 'FLOP')}"
 
 
-def _describe_stages(lab: Lab, plan: Plan, seen: set[str]) -> Generator[str, None, int]:
+def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generator[str, None, int]:
     """Returns the operations of what is to do."""
-    total, sharers = 0, lab.fabric.world_size
+    total, sharers = 0, context.fabric.world_size
     for step in plan.stages:
         state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
         seen.add(step.key)
-        data = ", ".join(f"{domain_name(s.domain, s.world)} ({len(s)} images)" for s in step.sets)
+        data = ", ".join(f"{domain_name(s.domain, s.data_source)} ({len(s)} images)" for s in step.sets)
         size = f"{step.steps} steps of {step.recipe.batch}"
         size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
         trains = ", ".join(sorted(step.stage.trains))
         yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
         if state == "to do":
-            cost = cost_of(lab, plan, step)
+            cost = cost_of(context, plan, step)
             whole = cost.of_all(step)
             total += whole
             yield (
@@ -273,20 +275,20 @@ def _chosen(spec: RunSpec) -> list[Chosen]:
         raise KdbenchError(f"--as {spec.label}: a label names what --set changes, and nothing is set.")
     chosen = []
     for plugin in plugins:
-        knobs = make_knobs(plugin, settings[plugin.name])
+        config = make_config(plugin, settings[plugin.name])
         label = spec.label if settings[plugin.name] or len(plugins) == 1 else ""
-        chosen.append(Chosen(plugin, knobs, variant(knobs, label)))
+        chosen.append(Chosen(plugin, config, variant(config, label)))
     return chosen
 
 
 def _references() -> list[Chosen]:
     """Every undistilled method with its defaults; a broken plug-in is no reference."""
     plugins, _ = load_all(method_names(), load_method)
-    return [Chosen(p, make_knobs(p, {}), "") for p in plugins.values() if p.method.role == "undistilled"]
+    return [Chosen(p, make_config(p, {}), "") for p in plugins.values() if p.method.role == "undistilled"]
 
 
 def _group(
-    lab: Lab,
+    context: RunContext,
     benchmark: Benchmark,
     pair: Pair,
     seed: int,
@@ -295,10 +297,10 @@ def _group(
     teacher: bool,
 ) -> Iterator[Cell]:
     if teacher:
-        yield Cell(lab.protocol, benchmark, pair.teacher, None, None, Knobs(), "", seed)
+        yield Cell(context.protocol, benchmark, pair.teacher, None, None, MethodConfig(), "", seed)
     for chosen in (*references, *methods):
         yield Cell(
-            lab.protocol, benchmark, pair.teacher, pair.student, chosen.plugin, chosen.knobs, chosen.variant, seed
+            context.protocol, benchmark, pair.teacher, pair.student, chosen.plugin, chosen.config, chosen.variant, seed
         )
 
 

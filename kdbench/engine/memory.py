@@ -14,8 +14,8 @@ from kdbench.engine.distributed import gathered
 from kdbench.errors import KdbenchError
 from kdbench.types import Batch
 
-Terms = dict[str, Tensor]
-Loss = Callable[[Any], tuple[Tensor, Terms]]
+ProtocolOverrides = dict[str, Tensor]
+Loss = Callable[[Any], tuple[Tensor, ProtocolOverrides]]
 """A batch or a piece of it to the sum to minimise, and its terms."""
 REHEARSED = 2
 """Steps that are rehearsed, but for one process on a CPU: from the second on the optimiser's moments take memory."""
@@ -47,7 +47,7 @@ class Gradients:
         # A pass that fails later leaves its mark in batch statistics and memories; a rehearsed one does not.
         self._rehearsals = REHEARSED if fabric.world_size > 1 or fabric.device.type != "cpu" else 0
 
-    def __call__(self, batch: Any, seed: int) -> Terms:
+    def __call__(self, batch: Any, seed: int) -> ProtocolOverrides:
         """Leaves the gradients of the whole batch with the parameters. Returns the terms.
 
         seed: of masks and dropout, which are drawn inside the loss.
@@ -89,10 +89,10 @@ class Gradients:
                 buffer.copy_(before)
         return True
 
-    def _alone(self, batch: Any) -> tuple[Tensor, Terms]:
+    def _alone(self, batch: Any) -> tuple[Tensor, ProtocolOverrides]:
         """The loss without any exchange between processes."""
         with self._fabric.autocast():
-            found: tuple[Tensor, Terms] = self._module(batch)
+            found: tuple[Tensor, ProtocolOverrides] = self._module(batch)
         return found
 
     def _halve(self, batch: Any) -> None:
@@ -108,7 +108,7 @@ class Gradients:
             )
         self.pieces *= 2
 
-    def _pass(self, loss: Loss, batch: Any, seed: int) -> Terms:
+    def _pass(self, loss: Loss, batch: Any, seed: int) -> ProtocolOverrides:
         torch.manual_seed(seed)
         if self.pieces > 1:
             return self._accumulated(loss, batch)
@@ -116,9 +116,9 @@ class Gradients:
         self._fabric.backward(total)
         return terms
 
-    def _accumulated(self, loss: Loss, batch: Any) -> Terms:
+    def _accumulated(self, loss: Loss, batch: Any) -> ProtocolOverrides:
         """As one batch for losses that are means over samples; batch statistics are those of the pieces."""
-        whole: Terms = {}
+        whole: ProtocolOverrides = {}
         *others, last = batch.pieces(self.pieces)
         for piece in (*others, last):
             part = len(piece.index) / len(batch.index)

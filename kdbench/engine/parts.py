@@ -19,7 +19,7 @@ from kdbench.types import ENCODERS, Features, FeatureSpec, Part, SegOutput
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightSource:
     """Where a part's weights come from: a content key, and how to read them once somebody needs them."""
 
     key: str
@@ -71,14 +71,17 @@ class Networks:
         return found
 
     def load(
-        self, origins: Mapping[str, Origin], geometry: Geometry | None = None, halved: frozenset[str] = frozenset()
+        self,
+        sources: Mapping[str, WeightSource],
+        geometry: Geometry | None = None,
+        halved: frozenset[str] = frozenset(),
     ) -> None:
         """Puts weights in place, reading only what is not there already, and brings encoders to a geometry.
 
         halved: the parts that are held in bfloat16 (PRODUCTS), until they are wanted whole again and read anew.
         """
         modules = self.modules()
-        for name, origin in origins.items():
+        for name, origin in sources.items():
             held = Held(origin.key, geometry if name in ENCODERS else None, name in halved)
             if self._held.get(name) == held:
                 continue

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as vision
 from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import RealSet
 from kdbench.data.domainset import DomainSet
-from kdbench.engine.plan import Cell, Lab
+from kdbench.engine.plan import Cell, RunContext
 from kdbench.engine.runner import CellRun
 from kdbench.engine.sliding_window import predict
 from kdbench.errors import KdbenchError
@@ -32,7 +32,7 @@ WIDTH = 512
 """Pixels that a picture is kept with at most."""
 
 
-def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]:
+def write_pictures(context: RunContext, cells: list[Cell], spec: RunSpec) -> Iterator[Path]:
     """Keeps the predictions of cells that are done; one PNG for each of their benchmarks, pairs and seeds.
 
     A PNG shows all that is kept there, from this run and from those before.
@@ -40,14 +40,14 @@ def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]
     folders: dict[Path, Samples] = {}
     sheets: dict[Path, Path] = {}
     for cell in cells:
-        run = CellRun(lab, cell, spec.passed())
+        run = CellRun(context, cell, spec.passed())
         path = spec.results / record_path(run.resolved())
         folder = path.parents[1]
         if folder not in folders:
-            folders[folder] = _samples(lab, cell.benchmark)
+            folders[folder] = _samples(context, cell.benchmark)
             write_samples(folder, folders[folder])
         if spec.fresh or _kept(path, folders[folder]) is None:
-            write_predictions(path, read_record(path), folders[folder], _predictions(lab, cell.benchmark, run))
+            write_predictions(path, read_record(path), folders[folder], _predictions(context, cell.benchmark, run))
         if cell.student is not None:
             sheets[path.with_name(f"pictures-s{cell.seed}.png")] = path
     for sheet, path in sheets.items():
@@ -55,14 +55,14 @@ def write_pictures(lab: Lab, cells: list[Cell], spec: RunSpec) -> Iterator[Path]
         yield sheet
 
 
-def _samples(lab: Lab, benchmark: Benchmark) -> Samples:
-    scenes = tuple(_scene(samples, index) for samples, index in _places(lab, benchmark))
+def _samples(context: RunContext, benchmark: Benchmark) -> Samples:
+    scenes = tuple(_scene(samples, index) for samples, index in _places(context, benchmark))
     return Samples(benchmark.labels.classes, benchmark.labels.palette, scenes)
 
 
-def _places(lab: Lab, benchmark: Benchmark) -> Iterator[tuple[DomainSet, int]]:
+def _places(context: RunContext, benchmark: Benchmark) -> Iterator[tuple[DomainSet, int]]:
     """The same of every target for all models, spread over the set."""
-    for samples in map(lab.worlds.val, benchmark.targets):
+    for samples in map(context.data_sources.val, benchmark.targets):
         shown = min(IMAGES, len(samples))
         yield from ((samples, int((place + 0.5) * len(samples) / shown)) for place in range(shown))
 
@@ -73,21 +73,21 @@ def _scene(samples: DomainSet, index: int) -> Scene:
     return Scene(
         samples.domain,
         index,
-        samples.world,
+        samples.data_source,
         f"{samples.scan.adapter.title} ({samples.scan.adapter.licence})" if isinstance(samples, RealSet) else "",
         vision.resize(image, size, antialias=True).permute(1, 2, 0).numpy(),
         _shrunk(label, size),
     )
 
 
-def _predictions(lab: Lab, benchmark: Benchmark, run: CellRun) -> Iterator[Picture]:
+def _predictions(context: RunContext, benchmark: Benchmark, run: CellRun) -> Iterator[Picture]:
     model = run.deployed()
-    with torch.no_grad(), lab.fabric.autocast():
-        for samples, index in _places(lab, benchmark):
+    with torch.no_grad(), context.fabric.autocast():
+        for samples, index in _places(context, benchmark):
             image, label = samples.read(index)
-            scaled = image[None].to(lab.fabric.device).float().div_(255)
+            scaled = image[None].to(context.fabric.device).float().div_(255)
             shape = (label.shape[-2], label.shape[-1])
-            classes = predict(model, scaled, lab.protocol.evaluation, shape)[0]
+            classes = predict(model, scaled, context.protocol.evaluation, shape)[0]
             yield _shrunk(classes.to(torch.uint8).cpu(), _size(label))
 
 
@@ -124,7 +124,7 @@ def _sheet(path: Path, samples: Samples) -> Image:
     for place, scene in enumerate(samples.scenes):
         maps = [scene.label, *(maps[place] for _, maps in kept)]
         tiles = [scene.image, *(colourise(classes, palette) for classes in maps)]
-        rows.append((domain_name(scene.domain, scene.world), tiles))
+        rows.append((domain_name(scene.domain, scene.data_source), tiles))
     return contact_sheet(
         rows,
         ["image", "label", *(_column(found) for found, _ in kept)],
@@ -135,15 +135,15 @@ def _sheet(path: Path, samples: Samples) -> Image:
 
 def _column(cell: Resolved) -> str:
     if cell.role == "teacher":
-        return f"teacher {model_name(cell.teacher, cell.zoo)}"
+        return f"teacher {model_name(cell.teacher, cell.model_set)}"
     return f"{cell.method} {cell.variant}".strip()
 
 
 def _title(cell: Resolved, samples: Samples) -> str:
-    pair = " -> ".join(model_name(name, cell.zoo) for name in (cell.teacher, cell.student) if name)
+    pair = " -> ".join(model_name(name, cell.model_set) for name in (cell.teacher, cell.student) if name)
     few = "" if cell.label_fraction == "1" else f", {cell.label_fraction} of the source's labels"
     licences = "".join(f"; {licence}" for licence in samples.licences)
     return (
-        f"{cell.benchmark}: {benchmark_title(cell.title, cell.world)}, {pair}, world {cell.world}, "
+        f"{cell.benchmark}: {benchmark_title(cell.title, cell.data_source)}, {pair}, world {cell.data_source}, "
         f"protocol {cell.protocol_id}, decoder {cell.decoder}{few}{licences}"
     )

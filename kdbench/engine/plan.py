@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet
-from kdbench.data.sources import Worlds
+from kdbench.data.sources import DataSources
 from kdbench.data.subset import Subset
 from kdbench.engine.keys import key_of, method_source, source_of, weights_digest
-from kdbench.engine.parts import Networks, Origin, check_stages
+from kdbench.engine.parts import Networks, WeightSource, check_stages
 from kdbench.engine.store import StageFolder, Store
-from kdbench.method import FIT_TEACHER, Knobs, Method, Stage
+from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage
 from kdbench.models.geometry import Geometry
 from kdbench.models.pretrained import Weights
-from kdbench.models.registry import Role
+from kdbench.models.registry import ModelSpec
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.plugins import MethodPlugin
 from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
@@ -41,10 +41,10 @@ class Cell:
 
     protocol: Protocol
     benchmark: Benchmark
-    teacher: Role
-    student: Role | None
+    teacher: ModelSpec
+    student: ModelSpec | None
     method: MethodPlugin | None
-    knobs: Knobs
+    config: MethodConfig
     variant: str
     seed: int
     labels: Fraction = Fraction(1)
@@ -64,15 +64,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Lab:
+class RunContext:
     """What all cells of a run share."""
 
     protocol: Protocol
-    worlds: Worlds
+    data_sources: DataSources
     store: Store
     fabric: Fabric
     progress: Progress
-    zoo: Weights = field(default_factory=Zoo)
+    models: Weights = field(default_factory=ToyModels)
     workers: int = 0
     """Processes that read training images ahead."""
     compiled: bool = False
@@ -97,7 +97,7 @@ class Planned:
 
     stage: Stage
     key: str
-    inputs: Mapping[str, Origin]
+    inputs: Mapping[str, WeightSource]
     sets: tuple[DomainSet, ...]
     recipe: Recipe
     steps: int
@@ -105,9 +105,9 @@ class Planned:
     """The steps after which the stage keeps what it trains."""
     folder: StageFolder
 
-    def origin(self, part: str, point: int) -> Origin:
+    def origin(self, part: str, point: int) -> WeightSource:
         """A part that the stage trained, at one of its kept points."""
-        return Origin(f"{self.key}/{point}/{part}", lambda: self.folder.load_point(point, part))
+        return WeightSource(f"{self.key}/{point}/{part}", lambda: self.folder.load_point(point, part))
 
 
 @dataclass(frozen=True)
@@ -117,34 +117,34 @@ class Plan:
     cell: Cell
     networks: Networks
     stages: tuple[Planned, ...]
-    final: Mapping[str, Origin]
+    final: Mapping[str, WeightSource]
 
     def before(self, step: Planned) -> int:
         """How many steps the stages before one take."""
         return sum(earlier.steps for earlier in itertools.takewhile(lambda stage: stage is not step, self.stages))
 
-    def at(self, point: int) -> dict[str, Origin]:
+    def at(self, point: int) -> dict[str, WeightSource]:
         """The parts as they are when the last stage has reached a kept point."""
         last = self.stages[-1]
         return {**self.final, **{part: last.origin(part, point) for part in last.stage.trains}}
 
 
-def make_plan(lab: Lab, cell: Cell) -> Plan:
+def make_plan(context: RunContext, cell: Cell) -> Plan:
     """Builds the networks and chains the stages' keys."""
-    networks = _build(lab, cell)
+    networks = _build(context, cell)
     stages = _stages(networks.method)
     if networks.method is not None:
         check_stages(networks.method, stages, networks)
-    initial = _initial(lab, cell, networks)
-    origins, planned = dict(initial), []
-    stretch = _stretch(lab, cell, stages)
+    initial = _initial(context, cell, networks)
+    sources, planned = dict(initial), []
+    stretch = _stretch(context, cell, stages)
     for stage in stages:
-        origins |= {name: initial[name] for name in stage.reset}
-        origins |= {name: _as_built(networks, name) for name in stage.scratch}
-        step = _plan_stage(lab, cell, networks, stage, origins, stretch if stage.passes else 1.0)
+        sources |= {name: initial[name] for name in stage.reset}
+        sources |= {name: _as_built(networks, name) for name in stage.scratch}
+        step = _plan_stage(context, cell, networks, stage, sources, stretch if stage.student_forwards else 1.0)
         planned.append(step)
-        origins |= {part: step.origin(part, len(step.kept) - 1) for part in stage.trains}
-    return Plan(cell, networks, tuple(planned), origins)
+        sources |= {part: step.origin(part, len(step.kept) - 1) for part in stage.trains}
+    return Plan(cell, networks, tuple(planned), sources)
 
 
 def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]:
@@ -159,11 +159,11 @@ def _stages(method: Method | None) -> tuple[Stage, ...]:
     return method.stages() if method is not None else (FIT_TEACHER,)
 
 
-def stage_sets(lab: Lab, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
+def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
     """A phase's data. A target is never among it; without labels all source images serve, however few are labelled."""
     if phase == Phase.PROXY:
-        return (lab.worlds.proxy(cell.benchmark.proxy).without_labels(),)
-    whole = [lab.worlds.train(domain) for domain in cell.benchmark.sources]
+        return (context.data_sources.proxy(cell.benchmark.proxy).without_labels(),)
+    whole = [context.data_sources.train(domain) for domain in cell.benchmark.sources]
     if not phase.labelled:
         return tuple(samples.without_labels() for samples in whole)
     if cell.labels == 1:
@@ -171,14 +171,14 @@ def stage_sets(lab: Lab, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
     return tuple(Subset(samples, cell.labels, cell.seed) for samples in whole)
 
 
-def _build(lab: Lab, cell: Cell) -> Networks:
+def _build(context: RunContext, cell: Cell) -> Networks:
     classes = len(cell.benchmark.labels)
 
-    def segmentor(role: Role, encoder: Part, decoder: Part) -> Segmentor:
-        body = seeded(lambda: lab.zoo.build(role), cell.seed, encoder, role.name)
+    def segmentor(role: ModelSpec, encoder: Part, decoder: Part) -> Segmentor:
+        body = seeded(lambda: context.models.build(role), cell.seed, encoder, role.name)
 
         def build_head() -> nn.Module:
-            return body.own_decoder(classes) or build_decoder(lab.protocol.decoder, body.spec, classes)
+            return body.own_decoder(classes) or build_decoder(context.protocol.decoder, body.spec, classes)
 
         return Segmentor(body, seeded(build_head, cell.seed, decoder))
 
@@ -190,86 +190,91 @@ def _build(lab: Lab, cell: Cell) -> Networks:
 
 
 def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method:
-    method: Method = seeded(lambda: plugin.method(cell.knobs, pair), cell.seed, "method")
+    method: Method = seeded(lambda: plugin.method(cell.config, pair), cell.seed, "method")
     return method
 
 
-def _initial(lab: Lab, cell: Cell, networks: Networks) -> dict[str, Origin]:
+def _initial(context: RunContext, cell: Cell, networks: Networks) -> dict[str, WeightSource]:
     pretrained = {Part.TEACHER_ENCODER: cell.teacher, Part.STUDENT_ENCODER: cell.student}
-    found: dict[str, Origin] = {}
+    found: dict[str, WeightSource] = {}
     for name in networks.modules():
         role = pretrained.get(Part(name)) if name in set(Part) else None
-        found[name] = _pretrained(lab, role, name) if role is not None else _as_built(networks, name)
+        found[name] = _pretrained(context, role, name) if role is not None else _as_built(networks, name)
     return found
 
 
-def _pretrained(lab: Lab, role: Role, part: str) -> Origin:
+def _pretrained(context: RunContext, role: ModelSpec, part: str) -> WeightSource:
     def read() -> Mapping[str, Tensor]:
-        state = lab.zoo.load(role.name)
+        state = context.models.load(role.name)
         # A teacher is never masked.
-        if part == Part.STUDENT_ENCODER and (remark := lab.zoo.remark(role, state)):
-            lab.progress.note(remark)
+        if part == Part.STUDENT_ENCODER and (remark := context.models.remark(role, state)):
+            context.progress.note(remark)
         return state
 
-    return Origin(lab.zoo.key(role), read)
+    return WeightSource(context.models.key(role), read)
 
 
-def _as_built(networks: Networks, name: str) -> Origin:
+def _as_built(networks: Networks, name: str) -> WeightSource:
     """A part's seeded random weights, known by their content: whatever draws the same weights shares its stages."""
     module = networks.modules()[name]
     state = copy.deepcopy(module.state_dict())
-    return Origin(weights_digest(module), lambda: state)
+    return WeightSource(weights_digest(module), lambda: state)
 
 
-def _stretch(lab: Lab, cell: Cell, stages: tuple[Stage, ...]) -> float:
+def _stretch(context: RunContext, cell: Cell, stages: tuple[Stage, ...]) -> float:
     """By what the lengths of the student's stages are multiplied: by nothing, or to the equal track's passes."""
-    if lab.protocol.track == "paper":
+    if context.protocol.budget == "published":
         return 1.0
     published = 0.0
     for stage in stages:
-        recipe = lab.protocol.recipes[stage.phase]
-        images = sum(map(len, stage_sets(lab, cell, stage.phase))) if recipe.epochs else 0
-        published += recipe.length(images) * stage.budget * recipe.batch * stage.passes
-    return lab.protocol.passes / published if published else 1.0
+        recipe = context.protocol.recipes[stage.phase]
+        images = sum(map(len, stage_sets(context, cell, stage.phase))) if recipe.epochs else 0
+        published += recipe.length(images) * stage.budget * recipe.batch * stage.student_forwards
+    return context.protocol.student_forwards / published if published else 1.0
 
 
 def _plan_stage(
-    lab: Lab, cell: Cell, networks: Networks, stage: Stage, origins: Mapping[str, Origin], stretch: float
+    context: RunContext,
+    cell: Cell,
+    networks: Networks,
+    stage: Stage,
+    sources: Mapping[str, WeightSource],
+    stretch: float,
 ) -> Planned:
     bound = networks.method is not None and getattr(stage.loss, "__self__", None) is networks.method
     own = {name for name, _ in networks.method.named_children()} if networks.method is not None and bound else set()
     parts = stage.parts | own | stage.own_modules
-    inputs = {name: origins[name] for name in sorted(parts) if name in origins}
-    recipe = lab.protocol.recipes[stage.phase]
-    sets = stage_sets(lab, cell, stage.phase)
+    inputs = {name: sources[name] for name in sorted(parts) if name in sources}
+    recipe = context.protocol.recipes[stage.phase]
+    sets = stage_sets(context, cell, stage.phase)
     images = sum(map(len, sets)) if recipe.epochs else 0
     steps = max(1, round(recipe.length(images) * stage.budget * stretch))
     recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * stretch)}) if stretch != 1 else recipe
-    keep = lab.protocol.keep if stage.phase.labelled else (1.0,)
+    keep = context.protocol.snapshots if stage.phase.labelled else (1.0,)
     key = key_of(
-        lab.fabric.device,
-        lab.protocol.precision,
+        context.fabric.device,
+        context.protocol.precision,
         seed=cell.seed,
         phase=stage.phase,
         trains=sorted(stage.trains),
         inputs={name: origin.key for name, origin in inputs.items()},
         loss=[getattr(stage.loss, "__qualname__", ""), source_of(stage.loss)],
         method=method_source(networks.method) if networks.method is not None and bound else None,
-        knobs=cell.knobs.model_dump(mode="json") if bound else None,
+        config=cell.config.model_dump(mode="json") if bound else None,
         recipe=recipe.model_dump(mode="json", exclude_defaults=True),
-        resampling=lab.protocol.resampling if recipe.patch is not None else None,
+        resampling=context.protocol.resampling if recipe.patch is not None else None,
         steps=steps,
         keep=keep,
         data=[[samples.domain, samples.identity] for samples in sets],
         classes=len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
-        decoder=lab.protocol.decoder if stage.parts & DECODERS else None,
+        decoder=context.protocol.decoder if stage.parts & DECODERS else None,
         # Masks and batch statistics are drawn within a process.
-        processes=lab.fabric.world_size,
-        halved=sorted(lab.halved(stage)),
-        compiled=lab.compiled,
+        processes=context.fabric.world_size,
+        halved=sorted(context.halved(stage)),
+        compiled=context.compiled,
     )
     kept = tuple(max(1, round(steps * share)) for share in keep)
-    return Planned(stage, key, inputs, sets, recipe, steps, kept, lab.store.stage(key))
+    return Planned(stage, key, inputs, sets, recipe, steps, kept, context.store.stage(key))
 
 
 def strides(networks: Networks, stage: Stage) -> dict[str, list[int]]:

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdbench.data.loading import Broken, training_batches
+from kdbench.data.loading import SkippedFiles, training_batches
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.costs import Inference, Peak, inference_of, stage_flops
 from kdbench.engine.distributed import Failure, failures, share
 from kdbench.engine.environment import host, peak_memory
 from kdbench.engine.evaluation import DomainTest
-from kdbench.engine.event_log import Journal
+from kdbench.engine.event_log import EventLog
 from kdbench.engine.failures import explain, failure_of
 from kdbench.engine.keys import ENGINE_VERSION, environment, weights_digest
 from kdbench.engine.parts import Encode, views
-from kdbench.engine.plan import Cell, Lab, Plan, Planned, make_plan, strides
+from kdbench.engine.plan import Cell, Plan, Planned, RunContext, make_plan, strides
 from kdbench.engine.revision import revision
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.errors import KdbenchError
@@ -51,9 +51,11 @@ class Outcome:
 class CellRun:
     """One cell from its plan to its record."""
 
-    def __init__(self, lab: Lab, cell: Cell, passed: dict[str, Any], journal: Journal | None = None) -> None:
-        self._lab, self._cell, self._passed = lab, cell, passed
-        self._journal = journal or Journal()
+    def __init__(
+        self, context: RunContext, cell: Cell, passed: dict[str, Any], event_log: EventLog | None = None
+    ) -> None:
+        self._context, self._cell, self._passed = context, cell, passed
+        self._event_log = event_log or EventLog()
         self._started = time.perf_counter()
         self._began = datetime.datetime.now(datetime.UTC)
         self._seconds: dict[str, float] = {}
@@ -61,30 +63,30 @@ class CellRun:
         self._flops: dict[str, int | None] = {}
         self._inference = Inference()
         self._cached: list[str] = []
-        self._key, self._remark = "", ""
+        self._key, self._footnote = "", ""
         self._weights: dict[str, str] = {}
 
     @cached_property
     def plan(self) -> Plan:
         """The cell's networks and stages."""
-        return make_plan(self._lab, self._cell)
+        return make_plan(self._context, self._cell)
 
     @cached_property
     def test(self) -> DomainTest:
         """The test of what the stages leave."""
-        return DomainTest(self._lab, self._cell, self.plan)
+        return DomainTest(self._context, self._cell, self.plan)
 
     def prepare(self) -> str:
         """Plans the cell; returns its key, which changes with anything that its result depends on."""
         method = self.plan.networks.method
-        self._remark = method.remark if method is not None else ""
+        self._footnote = method.footnote if method is not None else ""
         models = (self._cell.teacher, self._cell.student)
-        self._weights = {role.name: self._lab.zoo.weights(role) for role in models if role is not None}
+        self._weights = {role.name: self._context.models.weights(role) for role in models if role is not None}
         self._key = digest([
             [step.key for step in self.plan.stages],
-            [samples.identity for samples in map(self._lab.worlds.val, self.test.domains)],
+            [samples.identity for samples in map(self._context.data_sources.val, self.test.domains)],
             self.test.deploy_code(),
-            self._lab.protocol.id,
+            self._context.protocol.id,
             ENGINE_VERSION,
         ])  # fmt: skip
         return self._key
@@ -95,8 +97,8 @@ class CellRun:
         try:
             outcome = self._run()
         except Exception as error:
-            failure = failure_of(error, self._lab.fabric.global_rank)
-        everywhere = failures(self._lab.fabric, failure)
+            failure = failure_of(error, self._context.fabric.global_rank)
+        everywhere = failures(self._context.fabric, failure)
         if everywhere is not None and not any(everywhere):
             return outcome
         in_step = everywhere is not None and len({found and found.place for found in everywhere}) == 1
@@ -104,11 +106,11 @@ class CellRun:
 
     def _run(self) -> Outcome:
         self.prepare()
-        self._journal.open(self.resolved(), self._began.isoformat(timespec="seconds"), revision())
+        self._event_log.open(self.resolved(), self._began.isoformat(timespec="seconds"), revision())
         self._flops = self._operations()
         stages = [self._run_stage(step) for step in self.plan.stages]
-        domains, per_image = self.test.run(self._journal)
-        self._inference = inference_of(self._lab, self.test.deploy())
+        domains, per_image = self.test.run(self._event_log)
+        self._inference = inference_of(self._context, self.test.deploy())
         result = Result(
             domains=domains, stages=stages, parameters=self._parameters(), inference_flops=self._inference.flops
         )
@@ -130,23 +132,23 @@ class CellRun:
             return {name: summary["flops"] for name, summary in held.items() if "flops" in summary}
 
         # One process looks, for all: a loss that is counted may wait for the other processes.
-        fabric = self._lab.fabric
+        fabric = self._context.fabric
         known: dict[str, int | None] = fabric.broadcast(kept() if fabric.is_global_zero else {})
         names = [step.stage.name for step in self.plan.stages]
-        return stage_flops(self._lab, self._cell, [name for name in names if name not in known]) | known
+        return stage_flops(self._context, self._cell, [name for name in names if name not in known]) | known
 
     def _run_stage(self, step: Planned) -> StageResult:
         what = f"{self._cell.name} · {step.stage.name}"
-        fabric = self._lab.fabric
+        fabric = self._context.fabric
         with contextlib.ExitStack() as held:
             # Of several processes the first alone locks and writes; the others follow it from barrier to barrier.
             if fabric.is_global_zero:
-                held.enter_context(step.folder.locked(lambda: self._lab.progress.note(f"{what}: {WAITING}")))
-                if self._lab.store.stale(step.key):
+                held.enter_context(step.folder.locked(lambda: self._context.progress.note(f"{what}: {WAITING}")))
+                if self._context.store.stale(step.key):
                     step.folder.clear()
             if fabric.broadcast(step.folder.done):
                 self._cached.append(step.stage.name)
-                self._journal.stored(step.stage.name, step.steps)
+                self._event_log.stored(step.stage.name, step.steps)
             else:
                 summary = self._train(step, what)
                 if fabric.is_global_zero:
@@ -160,29 +162,29 @@ class CellRun:
             name=step.stage.name,
             phase=step.stage.phase,
             key=step.key,
-            data={samples.domain: samples.world for samples in step.sets},
+            data={samples.domain: samples.data_source for samples in step.sets},
             steps=summary["steps"],
             images=summary["images"],
-            student_passes=summary["passes"],
-            broken=len(summary["broken"]),
+            student_forwards=summary["passes"],
+            skipped_files=len(summary["broken"]),
             flops=self._flops.get(step.stage.name),
-            pieces=summary.get("pieces", 1),
+            micro_batches=summary.get("pieces", 1),
             strides=summary["strides"],
             losses=summary["losses"],
         )
 
     def _train(self, step: Planned, what: str) -> dict[str, Any]:
         networks, stage = self.plan.networks, step.stage
-        size = step.recipe.size(self._lab.protocol.image_size)
-        networks.load(step.inputs, self._lab.geometry(step.recipe, size), self._lab.halved(stage))
+        size = step.recipe.size(self._context.protocol.image_size)
+        networks.load(step.inputs, self._context.geometry(step.recipe, size), self._context.halved(stage))
         seen = strides(networks, stage)
         trained = networks.freeze_all_but(stage.trains)
         before = {name: weights_digest(module) for name, module in trained.items()}
         networks.forget(stage.trains)
-        networks.place(self._lab.fabric.device)
+        networks.place(self._context.fabric.device)
         student, teacher = views(networks, stage, self._compiled(step, size))
-        seed, lab = self._cell.seed, self._lab
-        skipped = Broken(sys.maxsize)
+        seed, context = self._cell.seed, self._context
+        skipped = SkippedFiles(sys.maxsize)
         job = Job(
             what=what,
             module=LossModule(trained, lambda batch: stage.loss(batch, student, teacher)),
@@ -190,21 +192,21 @@ class CellRun:
             steps=step.steps,
             batches=lambda start: training_batches(
                 step.sets, step.recipe, step.steps, size, seed, stage.phase, start,
-                workers=lab.workers, device=lab.fabric.device, broken=skipped,
-                mine=share(lab.fabric, step.recipe.batch),
+                workers=context.workers, device=context.fabric.device, broken=skipped,
+                mine=share(context.fabric, step.recipe.batch),
             ),
             randomness=(seed, stage.phase),
             keep=step.kept,
-            checkpoint_every=self._lab.protocol.checkpoint_every,
+            checkpoint_every=self._context.protocol.checkpoint_every,
             epoch=step.recipe.epoch(sum(map(len, step.sets))),
             smallest=stage.smallest_batch,
-            passes=lambda: student.images * lab.fabric.world_size,
+            passes=lambda: student.images * context.fabric.world_size,
             skipped=skipped.errors,
-            broken=Broken(lab.protocol.most_broken, lab.progress.note),
+            broken=SkippedFiles(context.protocol.most_broken, context.progress.note),
         )  # fmt: skip
-        peak = Peak(lab.fabric.device)
-        heard = self._journal.stage(stage.name, self.plan.before(step), lab.progress)
-        summary = train(self._lab.fabric, job, step.folder, heard)
+        peak = Peak(context.fabric.device)
+        heard = self._event_log.stage(stage.name, self.plan.before(step), context.progress)
+        summary = train(self._context.fabric, job, step.folder, heard)
         summary |= {"memory_mb": peak.megabytes, "flops": self._flops.get(stage.name), "strides": seen}
         idle = [
             name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]
@@ -218,8 +220,8 @@ class CellRun:
 
     def _compiled(self, step: Planned, size: tuple[int, int]) -> dict[Part, Encode]:
         """The stage's encoders as torch compiles them, where that was asked for."""
-        lab, cell, networks = self._lab, self._cell, self.plan.networks
-        if not lab.compiled:
+        context, cell, networks = self._context, self._cell, self.plan.networks
+        if not context.compiled:
             return {}
         # Kernels of earlier stages count against a limit beyond which torch would run these eagerly without a word.
         torch.compiler.reset()
@@ -227,10 +229,12 @@ class CellRun:
             (Part.TEACHER_ENCODER, networks.teacher, cell.teacher),
             (Part.STUDENT_ENCODER, networks.student, cell.student),
         )
-        precision = torch.float32 if lab.protocol.precision == "32-true" else torch.bfloat16
-        with lab.fabric.autocast():
+        precision = torch.float32 if context.protocol.precision == "32-true" else torch.bfloat16
+        with context.fabric.autocast():
             return {
-                part: compile_encoder(segmentor.encoder, model_name(role.name, lab.protocol.zoo), size, precision)
+                part: compile_encoder(
+                    segmentor.encoder, model_name(role.name, context.protocol.model_set), size, precision
+                )
                 for part, segmentor, role in sides
                 if segmentor is not None and role is not None and part in step.stage.parts
             }
@@ -248,34 +252,34 @@ class CellRun:
 
     def resolved(self) -> Resolved:
         """What is run, in the words of a record."""
-        cell, lab = self._cell, self._lab
+        cell, context = self._cell, self._context
         method = cell.method
         own = cell.student.decoder if cell.student else ""
         return Resolved(
-            protocol=lab.protocol.name,
-            protocol_id=lab.protocol.id,
-            decoder=lab.protocol.decoder + (f" (student: {own})" if own else ""),
-            world=lab.worlds.world_of(cell.benchmark),
+            protocol=context.protocol.name,
+            protocol_id=context.protocol.id,
+            decoder=context.protocol.decoder + (f" (student: {own})" if own else ""),
+            data_source=context.data_sources.data_source_of(cell.benchmark),
             benchmark=cell.benchmark.name,
             title=cell.benchmark.title,
             classes=list(cell.benchmark.labels.classes),
             teacher=cell.teacher.name,
             student=cell.student.name if cell.student else None,
-            zoo=lab.protocol.zoo,
+            model_set=context.protocol.model_set,
             weights=self._weights,
             family=Pair(cell.teacher, cell.student).family if cell.student else None,
             method=method.name if method else "teacher",
             role=method.method.role if method else "teacher",
-            knobs=cell.knobs.model_dump(mode="json"),
+            options=cell.config.model_dump(mode="json"),
             variant=cell.variant,
             seed=cell.seed,
             label_fraction=str(cell.labels),
-            remark=self._remark,
+            footnote=self._footnote,
             key=self._key,
         )
 
     def _record(self, status: Any, result: Result | None = None, error: str | None = None) -> Record:
-        device, precision = self._lab.fabric.device, self._lab.protocol.precision
+        device, precision = self._context.fabric.device, self._context.protocol.precision
         return Record(
             status=status,
             error=error,

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from kdbench.data.loading import Broken
+from kdbench.data.loading import SkippedFiles
 from kdbench.engine.distributed import gathered
 from kdbench.engine.memory import Gradients
 from kdbench.engine.store import StageFolder
@@ -179,7 +179,7 @@ class Job:
     """Images that have gone through the student so far, in passes that memory did not hold too."""
     skipped: Sequence[str] = ()
     """Errors of the files that `batches` has skipped in this process so far."""
-    broken: Broken = field(default_factory=lambda: Broken(0))
+    broken: SkippedFiles = field(default_factory=lambda: SkippedFiles(0))
     """Those of all processes, which stop together where they are too many."""
 
 

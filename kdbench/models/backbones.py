@@ -18,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.errors import KdbenchError, unknown
 from kdbench.models.geometry import Geometry, PositionRule, resample_kernel, resample_positions
-from kdbench.models.registry import STAND_INS, Role
+from kdbench.models.registry import TOY_MODELS, ModelSpec
 from kdbench.types import Features, FeatureSpec
 
 REAL = "With its real weights it runs under --protocol paper."
 PATCH = 8
-ZOO_SIZE = (64, 128)
+TOY_IMAGE_SIZE = (64, 128)
 """Height and width of the images that the stand-ins are pretrained on; other sizes resample the positions."""
 
 
@@ -233,13 +233,13 @@ class PyramidEncoder(Encoder):
         )
 
 
-def build_stand_in(role: Role) -> Encoder:
+def build_toy(role: ModelSpec) -> Encoder:
     """The small stand-in that plays a role, with random weights; a ViT's grid is the image at stride 8."""
-    if not role.stand_in:
-        raise unknown("stand-in of the mini zoo", role.name, STAND_INS, REAL)
-    size = dict(role.stand_in)
+    if not role.toy:
+        raise unknown("stand-in of the mini zoo", role.name, TOY_MODELS, REAL)
+    size = dict(role.toy)
     if role.kind in ("vit", "eva"):
-        common = {"img_size": ZOO_SIZE, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
+        common = {"img_size": TOY_IMAGE_SIZE, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
         network = VisionTransformer if role.kind == "vit" else Eva
         return TokenEncoder(network(**common, **size, dynamic_img_size=True), PATCH)
     if role.kind == "resnet":

@@ -17,7 +17,7 @@ from kdbench.models.backbones import Encoder
 from kdbench.models.checkpoint import State, checksum, first_line, read_checkpoint, unwrap
 from kdbench.models.conversion import convert, some, with_mask_token
 from kdbench.models.real import MIT, build_real, unknown_weights
-from kdbench.models.registry import Role, find_role
+from kdbench.models.registry import ModelSpec, find_model
 from kdbench.models.segmentor import seeded
 
 ENDINGS = ("safetensors", "pth", "pt", "bin")
@@ -27,13 +27,13 @@ BAD = ("missing_keys", "mismatched_keys")
 class Weights(Protocol):
     """Where encoders and their pretrained weights come from."""
 
-    def build(self, role: Role) -> Encoder:
+    def build(self, role: ModelSpec) -> Encoder:
         """The network of a role, with random weights."""
 
-    def key(self, role: Role) -> str:
+    def key(self, role: ModelSpec) -> str:
         """What the pretrained weights are, known without reading them where that is possible."""
 
-    def weights(self, role: Role) -> str:
+    def weights(self, role: ModelSpec) -> str:
         """The same in words for a record, whatever code reads them."""
 
     def load(self, name: str) -> State:
@@ -42,10 +42,10 @@ class Weights(Protocol):
     def check(self, name: str) -> object:
         """Raises where the weights cannot be had, or are damaged or another model's."""
 
-    def origin(self, role: Role) -> str:
+    def origin(self, role: ModelSpec) -> str:
         """Where a role's weights are, in words; nothing is read."""
 
-    def remark(self, role: Role, state: State) -> str:
+    def remark(self, role: ModelSpec, state: State) -> str:
         """What a student's weights, as loaded, lack of what its authors published; empty as a rule."""
 
 
@@ -55,16 +55,16 @@ class Pretrained:
 
     folder: Path | None = None
 
-    def build(self, role: Role) -> Encoder:
+    def build(self, role: ModelSpec) -> Encoder:
         """As Weights.build."""
         return build_real(role, trained=not self.random(role))
 
-    def key(self, role: Role) -> str:
+    def key(self, role: ModelSpec) -> str:
         """The network and its weights."""
         network = _detectron2().config_key(role.network) if role.of_detectron2 else role.network
         return f"{network}-{self.weights(role)}"
 
-    def weights(self, role: Role) -> str:
+    def weights(self, role: ModelSpec) -> str:
         """A file's checksum, or the name on the hub, or `random`."""
         if self.random(role):
             return "random"
@@ -73,7 +73,7 @@ class Pretrained:
 
     def load(self, name: str) -> State:
         """As Weights.load."""
-        role = find_role(name)
+        role = find_model(name)
         if role.of_detectron2:
             return _of_config(self, role)
         encoder, file = build_real(role), self.find(role)
@@ -86,7 +86,7 @@ class Pretrained:
         """As Weights.check."""
         self.load(name)
 
-    def origin(self, role: Role) -> str:
+    def origin(self, role: ModelSpec) -> str:
         """As Weights.origin: a file, a name on the hub, or that there are none."""
         file = self.find(role)
         if file is not None:
@@ -96,7 +96,7 @@ class Pretrained:
         hub = role.network if role.network.startswith(MIT) else _hub_name(role)
         return f"the hub: {hub}" if hub else f"MISSING: {_put(self, role)}"
 
-    def remark(self, role: Role, state: State) -> str:
+    def remark(self, role: ModelSpec, state: State) -> str:
         """As Weights.remark: the mask token, which copies made for other ends leave out."""
         if not role.masked or state["mask_token"].any():
             return ""
@@ -105,11 +105,11 @@ class Pretrained:
             f"the published one, put its authors' file, {self.names(role)[-1]}, where --weights-dir points."
         )
 
-    def random(self, role: Role) -> bool:
+    def random(self, role: ModelSpec) -> bool:
         """Whether a role has no pretrained weights: a detectron2 config that names none, without a file of its own."""
         return role.of_detectron2 and not _stated(role) and self.find(role) is None
 
-    def find(self, role: Role) -> Path | None:
+    def find(self, role: ModelSpec) -> Path | None:
         """The file in the folder that holds a role's weights, by the role's name or its authors' name for it.
 
         Without one, the local file that a detectron2 config names.
@@ -122,7 +122,7 @@ class Pretrained:
                     return self.folder / name
         return stated if role.of_detectron2 and (stated := Path(_stated(role))).is_file() else None
 
-    def names(self, role: Role) -> list[str]:
+    def names(self, role: ModelSpec) -> list[str]:
         """The names under which a role's weights are looked for."""
         if role.of_detectron2:
             stems = dict.fromkeys(Path(name).stem for name in (role.network, _stated(role)) if name)
@@ -142,12 +142,12 @@ def _detectron2() -> Any:
     return detectron2
 
 
-def _stated(role: Role) -> str:
+def _stated(role: ModelSpec) -> str:
     """What a detectron2 config says of its weights: an address, a file, or nothing."""
     return str(_detectron2().read_config(role.network).MODEL.WEIGHTS)
 
 
-def _of_config(weights: Pretrained, role: Role) -> State:
+def _of_config(weights: Pretrained, role: ModelSpec) -> State:
     """A detectron2 config's encoder. What its file lacks (the FPN, of an ImageNet model) is the same for every seed."""
     file = weights.find(role)
     if file is None and not weights.random(role):
@@ -161,7 +161,7 @@ def _of_config(weights: Pretrained, role: Role) -> State:
     return encoder.state_dict()
 
 
-def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:
+def _from_hub(weights: Pretrained, role: ModelSpec) -> Mapping[str, Any]:
     hub = _hub_name(role)
     if not hub:
         raise KdbenchError(f"timm publishes no weights '{role.weights}'. {_put(weights, role)}")
@@ -175,13 +175,13 @@ def _from_hub(weights: Pretrained, role: Role) -> Mapping[str, Any]:
     return found
 
 
-def _hub_name(role: Role) -> str:
+def _hub_name(role: ModelSpec) -> str:
     """Where timm finds a role's weights; empty where it publishes none."""
     known = _published(role)
     return str(known.hf_hub_id or "") if known is not None else ""
 
 
-def _published(role: Role) -> Any:
+def _published(role: ModelSpec) -> Any:
     """What timm knows of a role's weights; None of a network that is not timm's."""
     if not timm.is_model(role.weights):
         return None
@@ -191,12 +191,12 @@ def _published(role: Role) -> Any:
         raise unknown_weights(role.weights) from error
 
 
-def _put(weights: Pretrained, role: Role) -> str:
+def _put(weights: Pretrained, role: ModelSpec) -> str:
     where = weights.folder or "a folder that --weights-dir names"
     return f"Put one of these into {where}: {', '.join(weights.names(role))}."
 
 
-def _mit(role: Role, folder: Path | None) -> State:
+def _mit(role: ModelSpec, folder: Path | None) -> State:
     from transformers import SegformerModel
 
     try:

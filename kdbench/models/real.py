@@ -18,7 +18,7 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.errors import describe as describe_error
 from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, cut, padded
 from kdbench.models.geometry import PositionRule
-from kdbench.models.registry import Role
+from kdbench.models.registry import ModelSpec
 from kdbench.types import Features, FeatureSpec
 
 STEMS = ("maxpool", "stem", "bn1", "patch_embed")
@@ -35,7 +35,7 @@ POSITION_RULES: dict[str, PositionRule] = {"14_dinov2": "offset", "14_reg4_dinov
 """How authors resample positions, by what timm's name of a network holds; else plainly."""
 
 
-def build_real(role: Role, trained: bool = True) -> Encoder:
+def build_real(role: ModelSpec, trained: bool = True) -> Encoder:
     """The network that a role names, with random weights, for images of the size that it was pretrained on.
 
     trained: whether pretrained weights follow, without which a detectron2 config's frozen norms would be of no use.
@@ -76,7 +76,7 @@ def unknown_weights(network: str) -> KdbenchError:
     return unknown(f"weights of timm's '{name}'", tag, known)
 
 
-def describe(role: Role) -> dict[str, str]:
+def describe(role: ModelSpec) -> dict[str, str]:
     """A role's network and weights in words; nothing is allocated."""
     with torch.device("meta"):
         encoder = build_real(role)

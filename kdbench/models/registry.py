@@ -14,7 +14,7 @@ TIMM, DETECTRON2 = "timm/", "detectron2/"
 
 
 @dataclass(frozen=True)
-class Role:
+class ModelSpec:
     """A model by the name that papers give it.
 
     kind, stand_in: the architecture's kind and the small size of the mini zoo; empty where it has no stand-in.
@@ -26,7 +26,7 @@ class Role:
     name: str
     family: Family
     kind: Kind = ""
-    stand_in: dict[str, Any] = field(default_factory=dict)
+    toy: dict[str, Any] = field(default_factory=dict)
     network: str = ""
     weights: str = ""
     file: str = ""
@@ -48,7 +48,7 @@ def _eva(width: int) -> dict[str, Any]:
 
 
 LAYER_SCALE = {"init_values": 1.0}
-STAND_INS: dict[str, tuple[Kind, dict[str, Any]]] = {
+TOY_MODELS: dict[str, tuple[Kind, dict[str, Any]]] = {
     "dinov2-s": ("vit", _vit(64, **LAYER_SCALE)),
     "dinov2-b": ("vit", _vit(96, **LAYER_SCALE)),
     "dinov2-l": ("vit", _vit(128, **LAYER_SCALE)),
@@ -113,38 +113,38 @@ _FILES = {
 _MASKED = ("dinov2-", "dinov3-", "eva02-")
 
 
-def _role(name: str, family: Family, network: str) -> Role:
+def _role(name: str, family: Family, network: str) -> ModelSpec:
     nothing: tuple[Kind, dict[str, Any]] = ("", {})
-    kind, size = STAND_INS.get(name, nothing)
+    kind, size = TOY_MODELS.get(name, nothing)
     weights, file = _WEIGHTS.get(name, network), _FILES.get(name, "")
-    return Role(name, family, kind, size, network, weights, file, masked=name.startswith(_MASKED))
+    return ModelSpec(name, family, kind, size, network, weights, file, masked=name.startswith(_MASKED))
 
 
-ROLES = {name: _role(name, "foundation", network) for name, network in _FOUNDATION.items()} | {
+MODELS = {name: _role(name, "foundation", network) for name, network in _FOUNDATION.items()} | {
     name: _role(name, "local", network) for name, network in _LOCAL.items()
 }
 
 
-def find_role(name: str, where: str = "model") -> Role:
+def find_model(name: str, where: str = "model") -> ModelSpec:
     """A role by its name, any network of timm as `timm/NAME`, or a student as `detectron2/CONFIG`.
 
     An unknown one is an error that lists the roles.
     """
     if name.startswith(TIMM):
-        return Role(name, "local", network=(network := name.removeprefix(TIMM)), weights=network)
+        return ModelSpec(name, "local", network=(network := name.removeprefix(TIMM)), weights=network)
     if name.startswith(DETECTRON2):
-        return Role(name, "local", network=name.removeprefix(DETECTRON2), decoder="its config's head")
-    if name not in ROLES:
-        raise unknown(where, name, ROLES)
-    return ROLES[name]
+        return ModelSpec(name, "local", network=name.removeprefix(DETECTRON2), decoder="its config's head")
+    if name not in MODELS:
+        raise unknown(where, name, MODELS)
+    return MODELS[name]
 
 
 @dataclass(frozen=True)
 class Pair:
     """teacher:student by role. F2F where the student is a foundation model too, F2L where it is a local one."""
 
-    teacher: Role
-    student: Role
+    teacher: ModelSpec
+    student: ModelSpec
 
     @property
     def name(self) -> str:
@@ -162,10 +162,10 @@ def parse_pair(text: str) -> Pair:
     teacher, colon, student = text.partition(":")
     if not (teacher and colon and student):
         raise KdbenchError(f"'{text}' is not a pair. Write teacher:student, e.g. dinov2-l:resnet50.")
-    pair = Pair(*(find_role(name, f"model (in pair '{text}')") for name in (teacher, student)))
+    pair = Pair(*(find_model(name, f"model (in pair '{text}')") for name in (teacher, student)))
     # Nothing is known of a network that is named by hand: it may be a foundation model.
     if pair.teacher.family != "foundation" and not teacher.startswith(TIMM):
-        teachers = ", ".join(name for name, role in ROLES.items() if role.family == "foundation")
+        teachers = ", ".join(name for name, role in MODELS.items() if role.family == "foundation")
         raise KdbenchError(f"'{teacher}' in pair '{text}' is a local model and cannot teach. Teachers: {teachers}.")
     return pair
 

@@ -17,46 +17,46 @@ from torch import Tensor
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import write_atomically
 from kdbench.identity import digest
-from kdbench.models.backbones import REAL, Encoder, build_stand_in
+from kdbench.models.backbones import REAL, Encoder, build_toy
 from kdbench.models.card import SHIPPED, Card, Rung, read_card, repair
-from kdbench.models.registry import ROLES, STAND_INS, Role
+from kdbench.models.registry import MODELS, TOY_MODELS, ModelSpec
 
 
 @dataclass(frozen=True)
-class Zoo:
+class ToyModels:
     """A folder of stand-ins: NAME.safetensors and NAME.json."""
 
     folder: Path = SHIPPED
 
-    def build(self, role: Role) -> Encoder:
+    def build(self, role: ModelSpec) -> Encoder:
         """The stand-in's network, with random weights."""
         self.card(role.name)
-        return build_stand_in(role)
+        return build_toy(role)
 
-    def key(self, role: Role) -> str:
+    def key(self, role: ModelSpec) -> str:
         """What the pretrained weights are, as a digest."""
-        return f"zoo-{digest([self.card(role.name).sha256, role.kind, role.stand_in])}"
+        return f"zoo-{digest([self.card(role.name).sha256, role.kind, role.toy])}"
 
-    def weights(self, role: Role) -> str:
+    def weights(self, role: ModelSpec) -> str:
         """The beginning of the stored weights' hash."""
         return self.card(role.name).weights
 
     def card(self, role: str) -> Card:
         """The card of a stand-in."""
-        if role not in STAND_INS:
-            raise unknown("stand-in of the mini zoo", role, STAND_INS, REAL)
+        if role not in TOY_MODELS:
+            raise unknown("stand-in of the mini zoo", role, TOY_MODELS, REAL)
         return read_card(self.folder, role)
 
     def cards(self) -> dict[str, Card]:
         """Every stand-in's card, by name."""
-        return {role: self.card(role) for role in STAND_INS}
+        return {role: self.card(role) for role in TOY_MODELS}
 
-    def origin(self, role: Role) -> str:
+    def origin(self, role: ModelSpec) -> str:
         """The file, or that it is missing."""
         path = self.folder / f"{role.name}.safetensors"
         return str(path) if path.is_file() else f"MISSING: {path}. {repair(self.folder, role.name)}"
 
-    def remark(self, role: Role, state: Mapping[str, Tensor]) -> str:
+    def remark(self, role: ModelSpec, state: Mapping[str, Tensor]) -> str:
         """Nothing: a stand-in's mask token is the one that it was shipped with."""
         return ""
 
@@ -87,7 +87,7 @@ class Zoo:
             raise KdbenchError(
                 f"{self.folder / role}.safetensors is not finite in {broken[0]}. {repair(self.folder, role)}"
             )
-        expected = {name: tensor.shape for name, tensor in build_stand_in(ROLES[role]).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in build_toy(MODELS[role]).state_dict().items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         wrong = sorted({name for name, _ in expected.items() ^ found.items()})
         if wrong:
@@ -102,9 +102,9 @@ class Zoo:
         content = to_bytes({name: _compact(name, tensor) for name, tensor in state.items()})
         card = Card(
             role=role,
-            family=ROLES[role].family,
+            family=MODELS[role].family,
             architecture=_architecture(role),
-            parameters=sum(p.numel() for p in build_stand_in(ROLES[role]).parameters()),
+            parameters=sum(p.numel() for p in build_toy(MODELS[role]).parameters()),
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
             **facts,
@@ -135,7 +135,7 @@ class Zoo:
 
 def _architecture(role: str) -> dict[str, Any]:
     """What decides how weights are used, as JSON writes it."""
-    found: dict[str, Any] = json.loads(json.dumps({"kind": ROLES[role].kind, **ROLES[role].stand_in}))
+    found: dict[str, Any] = json.loads(json.dumps({"kind": MODELS[role].kind, **MODELS[role].toy}))
     return found
 
 

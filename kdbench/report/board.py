@@ -18,7 +18,7 @@ from kdbench.report.images import Resampled, interval, read_targets
 from kdbench.report.rows import Row, make_row
 from kdbench.report.statistics import Interval
 
-ROLES = ("teacher", "undistilled", "distilled")
+MODELS = ("teacher", "undistilled", "distilled")
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Board:
 
     protocol_id: str
     protocol: str
-    world: str
-    worlds: Mapping[str, str]
+    data_source: str
+    data_sources: Mapping[str, str]
     benchmark: str
     label_fraction: str
     title: str
     pair: str
     family: str | None
     decoder: str
-    zoo: str
+    model_set: str
     columns: tuple[str, ...]
     validated: tuple[str, ...]
     sources: tuple[str, ...]
@@ -53,13 +53,13 @@ class Board:
     @property
     def models(self) -> tuple[str, ...]:
         """Teacher and student as displayed; the teacher alone where no student was run."""
-        return tuple(model_name(name, self.zoo) for name in self.pair.split(":"))
+        return tuple(model_name(name, self.model_set) for name in self.pair.split(":"))
 
     @property
     def setting(self) -> str:
         """In which world, under which protocol."""
         few = "" if self.label_fraction == "1" else f", {self.label_fraction} of the source's labels"
-        return f"world {self.world}, protocol {self.protocol_id}, decoder {self.decoder}{few}"
+        return f"world {self.data_source}, protocol {self.protocol_id}, decoder {self.decoder}{few}"
 
     @property
     def conditions(self) -> str:
@@ -123,8 +123,8 @@ def _boards(place: Place, pairs: dict[str, list[Entry]]) -> Iterator[Board]:
 def _board(pair: str, entries: list[Entry]) -> Board:
     cell = entries[-1].cell
     targets, sources = _names(entries, "target"), _names(entries, "source")
-    served = {domain.domain: domain.world for entry in entries for domain in entry.domains}
-    shown = {name: domain_name(name, world) for name, world in served.items()}
+    served = {domain.domain: domain.data_source for entry in entries for domain in entry.domains}
+    shown = {name: domain_name(name, data_source) for name, data_source in served.items()}
     methods = {group[0].label: group for group in _methods(entries)}
     weights = _weights(entries)
     rows = sorted((make_row(group, targets, sources, weights) for group in methods.values()), key=_order)
@@ -133,15 +133,15 @@ def _board(pair: str, entries: list[Entry]) -> Board:
     return Board(
         protocol_id=cell.protocol_id,
         protocol=cell.protocol,
-        world=cell.world,
-        worlds={shown[name]: world for name, world in served.items()},
+        data_source=cell.data_source,
+        data_sources={shown[name]: data_source for name, data_source in served.items()},
         benchmark=cell.benchmark,
         label_fraction=cell.label_fraction,
-        title=benchmark_title(cell.title, cell.world),
+        title=benchmark_title(cell.title, cell.data_source),
         pair=pair,
         family=cell.family,
         decoder=cell.decoder,
-        zoo=cell.zoo,
+        model_set=cell.model_set,
         columns=tuple(shown[name] for name in targets),
         validated=tuple(shown[name] for name in sources),
         sources=_trained(entries) or tuple(shown[name] for name in sources),
@@ -170,19 +170,19 @@ def _names(entries: list[Entry], role: str) -> list[str]:
 def _trained(entries: list[Entry]) -> tuple[str, ...]:
     """The domains of a last stage, which trains on the source images, labelled or not: the benchmark's sources."""
     stages = next((entry.record.result.stages for entry in entries if entry.record.result), [])
-    return tuple(domain_name(name, world) for name, world in stages[-1].data.items()) if stages else ()
+    return tuple(domain_name(name, data_source) for name, data_source in stages[-1].data.items()) if stages else ()
 
 
 def _methods(entries: list[Entry]) -> Iterator[list[Entry]]:
     def label(entry: Entry) -> tuple[int, str]:
-        return ROLES.index(entry.cell.role), entry.label
+        return MODELS.index(entry.cell.role), entry.label
 
     for _, group in groupby(sorted(entries, key=lambda entry: (label(entry), entry.cell.seed)), label):
         yield list(group)
 
 
 def _order(row: Row) -> tuple[int, bool, float, str]:
-    return ROLES.index(row.role), row.mean is None, -(row.mean or 0.0), row.method
+    return MODELS.index(row.role), row.mean is None, -(row.mean or 0.0), row.method
 
 
 def _over_images(

@@ -48,7 +48,7 @@ def mean_cost(records: Sequence[Record]) -> Cost:
 
     return Cost(
         images=mean(lambda result, run: _sum(stage.images for stage in result.stages)),
-        passes=mean(lambda result, run: _sum(stage.student_passes for stage in result.stages)),
+        passes=mean(lambda result, run: _sum(stage.student_forwards for stage in result.stages)),
         flops=mean(lambda result, run: _sum(stage.flops for stage in result.stages)),
         seconds=mean(lambda result, run: _sum(run.stage_seconds.get(stage.name) for stage in result.stages)),
         memory_mb=mean(_memory),

@@ -44,10 +44,12 @@ class Entry:
     def place(self) -> Place:
         """Where it is ranked."""
         cell = self.cell
-        strays = sorted((domain.domain, domain.world) for domain in self.domains if domain.world != cell.world)
+        strays = sorted(
+            (domain.domain, domain.data_source) for domain in self.domains if domain.data_source != cell.data_source
+        )
         return Place(
             cell.protocol_id,
-            cell.world,
+            cell.data_source,
             cell.benchmark,
             cell.label_fraction,
             cell.teacher,
@@ -60,7 +62,7 @@ class Place(NamedTuple):
     """Records are compared only within one place. strays: domains that another world served than the cell's own."""
 
     protocol_id: str
-    world: str
+    data_source: str
     benchmark: str
     label_fraction: str
     teacher: str

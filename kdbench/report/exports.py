@@ -56,7 +56,7 @@ def _conditions_of(group: Values) -> Values:
 
 
 def _setting(board: Board) -> Values:
-    named = ("protocol_id", "protocol", "decoder", "zoo", "world", "label_fraction")
+    named = ("protocol_id", "protocol", "decoder", "model_set", "data_source", "label_fraction")
     return {name: getattr(board, name) for name in named}
 
 
@@ -68,7 +68,7 @@ def _board(board: Board) -> Values:
     return (
         _conditions(board)
         | {"benchmark": board.benchmark, "title": board.title, "source_domain": ", ".join(board.validated)}
-        | {"worlds": dict(board.worlds), "found": _found(board.comparison), "faults": list(board.faults)}
+        | {"data_sources": dict(board.data_sources), "found": _found(board.comparison), "faults": list(board.faults)}
         | {"rows": [_row(board, row) for row in board.rows]}
     )
 
@@ -82,7 +82,7 @@ def _found(found: Comparison) -> Values:
 
 
 def _row(board: Board, row: Row) -> Values:
-    plain = ("mean", "deviation", "worst", "source", "gap", "accuracy", "parameters", "reference", "remark")
+    plain = ("mean", "deviation", "worst", "source", "gap", "accuracy", "parameters", "reference", "footnote")
     return (
         _compared(row, board.comparison, board.over_images.get(row.method))
         | {name: getattr(row, name) for name in plain}

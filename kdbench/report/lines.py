@@ -11,7 +11,7 @@ def result_line(record: Record, cached: bool) -> str:
     """Benchmark, pair, method, mIoU of every target, their mean and the source's, and how long it took."""
     cell = record.spec.resolved
     method = f"{cell.method}[{cell.variant}]" if cell.variant else cell.method
-    teacher, student = (model_name(name, cell.zoo) if name else "-" for name in (cell.teacher, cell.student))
+    teacher, student = (model_name(name, cell.model_set) if name else "-" for name in (cell.teacher, cell.student))
     head = f"{cell.benchmark:<7} {teacher} -> {student:<13} {method:<16} seed {cell.seed}"
     if record.result is None:
         return f"{head}  FAILED: {record.error}"

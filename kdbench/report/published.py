@@ -145,7 +145,7 @@ def _comparable(published: Published, board: Board) -> bool:
     """On real images under the paper's protocol. A teacher's own row stands on the boards of all its students."""
     return (
         published.measured_as != ""
-        and (_settled(board), board.world, board.label_fraction) == (published.protocol, REAL, "1")
+        and (_settled(board), board.data_source, board.label_fraction) == (published.protocol, REAL, "1")
         and board.benchmark in published.benchmarks
         and _row(published, board) is not None
     )

@@ -48,7 +48,7 @@ class Row:
     losses: Losses
     paths: Mapping[int, Path]
     reference: bool
-    remark: str
+    footnote: str
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def make_row(seeds: list[Entry], targets: list[str], sources: list[str], weights
     what is left would be that of another experiment.
     """
     strange = list(_strange(seeds, weights))
-    whole = _alike(seeds) and not _knobs_differ(seeds) and not strange
+    whole = _alike(seeds) and not _options_differ(seeds) and not strange
     held: list[Domains] = [{domain.domain: domain for domain in entry.domains} if whole else {} for entry in seeds]
     by_seed = {
         entry.cell.seed: tuple(_value(domain_miou, domains, name) for name in targets)
@@ -100,7 +100,7 @@ def make_row(seeds: list[Entry], targets: list[str], sources: list[str], weights
         losses=losses_of(records) if mean is not None else {},
         paths={entry.cell.seed: entry.path for entry in seeds if entry.path},
         reference=all(entry.reference for entry in seeds),
-        remark="; ".join(dict.fromkeys((*_remarks(seeds), *strange))),
+        footnote="; ".join(dict.fromkeys((*_footnotes(seeds), *strange))),
     )
 
 
@@ -125,10 +125,10 @@ def _alike(seeds: list[Entry]) -> bool:
     return len({frozenset(domain.domain for domain in entry.domains) for entry in seeds}) == 1
 
 
-def _knobs_differ(seeds: list[Entry]) -> bool:
+def _options_differ(seeds: list[Entry]) -> bool:
     # A knob that a record does not know is younger than it.
     known: dict[str, Any] = {}
-    return any(known.setdefault(name, value) != value for entry in seeds for name, value in entry.cell.knobs.items())
+    return any(known.setdefault(name, value) != value for entry in seeds for name, value in entry.cell.options.items())
 
 
 def _strange(seeds: list[Entry], weights: Mapping[str, str]) -> Iterator[str]:
@@ -141,15 +141,15 @@ def _strange(seeds: list[Entry], weights: Mapping[str, str]) -> Iterator[str]:
             )
 
 
-def _remarks(seeds: list[Entry]) -> Iterator[str]:
-    yield from (entry.cell.remark for entry in seeds if entry.cell.remark)
+def _footnotes(seeds: list[Entry]) -> Iterator[str]:
+    yield from (entry.cell.footnote for entry in seeds if entry.cell.footnote)
     failed = [entry for entry in seeds if entry.record.status == "failed"]
     for entry in failed:
         reason = ((entry.record.error or "").strip().splitlines() or ["no reason recorded"])[0]
         yield f"{f'seed {entry.cell.seed} ' if len(seeds) > 1 else ''}failed: {reason}"
     if not failed and not _alike(seeds):
         yield "blank: its seeds were tested on different domains"
-    if _knobs_differ(seeds):
+    if _options_differ(seeds):
         yield "blank: its seeds were run with different knobs"
     committed = [str(entry.cell.seed) for entry in seeds if entry.reference]
     if 0 < len(committed) < len(seeds):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from kdbench.metrics import mean_of
 from kdbench.names import REAL
-from kdbench.report.board import ROLES, Board, compare_rows
+from kdbench.report.board import MODELS, Board, compare_rows
 from kdbench.report.comparison import Comparison
 from kdbench.report.rows import Row
 from kdbench.report.statistics import deviation
@@ -58,7 +58,7 @@ class Summary:
     @property
     def common(self) -> Board:
         """The first board, for what all have in common; its world names every version that they were run in."""
-        return replace(self.boards[0], world=" and ".join(sorted({board.world for board in self.boards})))
+        return replace(self.boards[0], data_source=" and ".join(sorted({board.data_source for board in self.boards})))
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def summaries(boards: Iterable[Board]) -> list[Summary]:
     """
     groups: dict[tuple[object, ...], dict[str, Board]] = defaultdict(dict)
     for board in boards:
-        if set(board.worlds.values()) == {board.world} and ":" in board.pair:
-            key = (board.protocol_id, board.world == REAL, board.label_fraction, board.pair)
+        if set(board.data_sources.values()) == {board.data_source} and ":" in board.pair:
+            key = (board.protocol_id, board.data_source == REAL, board.label_fraction, board.pair)
             groups[key][board.benchmark] = board
     return [_summary(list(group.values())) for group in groups.values() if len(group) > 1]
 
@@ -99,7 +99,7 @@ def families(found: Iterable[Summary]) -> list[Families]:
     groups: dict[tuple[object, ...], list[Summary]] = defaultdict(list)
     for summary in found:
         board = summary.common
-        key = (board.protocol_id, board.world, board.label_fraction, summary.benchmarks)
+        key = (board.protocol_id, board.data_source, board.label_fraction, summary.benchmarks)
         groups[key].append(summary)
     return [_families(group) for group in groups.values() if len(group) > 1]
 
@@ -110,7 +110,7 @@ def _summary(boards: list[Board]) -> Summary:
         by_source[", ".join(board.sources)].append(board)
     roles = {row.method: row.role for board in boards for row in board.rows}
     rows = [_row(method, role, list(by_source.values())) for method, role in roles.items()]
-    rows.sort(key=lambda row: (ROLES.index(row.role), row.mean is None, -(row.mean or 0.0), row.method))
+    rows.sort(key=lambda row: (MODELS.index(row.role), row.mean is None, -(row.mean or 0.0), row.method))
     sources = {name: tuple(board.benchmark for board in group) for name, group in by_source.items()}
     return Summary(tuple(boards), sources, tuple(rows), compare_rows(rows))
 
@@ -153,7 +153,7 @@ def _families(group: Sequence[Summary]) -> Families:
         )
         for method, role in roles.items()
     ]
-    rows.sort(key=lambda row: (ROLES.index(row.role), -(mean_of(row.means) or 0.0), row.method))
+    rows.sort(key=lambda row: (MODELS.index(row.role), -(mean_of(row.means) or 0.0), row.method))
     pairs = {name: tuple(" -> ".join(s.boards[0].models) for s in held) for name, held in members.items()}
     return Families(tuple(group), pairs, tuple(rows))
 

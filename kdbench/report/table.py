@@ -111,7 +111,7 @@ def spread(mean: float | None, deviation: float | None) -> str:
     return number(mean) if deviation is None else f"{number(mean)} ± {number(deviation)}"
 
 
-def signs(remarks: Iterable[str]) -> dict[str, str]:
+def signs(footnotes: Iterable[str]) -> dict[str, str]:
     """A sign for every remark: * to ¶, then the same doubled, and so on."""
-    different = dict.fromkeys(remark for remark in remarks if remark)
-    return {remark: SIGNS[i % len(SIGNS)] * (1 + i // len(SIGNS)) for i, remark in enumerate(different)}
+    different = dict.fromkeys(footnote for footnote in footnotes if footnote)
+    return {footnote: SIGNS[i % len(SIGNS)] * (1 + i // len(SIGNS)) for i, footnote in enumerate(different)}

@@ -46,12 +46,12 @@ def of_summary(summary: Summary) -> list[Table]:
 
 def _ranking(board: Board) -> Table:
     found, several = board.comparison, len(board.columns) != 1
-    remarks = {row.method: "; ".join(_remarks(row, found)) for row in board.rows}
-    marks = signs(remarks.values())
+    footnotes = {row.method: "; ".join(_footnotes(row, found)) for row in board.rows}
+    marks = signs(footnotes.values())
     validated = f"source: {', '.join(board.validated)}" if board.validated else "source"
     columns: list[Column[Row]] = [
         *_rank(found),
-        Column[Row]("method", lambda row: label(row) + marks.get(remarks[row.method], "")),
+        Column[Row]("method", lambda row: label(row) + marks.get(footnotes[row.method], "")),
         Column[Row]("seeds", lambda row: str(len(row.seeds))),
         Column[Row]("mean" if several else "".join(board.columns), _mean, lambda row: row.mean),
         *(_target(index, title) for index, title in enumerate(board.columns) if several),
@@ -59,7 +59,7 @@ def _ranking(board: Board) -> Table:
         plain(validated, lambda row: row.source),
         plain("gap", lambda row: row.gap, better=-1),
     ]
-    notes = [f"{sign} {remark}" for remark, sign in marks.items()]
+    notes = [f"{sign} {footnote}" for footnote, sign in marks.items()]
     return make_table(
         columns,
         board.rows,
@@ -87,9 +87,9 @@ def _mean(row: Scored) -> str:
     return spread(row.mean, row.deviation)
 
 
-def _remarks(row: Row, found: Comparison) -> Iterator[str]:
-    if row.remark:
-        yield row.remark
+def _footnotes(row: Row, found: Comparison) -> Iterator[str]:
+    if row.footnote:
+        yield row.footnote
     if row.scores and found.seeds and row.seeds != found.seeds:
         unranked = "" if row.role == "teacher" else ": not ranked"
         yield f"{_listed(row.seeds)} where the ranking has {_listed(found.seeds)}{unranked}"

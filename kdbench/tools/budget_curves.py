@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from kdbench.engine.plan import Cell, Lab, make_plan
+from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
@@ -41,15 +41,17 @@ def scaled(protocol: Protocol, phase: Phase, factor: float) -> Protocol:
     )
 
 
-def measure(lab: Lab, cells: Sequence[Cell], phase: Phase, factors: Sequence[float] = FACTORS) -> Iterator[Point]:
+def measure(
+    context: RunContext, cells: Sequence[Cell], phase: Phase, factors: Sequence[float] = FACTORS
+) -> Iterator[Point]:
     """Runs each cell at each budget of the phase. No records are written: these are no results of the protocol."""
     for cell in cells:
-        phases = [step.stage.phase for step in make_plan(lab, cell).stages]
+        phases = [step.stage.phase for step in make_plan(context, cell).stages]
         if phase not in phases:
             raise KdbenchError(f"{cell.label} has no stage in the phase {phase}. Its phases: {', '.join(phases)}.")
     for factor in factors:
-        protocol = scaled(lab.protocol, phase, factor)
-        there = replace(lab, protocol=protocol)
+        protocol = scaled(context.protocol, phase, factor)
+        there = replace(context, protocol=protocol)
         for cell in cells:
             record = CellRun(there, replace(cell, protocol=protocol), {}).run().record
             if record.status != "done":

@@ -182,7 +182,7 @@ def _named(tree: FileTree, pattern: str) -> dict[tuple[str, str], Entry]:
     return found
 
 
-def origins(side: int) -> list[int]:
+def sources(side: int) -> list[int]:
     """Where crops begin along a side: multiples of 512, the last moved back so that it ends at the border."""
     return sorted({min(start, max(0, side - SIZE)) for start in range(0, side, SIZE)})
 
@@ -195,7 +195,7 @@ def cut(work: Work) -> None:
     label = COLOURS.index(colours)
     off = int((label == Colours.OFF).sum())
     label[label == Colours.OFF] = 0
-    boxes = [(x, y) for y in origins(image.shape[0]) for x in origins(image.shape[1])]
+    boxes = [(x, y) for y in sources(image.shape[0]) for x in sources(image.shape[1])]
     for x, y in boxes:
         name = f"{work.split}/{work.crop}_{x}_{y}_{x + SIZE}_{y + SIZE}.png"
         for kind, pixels in (("img_dir", image), ("ann_dir", label)):

@@ -17,8 +17,8 @@ from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import Store
 from kdbench.engine.trainer import Job, LossModule, train
 from kdbench.metrics import hits, miou
-from kdbench.models.backbones import ZOO_SIZE, build_stand_in
-from kdbench.models.registry import ROLES
+from kdbench.models.backbones import TOY_IMAGE_SIZE, build_toy
+from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.progress import Progress
 from kdbench.protocol import Augmentation, Evaluation, Recipe
@@ -30,7 +30,7 @@ IMAGES = {"train": 2000, "val": 96}
 RECIPE = Recipe(
     steps=3000, batch=16, lr=2e-3, warmup=50, schedule="poly", clip=1.0, augmentation=Augmentation(scale=(0.6, 1.0))
 )
-WHOLE = Evaluation(window=ZOO_SIZE, stride=ZOO_SIZE, batch=16)
+WHOLE = Evaluation(window=TOY_IMAGE_SIZE, stride=TOY_IMAGE_SIZE, batch=16)
 
 
 class Distances:
@@ -68,11 +68,11 @@ class Distances:
         return placed
 
     def _samples(self, name: str, split: str) -> RenderedSet:
-        return RenderedSet(name, name, split, IMAGES[split], ZOO_SIZE, self._store.renders)
+        return RenderedSet(name, name, split, IMAGES[split], TOY_IMAGE_SIZE, self._store.renders)
 
 
 def _network(classes: int) -> Segmentor:
-    encoder = seeded(lambda: build_stand_in(ROLES[REFERENCE]), "distances", "encoder")
+    encoder = seeded(lambda: build_toy(MODELS[REFERENCE]), "distances", "encoder")
     return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, classes), "distances", "decoder"))
 
 
@@ -86,7 +86,7 @@ def _job(name: str, model: Segmentor, samples: RenderedSet) -> Job:
         module=LossModule({"model": model}, loss),
         recipe=RECIPE,
         steps=RECIPE.steps,
-        batches=lambda start: training_batches([samples], RECIPE, RECIPE.steps, ZOO_SIZE, 0, Phase.TASK, start),
+        batches=lambda start: training_batches([samples], RECIPE, RECIPE.steps, TOY_IMAGE_SIZE, 0, Phase.TASK, start),
         randomness=("distances",),
         keep=(RECIPE.steps,),
         checkpoint_every=200,

@@ -88,7 +88,7 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], labels: dict[st
     measured = cost is not None and method.role == "distilled"
     share = f" Distillation takes {100 * (cost or 0):.0f} % of a step." if measured else ""
     lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}.{share}"]
-    lines += ["", *_knobs(method)]
+    lines += ["", *_options(method)]
     if rows:
         names = sorted({benchmark for row in rows.values() for benchmark in row})
         table = [[row, *(values.get(name, "-") for name in names)] for row, values in sorted(rows.items())]
@@ -98,7 +98,7 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], labels: dict[st
     return "\n".join(lines)
 
 
-def _knobs(method: type[Method]) -> Iterator[str]:
+def _options(method: type[Method]) -> Iterator[str]:
     rows = [
         [f"`{name}`", f"`{field.default}`", _limits(field.annotation), field.description]
         for name, field in method.Config.model_fields.items()
@@ -116,10 +116,10 @@ def _limits(annotation: object) -> str:
 
 def _pair() -> PairSpec:
     from kdbench.conformance import CLASSES
-    from kdbench.models.backbones import build_stand_in
-    from kdbench.models.registry import ROLES
+    from kdbench.models.backbones import build_toy
+    from kdbench.models.registry import MODELS
 
-    return PairSpec(build_stand_in(ROLES[TEACHER]).spec, build_stand_in(ROLES[STUDENT]).spec, CLASSES)
+    return PairSpec(build_toy(MODELS[TEACHER]).spec, build_toy(MODELS[STUDENT]).spec, CLASSES)
 
 
 def _costs(reference: Path | None) -> dict[str, float]:

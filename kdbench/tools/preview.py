@@ -14,7 +14,7 @@ from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.domainset import DomainSet
 from kdbench.data.sizing import Cover
-from kdbench.data.sources import Worlds
+from kdbench.data.sources import DataSources
 from kdbench.errors import KdbenchError
 from kdbench.files import save_atomically
 from kdbench.names import benchmark_title, domain_name
@@ -31,37 +31,39 @@ def write_previews(
     numbers = find_protocol(protocol)
     if numbers.native and data_root is None:
         raise KdbenchError(f"protocol '{protocol}' runs on real images: add --data-root DIR, or leave --protocol out.")
-    worlds = Worlds(numbers, store / "renders", data_root)
+    data_sources = DataSources(numbers, store / "renders", data_root)
     output.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in names:
         benchmark = load_benchmark(name)
-        worlds.check(benchmark)
+        data_sources.check(benchmark)
         path = output / f"{benchmark.name}.png"
-        save_atomically(path, partial(_sheet(benchmark, worlds, count).save, format="PNG"))
+        save_atomically(path, partial(_sheet(benchmark, data_sources, count).save, format="PNG"))
         paths.append(path)
     return paths
 
 
-def _sheet(benchmark: Benchmark, worlds: Worlds, count: int) -> Image:
+def _sheet(benchmark: Benchmark, data_sources: DataSources, count: int) -> Image:
     palette = benchmark.labels.palette
     rows = []
     for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
         for domain in domains:
             # A source that trains whole has nothing else to show.
-            samples = worlds.val(domain) if domain in worlds.evaluated(benchmark) else worlds.train(domain)
+            samples = (
+                data_sources.val(domain) if domain in data_sources.evaluated(benchmark) else data_sources.train(domain)
+            )
             images, labels = _samples(samples, count)
-            name = domain_name(domain.name, samples.world)
+            name = domain_name(domain.name, samples.data_source)
             rows.append((f"{name} ({role})", images))
             rows.append(("labels", [colourise(label, palette) for label in labels]))
-    proxy = worlds.proxy(benchmark.proxy)
-    rows.append((f"{domain_name(benchmark.proxy.name, proxy.world)} (no labels)", _samples(proxy, count)[0]))
-    world = worlds.world_of(benchmark)
+    proxy = data_sources.proxy(benchmark.proxy)
+    rows.append((f"{domain_name(benchmark.proxy.name, proxy.data_source)} (no labels)", _samples(proxy, count)[0]))
+    data_source = data_sources.data_source_of(benchmark)
     return contact_sheet(
         rows,
         [""] * count,
         legend=list(zip(benchmark.labels.classes, palette, strict=True)),
-        title=f"{benchmark.name}: {benchmark_title(benchmark.title, world)}, world {world}",
+        title=f"{benchmark.name}: {benchmark_title(benchmark.title, data_source)}, world {data_source}",
     )
 
 

@@ -39,7 +39,7 @@ def examples(domain: str) -> dict[str, Image.Image]:
     """A picture of every box of styles, the first that it has among the test images, and how near its pixels are."""
     spec, found = DOMAINS[domain], {}
     for k, (_, box) in enumerate(spec.styles):
-        boxes = (_style_box(spec, Dice(spec.world, "style", domain, "val", index)) for index in count())
+        boxes = (_style_box(spec, Dice(spec.data_source, "style", domain, "val", index)) for index in count())
         scene = draw(domain, "val", next(index for index, drawn in enumerate(boxes) if drawn is box), (64, 128))
         found |= {f"{domain}-{k}": Image.fromarray(scene.image), f"{domain}-{k}-depth": Image.fromarray(scene.depth)}
     return found
@@ -47,8 +47,11 @@ def examples(domain: str) -> dict[str, Image.Image]:
 
 def main() -> None:
     """For each version one file of hashes, and the pictures of every domain."""
-    for world in set(WORLDS.values()):
-        folder, domains = FOLDER / world, [name for name, spec in DOMAINS.items() if spec.world == world]
+    for data_source in set(WORLDS.values()):
+        folder, domains = (
+            FOLDER / data_source,
+            [name for name, spec in DOMAINS.items() if spec.data_source == data_source],
+        )
         folder.mkdir(exist_ok=True)
         hashes = {domain: label_hashes(domain) for domain in domains}
         (folder / "labels.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from kdbench.conformance import CLASSES
 from kdbench.engine.parts import Networks
 from kdbench.models.backbones import Encoder
 from kdbench.models.geometry import Geometry
-from kdbench.models.registry import Role, parse_pair
+from kdbench.models.registry import ModelSpec, parse_pair
 from kdbench.models.segmentor import Segmentor, build_decoder
 from kdbench.plugins import load_method
 from kdbench.types import PairSpec
@@ -34,8 +34,10 @@ def build_networks() -> Callable[..., Networks]:
     Of the decoders, which no stage without labels reads, the smallest.
     """
 
-    def build(method: str, pair: str, encoder: Callable[[Role], Encoder], geometry: Geometry | None = None) -> Networks:
-        def segmentor(role: Role) -> Segmentor:
+    def build(
+        method: str, pair: str, encoder: Callable[[ModelSpec], Encoder], geometry: Geometry | None = None
+    ) -> Networks:
+        def segmentor(role: ModelSpec) -> Segmentor:
             made = encoder(role)
             if geometry is not None:
                 made.adapt(geometry)

@@ -41,7 +41,7 @@ def counted(dice: np.random.Generator, name: str, role: str) -> tuple[DomainResu
     matrices = right[..., None] * np.eye(len(CLASSES), dtype=np.int64) + (labels - right)[..., None] * wrong
     last = matrices.sum(0)
     earlier = np.stack([hits(np.roll(last, shift, axis=1))[:2] for shift in (3, 2, 1)])
-    domain = DomainResult(domain=name, role=role, world="w", images=IMAGES, confusion=last, earlier=earlier)
+    domain = DomainResult(domain=name, role=role, data_source="w", images=IMAGES, confusion=last, earlier=earlier)
     return domain, hits(matrices)
 
 
@@ -49,16 +49,17 @@ def record(domains: list[DomainResult], benchmark: str, method: str, seed: int) 
     """A record of one of many cells."""
     role = "undistilled" if method == "plain" else "distilled"
     cell = Resolved(
-        protocol="mini", protocol_id="mini-0", decoder="light", world="w", benchmark=benchmark, title="A to B",
-        classes=CLASSES, teacher="big", student="small", zoo="mini", family="F2L", method=method, role=role, knobs={},
-        variant="", seed=seed, remark="", key="0",
+        protocol="mini", protocol_id="mini-0", decoder="light", data_source="w", benchmark=benchmark, title="A to B",
+        classes=CLASSES, teacher="big", student="small", model_set="toy-v1",
+        family="F2L", method=method, role=role, options={},
+        variant="", seed=seed, footnote="", key="0",
     )  # fmt: skip
     run = RunInfo(
         started="", seconds=1, stage_seconds={}, cached=[], peak_memory_mb=1, host={}, versions={}, revision=""
     )
     stages = [
         StageResult(
-            name=f"stage{number}", phase="task", key="0", data={}, steps=100, images=800, student_passes=800,
+            name=f"stage{number}", phase="task", key="0", data={}, steps=100, images=800, student_forwards=800,
             flops=10**12, losses={f"term{term}": [1.0] * 10 for term in range(4)},
         )
         for number in range(4)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kdbench.data.datasets.pack import pack
 from PIL import Image, ImageFilter
 
 from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets.pack import pack
 from kdbench.data.sizing import Native
 from kdbench.data.transforms import make_view
 from kdbench.progress import Silent

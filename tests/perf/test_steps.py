@@ -31,7 +31,7 @@ from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossModule, make_optimizer, train
 from kdbench.method import Stage
-from kdbench.models.backbones import build_stand_in
+from kdbench.models.backbones import build_toy
 from kdbench.models.geometry import Geometry
 from kdbench.models.real import build_real
 from kdbench.progress import Silent
@@ -108,7 +108,7 @@ def trainer(nets: Networks, stage: Stage, recipe: Recipe, data: list[Batch], fol
 @pytest.mark.parametrize("method", METHODS)
 def test_step_against_the_bare_step(benchmark, build_networks, tmp_path: Path, method: str) -> None:  # type: ignore[no-untyped-def]
     """The method's last stage, through the trainer and by hand: same networks, loss, optimiser and data in memory."""
-    nets = build_networks(method, PAIR, build_stand_in)
+    nets = build_networks(method, PAIR, build_toy)
     assert nets.method is not None
     stage = nets.method.stages()[0] if method_trains_first(nets) else nets.method.stages()[-1]
     data = batches()
@@ -203,7 +203,7 @@ def test_proxy_step_of_real_networks_against_bare_arithmetic(benchmark, build_ne
 class InMemory:
     """Samples as a set that costs nothing to read."""
 
-    domain, world, identity = "memory", "none", {}
+    domain, data_source, identity = "memory", "none", {}
 
     def __init__(self) -> None:
         self._image = torch.randint(0, 255, (64, 3, *MINI.image_size), dtype=torch.uint8)
@@ -218,7 +218,7 @@ class InMemory:
 
 @pytest.mark.parametrize("role", ["dinov2-b", "deit-s", "resnet50"])
 def test_evaluator_against_the_bare_forward(benchmark, build_networks, role: str) -> None:  # type: ignore[no-untyped-def]
-    nets = build_networks("baseline", f"dinov2-b:{role}", build_stand_in)
+    nets = build_networks("baseline", f"dinov2-b:{role}", build_toy)
     model, samples = nets.student, InMemory()
     assert model is not None
     model.eval()
@@ -256,5 +256,5 @@ def test_leaderboard_of_200_records_against_importing_pandas(benchmark, tmp_path
 
 def test_labelled_and_unlabelled_phases_are_both_measured(build_networks) -> None:  # type: ignore[no-untyped-def]
     """A guard on the choice above: the distilling stage of a staged method is not passed over."""
-    phases = {name: build_networks(name, PAIR, build_stand_in).method.stages()[0].phase for name in METHODS}
+    phases = {name: build_networks(name, PAIR, build_toy).method.stages()[0].phase for name in METHODS}
     assert Phase.PROXY in phases.values()

@@ -23,7 +23,7 @@ from kdbench.engine.costs import Peak, counted
 from kdbench.engine.parts import Networks, hold_products, views
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossModule, train
-from kdbench.models.backbones import build_stand_in
+from kdbench.models.backbones import build_toy
 from kdbench.models.geometry import Geometry
 from kdbench.models.real import build_real
 from kdbench.progress import Silent
@@ -134,7 +134,7 @@ def test_the_measurement_runs_at_a_small_size_without_a_gpu(
 ) -> None:
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     recipe = MINI.recipes[Phase.PROXY].model_copy(update={"batch": 4})
-    nets = build_networks("gkd", PAIRS[0], build_stand_in)
+    nets = build_networks("gkd", PAIRS[0], build_toy)
     row = measured(PAIRS[0], nets, recipe, (32, 64), fabric, product_rate(fabric.device, 64), 2, tmp_path)
     assert (row.batch, row.pieces, row.peak_memory_gb) == (4, 1, None)
     assert row.images_a_second > 0

@@ -77,18 +77,27 @@ def record(method: str, score: float | None, seed: int, role: str = "distilled")
     confusion = np.array([[right, (1000 - right) // 2], [(1000 - right) // 2, right]])
     domains = [
         DomainResult(
-            domain=name, role=kind, world="synthetic-1", images=4, confusion=confusion,
+            domain=name, role=kind, data_source="synthetic-1", images=4, confusion=confusion,
             earlier=np.stack([[[right, right], [9, 9]]] * 3),
         )
         for name, kind in (("a-city", "target"), ("a-game", "source"))
     ]  # fmt: skip
     stage = StageResult(
-        name="joint", phase="task", key="0", data={}, steps=5, images=20, student_passes=20, losses={"task": [2.0, 1.0]}
+        name="joint",
+        phase="task",
+        key="0",
+        data={},
+        steps=5,
+        images=20,
+        student_forwards=20,
+        losses={"task": [2.0, 1.0]},
     )
     cell = Resolved(
-        protocol="mini", protocol_id="mini-1", decoder="light", world="synthetic-1", benchmark="a2b", title="A to B",
-        classes=["road", "sky"], teacher="big", student="small", zoo="mini", family="F2L", method=method, role=role,
-        knobs={}, variant="", seed=seed, remark="", key="0",
+        protocol="mini", protocol_id="mini-1", decoder="light", data_source="synthetic-1",
+        benchmark="a2b", title="A to B",
+        classes=["road", "sky"], teacher="big", student="small", model_set="toy-v1",
+        family="F2L", method=method, role=role,
+        options={}, variant="", seed=seed, footnote="", key="0",
     )  # fmt: skip
     result = Result(domains=domains, stages=[stage], parameters={"deployed": 1000})
     run = RunInfo(

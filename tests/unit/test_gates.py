@@ -24,7 +24,7 @@ from kdbench import conformance
 from kdbench.cli import app
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
 from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report import shares
@@ -39,16 +39,22 @@ PIN = f"{SMOKE.id} g2c dinov2-s:deit-s logit_kd[warm] seed 0"
 def make_record(score: float = 40.0, error: str | None = None, **resolved: Any) -> Record:
     """A record of three classes that all have this IoU in percent on the one target."""
     fields: dict[str, Any] = {
-        "protocol": "mini", "protocol_id": MINI.id, "decoder": "light", "world": WORLDS["street"], "benchmark": "b",
+        "protocol": "mini", "protocol_id": MINI.id, "decoder": "light", "data_source": WORLDS["street"],
+        "benchmark": "b",
         "title": "A",
-        "classes": ["road", "sky", "car"], "teacher": "big", "student": "small", "zoo": "mini", "family": "F2L",
-        "method": "one", "role": "distilled", "knobs": {}, "variant": "", "seed": 0, "remark": "", "key": "0",
+        "classes": ["road", "sky", "car"], "teacher": "big", "student": "small", "model_set": "toy-v1", "family": "F2L",
+        "method": "one", "role": "distilled", "options": {}, "variant": "", "seed": 0, "footnote": "", "key": "0",
     } | resolved  # fmt: skip
     cell = Resolved(**fields)
     right = round(200 * score)
     confusion = np.eye(3, dtype=int) * right + np.roll(np.eye(3, dtype=int), 1, axis=1) * ((20_000 - right) // 2)
     domain = DomainResult(
-        domain="t", role="target", world=cell.world, images=9, confusion=confusion, earlier=np.zeros((0, 2, 3), int)
+        domain="t",
+        role="target",
+        data_source=cell.data_source,
+        images=9,
+        confusion=confusion,
+        earlier=np.zeros((0, 2, 3), int),
     )
     run = RunInfo(
         started="", seconds=1, stage_seconds={}, cached=[], peak_memory_mb=1, host={}, versions={}, revision=""
@@ -98,7 +104,7 @@ def test_no_record_is_nothing_to_look_at(tmp_path: Path) -> None:
         ("decoder", None, "not a valid record"),
         ("protocol", "tiny", "unknown protocol 'tiny' (known: smoke, mini, paper, paper-text)"),
         ("protocol_id", "mini-00000000", f"made under mini-00000000; today's protocol is {MINI.id}"),
-        ("world", "elsewhere", "unknown world 'elsewhere'"),
+        ("data_source", "elsewhere", "unknown world 'elsewhere'"),
         ("seed", 7, "holds the record of"),
     ],
 )
@@ -113,8 +119,13 @@ def test_a_record_with_a_fault_is_named_with_its_repair(tmp_path: Path, name: st
 
 
 def test_a_record_of_other_weights_than_those_shipped_is_named(tmp_path: Path) -> None:
-    shipped = {"dinov2-l": Zoo().card("dinov2-l").sha256[:16], "resnet50": Zoo().card("resnet50").sha256[:16]}
-    (path,) = write(tmp_path, make_record(zoo=MINI.zoo, teacher="dinov2-l", student="resnet50", weights=shipped))
+    shipped = {
+        "dinov2-l": ToyModels().card("dinov2-l").sha256[:16],
+        "resnet50": ToyModels().card("resnet50").sha256[:16],
+    }
+    (path,) = write(
+        tmp_path, make_record(model_set=MINI.model_set, teacher="dinov2-l", student="resnet50", weights=shipped)
+    )
     assert only(records.gates([tmp_path])).outcome is Outcome.OK
     edit(path, lambda record: record["spec"]["resolved"]["weights"].update(resnet50="0" * 16))
     detail = only(records.gates([tmp_path])).detail
@@ -125,7 +136,7 @@ def test_a_record_of_other_weights_than_those_shipped_is_named(tmp_path: Path) -
 
 def test_a_domain_of_an_unknown_world_is_named(tmp_path: Path) -> None:
     (path,) = write(tmp_path, make_record())
-    edit(path, lambda record: record["result"]["domains"][0].update(world="elsewhere"))
+    edit(path, lambda record: record["result"]["domains"][0].update(data_source="elsewhere"))
     assert "unknown world 'elsewhere'" in only(records.gates([tmp_path])).detail
 
 
@@ -133,7 +144,7 @@ def test_a_domain_of_an_unknown_world_is_named(tmp_path: Path) -> None:
     ("protocol", "asked"),
     [
         (MINI.model_copy(update={"label_maps": {"some": "table"}}), {"label_maps": ["some=table"]}),
-        (find_protocol("mini", "equal"), {"track": "equal"}),
+        (find_protocol("mini", "equal"), {"budget": "equal"}),
         (find_protocol("paper", resampling="pseudo-inverse"), {"resampling": "pseudo-inverse"}),
     ],
 )
@@ -265,7 +276,7 @@ def test_a_failed_pin_fails() -> None:
     [
         ("protocol_id", "smoke-00000000", "the pin is of smoke-00000000 in synthetic"),
         ("method", "gone", "unknown method 'gone'"),
-        ("knobs", {"heat": 2}, "unknown knob of method 'logit_kd' 'heat'"),
+        ("config", {"heat": 2}, "unknown knob of method 'logit_kd' 'heat'"),
     ],
 )
 def test_a_pin_that_cannot_be_run_again_fails(pinned: Path, name: str, value: object, message: str) -> None:

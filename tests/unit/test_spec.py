@@ -11,7 +11,7 @@ from kdbench.errors import KdbenchError
 from kdbench.identity import digest, seed_from
 from kdbench.plugins import load_method, method_names
 from kdbench.protocol import MINI, SMOKE
-from kdbench.spec import assign_settings, make_knobs, split_list, variant
+from kdbench.spec import assign_settings, make_config, split_list, variant
 
 
 def test_lists_keep_their_order_and_drop_repeats() -> None:
@@ -31,10 +31,10 @@ def test_settings_go_to_their_method() -> None:
 
 def test_a_variant_is_what_is_off_its_default() -> None:
     cwd = load_method("cwd")
-    assert variant(make_knobs(cwd, {})) == ""
-    assert variant(make_knobs(cwd, {"temperature": "4"})) == ""
-    assert variant(make_knobs(cwd, {"temperature": "2", "target": "both"})) == "target=both,temperature=2.0"
-    assert variant(make_knobs(cwd, {"temperature": "2"}), "soft") == "soft"
+    assert variant(make_config(cwd, {})) == ""
+    assert variant(make_config(cwd, {"temperature": "4"})) == ""
+    assert variant(make_config(cwd, {"temperature": "2", "target": "both"})) == "target=both,temperature=2.0"
+    assert variant(make_config(cwd, {"temperature": "2"}), "soft") == "soft"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_variant_is_what_is_off_its_default() -> None:
 )
 def test_a_wrong_knob_is_refused_with_its_limits(values: dict[str, str], message: str) -> None:
     with pytest.raises(KdbenchError, match=message):
-        make_knobs(load_method("cwd"), values)
+        make_config(load_method("cwd"), values)
 
 
 def test_every_knob_of_every_shipped_method_names_its_source() -> None:

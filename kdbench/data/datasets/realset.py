@@ -36,7 +36,7 @@ class RealSet:
     label_map: str = ""
     most: int | None = None
     labelled: bool = True
-    world: str = "real"
+    data_source: str = "real"
 
     @cached_property
     def samples(self) -> list[Sample]:

@@ -100,7 +100,7 @@ def _tried(read: Callable[[], T], faults: list[str]) -> T | None:
 
 def _gallery(seed: int, models: list[_Model], include_images: bool, faults: list[str]) -> Gallery:
     samples = models[0].samples
-    shown = [place for place, scene in enumerate(samples.scenes) if include_images or scene.world != REAL]
+    shown = [place for place, scene in enumerate(samples.scenes) if include_images or scene.data_source != REAL]
     return Gallery(
         seed=seed,
         rows=tuple(_row(samples, place, models) for place in shown),
@@ -117,7 +117,7 @@ def _row(samples: Samples, place: int, models: list[_Model]) -> GalleryRow:
     scene = samples.scenes[place]
     maps = [scene.label, *(model.maps[place] for model in models)]
     tiles = (_uri(Image.fromarray(scene.image)), *(_uri(_painted(classes, samples.palette)) for classes in maps))
-    return GalleryRow(domain_name(scene.domain, scene.world), tiles)
+    return GalleryRow(domain_name(scene.domain, scene.data_source), tiles)
 
 
 def _painted(classes: Picture, palette: Sequence[Colour]) -> Image.Image:

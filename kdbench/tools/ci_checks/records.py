@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError
 from kdbench.models.card import SHIPPED, read_card
-from kdbench.models.registry import STAND_INS
+from kdbench.models.registry import TOY_MODELS
 from kdbench.names import REAL
 from kdbench.protocol import MINI, PROTOCOLS, find_protocol
 from kdbench.records import Record, read_record, record_files
@@ -50,21 +50,21 @@ def _protocol(record: Record) -> str:
     if cell.protocol not in PROTOCOLS:
         return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
     maps = assign_label_maps(passed.get("label_maps", ()))
-    chosen = passed.get("track", "paper"), maps, passed.get("resampling", "bicubic")
+    chosen = passed.get("budget", "published"), maps, passed.get("resampling", "bicubic")
     today = find_protocol(cell.protocol, *chosen).id
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
 
 
 def _world(record: Record) -> str:
     domains, known = record.result.domains if record.result else [], sorted({*WORLDS.values(), REAL})
-    strange = {record.spec.resolved.world, *(domain.world for domain in domains)} - set(known)
+    strange = {record.spec.resolved.data_source, *(domain.data_source for domain in domains)} - set(known)
     return f"is of the unknown world '{min(strange)}' (known: {', '.join(known)})" if strange else ""
 
 
 def _weights(record: Record) -> str:
     """Stand-ins alone: which of several real weights are right nobody here knows."""
     cell = record.spec.resolved
-    if cell.zoo != MINI.zoo:
+    if cell.model_set != MINI.model_set:
         return ""
     strange = [model for model, weights in cell.weights.items() if weights != _shipped(model)]
     return f"began with other weights of {' and '.join(strange)} than those shipped" if strange else ""
@@ -72,7 +72,7 @@ def _weights(record: Record) -> str:
 
 @cache
 def _shipped(model: str) -> str:
-    return read_card(SHIPPED, model).weights if model in STAND_INS else ""
+    return read_card(SHIPPED, model).weights if model in TOY_MODELS else ""
 
 
 def _misplaced(path: Path, record: Record) -> str:

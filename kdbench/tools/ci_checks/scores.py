@@ -26,14 +26,14 @@ class Place(NamedTuple):
     """Where methods are compared."""
 
     protocol_id: str
-    world: str
+    data_source: str
     benchmark: str
     label_fraction: str
     pair: str
 
     def __str__(self) -> str:
         few = "" if self.label_fraction == "1" else f"@{self.label_fraction}"
-        return f"{self.protocol_id} {self.world} {self.benchmark}{few} {self.pair}"
+        return f"{self.protocol_id} {self.data_source} {self.benchmark}{few} {self.pair}"
 
 
 Methods = Mapping[str, Mapping[int, Entry]]
@@ -64,7 +64,7 @@ def _places(entries: list[Entry]) -> dict[Place, dict[str, dict[int, Entry]]]:
     found: dict[Place, dict[str, dict[int, Entry]]] = defaultdict(lambda: defaultdict(dict))
     for entry in entries:
         cell = entry.cell
-        place = Place(cell.protocol_id, cell.world, cell.benchmark, cell.label_fraction, entry.pair)
+        place = Place(cell.protocol_id, cell.data_source, cell.benchmark, cell.label_fraction, entry.pair)
         found[place][entry.label][cell.seed] = entry
     return found
 
@@ -105,7 +105,7 @@ def _score(entry: Entry) -> float | None:
 
 
 def _tested(entry: Entry) -> tuple[object, ...]:
-    return entry.cell.classes, [(domain.domain, domain.world) for domain in domains(entry.record, "target")]
+    return entry.cell.classes, [(domain.domain, domain.data_source) for domain in domains(entry.record, "target")]
 
 
 def _fall(found: Difference) -> str:

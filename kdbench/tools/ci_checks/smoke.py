@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from kdbench.data.subset import parse_fraction
-from kdbench.engine.grid import make_lab, run_grid
-from kdbench.engine.plan import Cell, Lab
+from kdbench.engine.grid import make_context, run_grid
+from kdbench.engine.plan import Cell, RunContext
 from kdbench.errors import KdbenchError
-from kdbench.method import Knobs
+from kdbench.method import MethodConfig
 from kdbench.metrics import domain_miou
-from kdbench.models.registry import find_role
+from kdbench.models.registry import find_model
 from kdbench.plugins import load_benchmark, load_method
 from kdbench.progress import Silent
 from kdbench.records import Record, Resolved, Result
 from kdbench.report.entries import Entry, read
-from kdbench.spec import RunSpec, make_knobs
+from kdbench.spec import RunSpec, make_config
 from kdbench.tools.ci_checks.gate import NOWHERE, Gate, Outcome
 
 PROTOCOL = "smoke"
@@ -35,7 +35,7 @@ CODE: dict[str, Any] = {"stages": {"__all__": {"key"}}}
 """Names the code that ran, which may have changed."""
 COMPUTED: dict[str, Any] = {
     "domains": {"__all__": {"confusion", "earlier"}},
-    "stages": {"__all__": {"key", "losses", "pieces", "flops"}},
+    "stages": {"__all__": {"key", "losses", "micro_batches", "flops"}},
     "inference_flops": True,
 }
 """The same, and what depends on the machine or its libraries; all else of a result is counted."""
@@ -119,30 +119,30 @@ def _rerun(pin: Record, folder: Path) -> Record:
         pairs=(),
         benchmarks=(pin.spec.resolved.benchmark,),
         protocol=PROTOCOL,
-        track=pin.spec.passed.get("track", "paper"),
+        budget=pin.spec.passed.get("budget", "published"),
         device="cpu",
         results=folder / "results",
         store=folder / "store",
     )
-    lab = make_lab(spec, Silent())
-    cell = _cell(pin.spec.resolved, lab)
-    here = (lab.protocol.id, lab.worlds.world_of(cell.benchmark))
-    pinned = (pin.spec.resolved.protocol_id, pin.spec.resolved.world)
+    context = make_context(spec, Silent())
+    cell = _cell(pin.spec.resolved, context)
+    here = (context.protocol.id, context.data_sources.data_source_of(cell.benchmark))
+    pinned = (pin.spec.resolved.protocol_id, pin.spec.resolved.data_source)
     if pinned != here:
         raise KdbenchError(f"the pin is of {' in '.join(pinned)}, and today's protocol is {' in '.join(here)}.")
-    (done,) = run_grid(spec, lab, [cell])
+    (done,) = run_grid(spec, context, [cell])
     return done.record
 
 
-def _cell(pinned: Resolved, lab: Lab) -> Cell:
+def _cell(pinned: Resolved, context: RunContext) -> Cell:
     plugin = load_method(pinned.method) if pinned.student else None
     return Cell(
-        protocol=lab.protocol,
+        protocol=context.protocol,
         benchmark=load_benchmark(pinned.benchmark),
-        teacher=find_role(pinned.teacher),
-        student=find_role(pinned.student) if pinned.student else None,
+        teacher=find_model(pinned.teacher),
+        student=find_model(pinned.student) if pinned.student else None,
         method=plugin,
-        knobs=make_knobs(plugin, pinned.knobs) if plugin else Knobs(),
+        config=make_config(plugin, pinned.options) if plugin else MethodConfig(),
         variant=pinned.variant,
         seed=pinned.seed,
         labels=parse_fraction(pinned.label_fraction),
@@ -160,7 +160,7 @@ def _command(pin: Entry) -> str:
         "seed": seeds if len(seeds) >= ENOUGH else range(ENOUGH),
     }
     words = [f"--{option} {','.join(map(str, values))}" for option, values in asked.items()]
-    words += [f"--track {passed['track']}"] if "track" in passed else []
+    words += [f"--budget {passed['budget']}"] if "budget" in passed else []
     words += [f"--label-fraction {pin.cell.label_fraction}"] if pin.cell.label_fraction != "1" else []
     words += [f"--set {setting}" for setting in passed.get("settings", [])]
     words += [f"--as {passed['label']}"] if passed.get("label") else []

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdbench.engine.plan import Cell, Lab
+from kdbench.engine.plan import Cell, RunContext
 from kdbench.engine.runner import CellRun
 from kdbench.errors import KdbenchError
-from kdbench.method import Knobs
+from kdbench.method import MethodConfig
 from kdbench.metrics import role_miou
 from kdbench.models.card import Rung
-from kdbench.models.registry import ROLES
-from kdbench.models.toy import Zoo
+from kdbench.models.registry import MODELS
+from kdbench.models.toy import ToyModels
 from kdbench.plugins import load_benchmark
 from kdbench.tools.pretraining.courses import COURSES, LADDER
 from kdbench.tools.pretraining.train import School
@@ -21,13 +21,13 @@ from kdbench.tools.pretraining.train import School
 ROLE = "dinov2-s"
 
 
-def climb(school: School, lab: Lab, benchmarks: Sequence[str], folder: Path) -> Iterator[Rung]:
+def climb(school: School, context: RunContext, benchmarks: Sequence[str], folder: Path) -> Iterator[Rung]:
     """Pretrains one stand-in by every rung for the same number of steps, and probes it."""
     for objective, recipe in LADDER:
-        zoo = Zoo(folder / objective.replace(" ", ""))
+        models = ToyModels(folder / objective.replace(" ", ""))
         course = replace(COURSES[ROLE], objective=objective, teacher=None, recipe=recipe)
-        replace(school, zoo=zoo).train(course, "kdbench models ladder")
-        scores = [_probe(replace(lab, zoo=zoo), name) for name in benchmarks]
+        replace(school, models=models).train(course, "kdbench models ladder")
+        scores = [_probe(replace(context, models=models), name) for name in benchmarks]
         yield Rung(
             objective=objective,
             source={name: round(source, 1) for name, (source, _) in zip(benchmarks, scores, strict=True)},
@@ -35,10 +35,10 @@ def climb(school: School, lab: Lab, benchmarks: Sequence[str], folder: Path) -> 
         )
 
 
-def _probe(lab: Lab, benchmark: str) -> tuple[float, float]:
+def _probe(context: RunContext, benchmark: str) -> tuple[float, float]:
     """mIoU on the source's own validation split, and the mean over the targets."""
-    cell = Cell(lab.protocol, load_benchmark(benchmark), ROLES[ROLE], None, None, Knobs(), "", 0)
-    record = CellRun(lab, cell, {}).run().record
+    cell = Cell(context.protocol, load_benchmark(benchmark), MODELS[ROLE], None, None, MethodConfig(), "", 0)
+    record = CellRun(context, cell, {}).run().record
     if record.status != "done":
         raise KdbenchError(f"probing {ROLE} on {benchmark}: {record.error}")
     return role_miou(record, "source"), role_miou(record, "target")

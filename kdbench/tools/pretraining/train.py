@@ -12,11 +12,11 @@ from kdbench.engine.distributed import make_fabric
 from kdbench.engine.keys import environment, key_of
 from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import Job, LossModule, train
-from kdbench.models.backbones import ZOO_SIZE, Encoder, build_stand_in
+from kdbench.models.backbones import TOY_IMAGE_SIZE, Encoder, build_toy
 from kdbench.models.card import Card
-from kdbench.models.registry import ROLES
+from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import seeded
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.progress import Progress
 from kdbench.tools.pretraining.courses import IMAGES, Course
 from kdbench.tools.pretraining.lessons import lessons
@@ -36,7 +36,7 @@ class School:
     """Where pretraining happens. zoo: where finished stand-ins are written, and teachers are read."""
 
     store: Store
-    zoo: Zoo
+    models: ToyModels
     fabric: Fabric
     progress: Progress
 
@@ -50,10 +50,10 @@ class School:
                     self.progress.note(f"drawing {len(samples)} pictures of the collection {course.collection}, once")
                 folder.finish(train(self.fabric, self._job(course, objective, samples), folder, self.progress))
             summary, state = folder.summary(), folder.load_point(0, objective.result)
-        return self.zoo.write(
+        return self.models.write(
             course.role,
             state,
-            world=samples.world,
+            data_source=samples.data_source,
             collection=course.collection,
             images=len(samples),
             objective=course.objective,
@@ -65,20 +65,20 @@ class School:
             command=command or f"kdbench models train {course.role}",
         )
 
-    def teachers(self, role: str) -> Zoo:
+    def teachers(self, role: str) -> ToyModels:
         """Where a teacher is read from: the folder at work, or else those shipped."""
-        return self.zoo if (self.zoo.folder / f"{role}.json").is_file() else Zoo()
+        return self.models if (self.models.folder / f"{role}.json").is_file() else ToyModels()
 
     def _samples(self, course: Course) -> RenderedSet:
         name = course.collection
-        return RenderedSet(name, name, "train", IMAGES[name], ZOO_SIZE, self.store.renders)
+        return RenderedSet(name, name, "train", IMAGES[name], TOY_IMAGE_SIZE, self.store.renders)
 
     def _folder(self, course: Course) -> StageFolder:
-        role, taught = ROLES[course.role], course.teacher
+        role, taught = MODELS[course.role], course.teacher
         key = key_of(
             self.fabric.device,
             "32-true",
-            network=[role.name, role.kind, role.stand_in],
+            network=[role.name, role.kind, role.toy],
             objective=course.objective,
             recipe=course.recipe.model_dump(mode="json"),
             teacher=self.teachers(taught).card(taught).sha256 if taught else None,
@@ -92,14 +92,14 @@ class School:
             module=LossModule(dict(objective.named_children()), objective.loss),
             recipe=course.recipe,
             steps=course.recipe.steps,
-            batches=lambda start: lessons(samples, course.recipe, ZOO_SIZE, objective.views, start),
+            batches=lambda start: lessons(samples, course.recipe, TOY_IMAGE_SIZE, objective.views, start),
             randomness=("pretraining",),
             keep=(course.recipe.steps,),
             checkpoint_every=CHECKPOINT_EVERY,
         )
 
     def _objective(self, course: Course) -> Objective:
-        encoder = seeded(lambda: build_stand_in(ROLES[course.role]), "pretraining", course.role)
+        encoder = seeded(lambda: build_toy(MODELS[course.role]), "pretraining", course.role)
         return seeded(lambda: self._heads(course, encoder), "pretraining", "heads")
 
     def _heads(self, course: Course, encoder: Encoder) -> Objective:
@@ -121,12 +121,12 @@ class School:
 
     def _teacher(self, course: Course) -> Encoder:
         assert course.teacher is not None
-        encoder = build_stand_in(ROLES[course.teacher])
+        encoder = build_toy(MODELS[course.teacher])
         encoder.load_state_dict(self.teachers(course.teacher).load(course.teacher))
         placed: Encoder = self.fabric.to_device(encoder)
         return placed
 
 
-def make_school(store: Path, zoo: Path, device: str, progress: Progress) -> School:
+def make_school(store: Path, models: Path, device: str, progress: Progress) -> School:
     """A school on this machine."""
-    return School(Store(store), Zoo(zoo), make_fabric(device, 1, "32-true"), progress)
+    return School(Store(store), ToyModels(models), make_fabric(device, 1, "32-true"), progress)

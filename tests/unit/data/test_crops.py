@@ -8,31 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from kdbench.data.datasets.labels import Colours
 from PIL import Image
 
 from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets.labels import Colours
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
-from kdbench.tools.crop import COLOURS, SETS, origins, prepare
+from kdbench.tools.crop import COLOURS, SETS, prepare, sources
 
 ISPRS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))["isprs"]
 PALETTE = [(0, 0, 0), *(tuple(label["color"]) for label in ISPRS["classes"])]
 
 
 def test_the_rule_gives_the_published_numbers_of_crops() -> None:
-    assert origins(600) == [0, 88]
-    assert origins(6000) == [*range(0, 5121, 512), 5488]
-    assert origins(1024) == [0, 512]
+    assert sources(600) == [0, 88]
+    assert sources(6000) == [*range(0, 5121, 512), 5488]
+    assert sources(1024) == [0, 512]
     potsdam, vaihingen = SETS["potsdam"], SETS["vaihingen"]
     for split in ("train", "val"):
         assert getattr(potsdam, split).split() == ISPRS["potsdam"][split]
-        assert len(getattr(potsdam, split).split()) * len(origins(6000)) ** 2 == ISPRS["potsdam"]["crops"][split]
+        assert len(getattr(potsdam, split).split()) * len(sources(6000)) ** 2 == ISPRS["potsdam"]["crops"][split]
         tiles = getattr(vaihingen, split).split()
         assert [int(tile) for tile in tiles] == ISPRS["vaihingen"][split]
         sizes = [ISPRS["vaihingen"]["tile_size_wh"][int(tile)] for tile in tiles]
-        assert sum(len(origins(w)) * len(origins(h)) for w, h in sizes) == ISPRS["vaihingen"]["crops"][split]
+        assert sum(len(sources(w)) * len(sources(h)) for w, h in sizes) == ISPRS["vaihingen"]["crops"][split]
 
 
 def test_colours_are_matched_exactly() -> None:

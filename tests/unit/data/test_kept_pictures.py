@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdbench.data.datasets import ADAPTERS
-from kdbench.engine.grid import expand, make_lab, run_grid
+from kdbench.engine.grid import expand, make_context, run_grid
 from kdbench.engine.pictures import write_pictures
 from kdbench.progress import Silent
 from kdbench.report.board import boards
@@ -20,14 +20,14 @@ def test_real_pictures_know_their_licence(trees: Any, make_spec: Callable[..., R
     for dataset in ("gtav", "mapillary"):
         trees.make(dataset)
     spec = make_spec(methods=("baseline",), benchmarks=("g2m",), data_root=trees.root, workers=0)
-    lab = make_lab(spec, Silent())
-    cells = expand(spec, lab)
-    list(run_grid(spec, lab, cells))
-    (sheet,) = write_pictures(lab, cells, spec)
+    context = make_context(spec, Silent())
+    cells = expand(spec, context)
+    list(run_grid(spec, context, cells))
+    (sheet,) = write_pictures(context, cells, spec)
     samples = read_samples(sheet.parents[1])
     assert samples is not None
     assert len({scene.label.shape for scene in samples.scenes}) == 2
-    assert {(scene.domain, scene.world) for scene in samples.scenes} == {("mapillary", "real")}
+    assert {(scene.domain, scene.data_source) for scene in samples.scenes} == {("mapillary", "real")}
     (licence,) = samples.licences
     assert ADAPTERS["mapillary"].licence in licence
     (board,) = boards(load(spec.results, None).entries)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.data.loading import Broken, Order, training_batches
+from kdbench.data.loading import Order, SkippedFiles, training_batches
 from kdbench.data.transforms import RandomView
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Augmentation, Recipe
@@ -20,7 +20,7 @@ SIZE = (16, 32)
 class Numbered:
     """Images that tell where each pixel came from: red its row, green its column, blue the sample's number."""
 
-    world, identity = "none", {}
+    data_source, identity = "none", {}
 
     def __init__(self, domain: str, count: int, first: int = 0) -> None:
         self.domain, self._count, self._first = domain, count, first
@@ -159,7 +159,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_cannot_be_read_is_replaced_by_its_neighbour_and_counted_once(workers: int) -> None:
     said: list[str] = []
-    broken = Broken(2, said.append)
+    broken = SkippedFiles(2, said.append)
     sets = (Holed("a", 6, {1, 2}),)
     seen = [
         b.index.tolist() for b in training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=broken)
@@ -168,9 +168,9 @@ def test_what_cannot_be_read_is_replaced_by_its_neighbour_and_counted_once(worke
     assert sorted(broken.errors) == ["sample 1 is broken", "sample 2 is broken"]
     assert said[0].startswith("skipped (1 of at most 2): sample")
     with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
-        list(training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=Broken(1)))
+        list(training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=SkippedFiles(1)))
 
 
 def test_a_set_without_a_readable_sample_is_an_error() -> None:
     with pytest.raises(KdbenchError, match="neighbours cannot be read, the first: sample"):
-        list(training_batches((Holed("a", 3, {0, 1, 2}),), RECIPE, 6, SIZE, 0, Phase.TASK, broken=Broken(10)))
+        list(training_batches((Holed("a", 3, {0, 1, 2}),), RECIPE, 6, SIZE, 0, Phase.TASK, broken=SkippedFiles(10)))

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kdbench.data.datasets.pack import Packed, pack
 from PIL import Image
 
 from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.datasets import pack as module
+from kdbench.data.datasets.pack import Packed, pack
 from kdbench.data.loading import training_batches
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError

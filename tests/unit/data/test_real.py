@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kdbench.data.datasets.files import Entry, FileTree, open_image
 from PIL import Image
 
 from kdbench import protocol as protocols
 from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets.files import Entry, FileTree, open_image
 from kdbench.data.sizing import Cover
-from kdbench.data.sources import Worlds
+from kdbench.data.sources import DataSources
 from kdbench.engine.grid import Done, run_grid
-from kdbench.engine.plan import Cell, Lab
+from kdbench.engine.plan import Cell, RunContext
 from kdbench.engine.preflight import all_stages, check_sets
 from kdbench.errors import KdbenchError
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import SMOKE
 
@@ -221,10 +221,10 @@ def test_every_benchmark_runs_from_its_data_sets(
         trees.make(dataset)
     (done,) = run_cells(methods=("gkd",), benchmarks=(name,), data_root=trees.root, workers=0)
     assert done.record.status == "done", done.record.error
-    assert done.record.spec.resolved.world == "real"
+    assert done.record.spec.resolved.data_source == "real"
     result = done.record.result
     assert {domain.domain: domain.images for domain in result.domains} == scored
-    assert {world for stage in result.stages for world in stage.data.values()} == {"real"}
+    assert {data_source for stage in result.stages for data_source in stage.data.values()} == {"real"}
 
 
 def test_without_imagenet_a_small_protocol_takes_the_built_in_proxy_and_says_so(trees: Any, run_cells: Run) -> None:
@@ -240,8 +240,8 @@ def as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(protocols.PROTOCOLS, "smoke", whole)
 
 
-def open_sets(lab: Lab, cells: list[Cell]) -> None:
-    check_sets(lab, all_stages(lab, cells))
+def open_sets(context: RunContext, cells: list[Cell]) -> None:
+    check_sets(context, all_stages(context, cells))
 
 
 def test_a_set_that_a_later_stage_misses_is_told_before_anything_is_trained(
@@ -252,9 +252,9 @@ def test_a_set_that_a_later_stage_misses_is_told_before_anything_is_trained(
     common = {"benchmarks": ("g2c",), "data_root": trees.root, "store": tmp_path / "store"}
     # The method that needs the proxy comes last; its stages say so.
     spec = make_spec(methods=("baseline", "gkd"), **common)
-    lab, cells = plan_cells(methods=("baseline", "gkd"), **common)
+    context, cells = plan_cells(methods=("baseline", "gkd"), **common)
     with pytest.raises(KdbenchError, match=r"g2c · gkd, stage 'proxy': data set 'imagenet' is not under .*It comes"):
-        next(run_grid(spec, lab, cells))
+        next(run_grid(spec, context, cells))
     assert not (tmp_path / "store" / "stages").exists()
     open_sets(*plan_cells(methods=("baseline",), references=True, **common))
     open_sets(*plan_cells(settings=("proxy=false",), **common))
@@ -269,17 +269,17 @@ def test_what_is_read_fast_is_checked_before_all_test_images_are(
         trees.make(dataset)
     min((trees.root / "cityscapes/leftImg8bit/val").rglob("*.png")).write_bytes(b"nothing")
     fields = {"benchmarks": ("g2c",), "data_root": trees.root, "store": tmp_path / "store", "methods": ("baseline",)}
-    lab, cells = plan_cells(**fields)
+    context, cells = plan_cells(**fields)
     with pytest.raises(KdbenchError, match=r"dinov2-s\.json is missing"):
-        next(run_grid(make_spec(**fields), replace(lab, zoo=Zoo(tmp_path / "empty")), cells))
+        next(run_grid(make_spec(**fields), replace(context, models=ToyModels(tmp_path / "empty")), cells))
     with pytest.raises(KdbenchError, match="test images of 'cityscapes' cannot be read"):
-        next(run_grid(make_spec(**fields), lab, cells))
+        next(run_grid(make_spec(**fields), context, cells))
 
 
 def test_the_protocol_of_the_text_has_the_papers_terms_with_the_data_sets(trees: Any, tmp_path: Path) -> None:
     trees.make("cityscapes")
     (target,) = load_benchmark("g2c").targets
-    image, label = Worlds(protocols.PAPER_TEXT, tmp_path, trees.root).val(target).read(0)
+    image, label = DataSources(protocols.PAPER_TEXT, tmp_path, trees.root).val(target).read(0)
     assert tuple(image.shape[1:]) == (512, 1024)
     assert tuple(label.shape) == (24, 48)
 
@@ -352,10 +352,10 @@ def test_another_protocol_has_its_own_parts_and_sizes_and_none_is_an_error(trees
     (tmp_path / "split.py").write_text(SPLIT, encoding="utf-8")
     benchmark = load_benchmark(str(tmp_path / "split.py"))
 
-    def worlds(name: str, native: bool) -> Worlds:
-        return Worlds(SMOKE.model_copy(update={"name": name, "native": native}), tmp_path, trees.root)
+    def data_sources(name: str, native: bool) -> DataSources:
+        return DataSources(SMOKE.model_copy(update={"name": name, "native": native}), tmp_path, trees.root)
 
-    plain, other = worlds("smoke", native=False), worlds("other", native=True)
+    plain, other = data_sources("smoke", native=False), data_sources("other", native=True)
     (source,), (target,) = benchmark.sources, benchmark.targets
     assert [len(plain.train(source)), len(other.train(source)), len(other.val(source))] == [3, 2, 1]
     assert [domain.name for domain in plain.evaluated(benchmark)] == ["cityscapes"]
@@ -363,4 +363,4 @@ def test_another_protocol_has_its_own_parts_and_sizes_and_none_is_an_error(trees
     assert [tuple(w.val(target).read(0)[0].shape[1:]) for w in (plain, other)] == [(32, 64), (12, 24)]
     assert other.train(source).read(0)[0].shape[1:] == (24, 48)  # its own size
     with pytest.raises(KdbenchError, match=r"'cityscapes' does not say at what size .* protocol 'third'"):
-        worlds("third", native=True).val(target)
+        data_sources("third", native=True).val(target)

@@ -22,7 +22,7 @@ def seen(rule: InputSize, height: int, width: int) -> tuple[tuple[int, ...], tup
 def rule(benchmark: str, target: str) -> InputSize:
     (domain,) = (domain for domain in load_benchmark(benchmark).targets if domain.name == target)
     assert domain.real is not None
-    size = domain.real.terms("paper").size
+    size = domain.real.under_protocol("paper").size
     assert isinstance(size, InputSize)
     return size
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.sources import Worlds
+from kdbench.data.sources import DataSources
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import SMOKE
@@ -33,14 +33,14 @@ script.loader.exec_module(draw_world)
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_label_maps_hash_as_frozen(domain: str) -> None:
-    frozen = json.loads((GOLDEN / DOMAINS[domain].world / "labels.json").read_text())
+    frozen = json.loads((GOLDEN / DOMAINS[domain].data_source / "labels.json").read_text())
     assert draw_world.label_hashes(domain) == frozen[domain]
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_pictures_agree_within_two_grey_levels_on_all_but_a_thousandth_of_the_pixels(domain: str) -> None:
     """In every box of styles that the domain has; the depths too."""
-    folder = GOLDEN / DOMAINS[domain].world
+    folder = GOLDEN / DOMAINS[domain].data_source
     for name, picture in draw_world.examples(domain).items():
         frozen = np.asarray(Image.open(folder / f"{name}.png")).astype(int).reshape(*SIZE, -1)
         gap = np.abs(np.asarray(picture).astype(int).reshape(*SIZE, -1) - frozen).max(axis=-1)
@@ -49,11 +49,11 @@ def test_pictures_agree_within_two_grey_levels_on_all_but_a_thousandth_of_the_pi
 
 def test_every_domain_is_frozen() -> None:
     frozen = {
-        domain: world
-        for world in WORLDS.values()
-        for domain in json.loads((GOLDEN / world / "labels.json").read_text())
+        domain: data_source
+        for data_source in WORLDS.values()
+        for domain in json.loads((GOLDEN / data_source / "labels.json").read_text())
     }
-    assert frozen == {domain: spec.world for domain, spec in DOMAINS.items()}
+    assert frozen == {domain: spec.data_source for domain, spec in DOMAINS.items()}
 
 
 def test_another_process_in_another_order_draws_the_same() -> None:
@@ -127,12 +127,12 @@ def test_an_adjusted_set_is_another_set(tmp_path: Path) -> None:
     assert np.array_equal(plain.arrays["label"], misty.arrays["label"])
 
 
-@pytest.mark.parametrize(("name", "world"), [("c2a", "synthetic-v1"), ("p2r", "synthetic-v2")])
-def test_a_benchmark_is_of_the_version_of_its_domains(tmp_path: Path, name: str, world: str) -> None:
-    worlds, benchmark = Worlds(SMOKE, tmp_path), load_benchmark(name)
-    assert worlds.world_of(benchmark) == world
-    assert {worlds.val(domain).world for domain in benchmark.evaluated()} == {world}
-    assert worlds.proxy(benchmark.proxy).world == "synthetic-v1"
+@pytest.mark.parametrize(("name", "data_source"), [("c2a", "synthetic-v1"), ("p2r", "synthetic-v2")])
+def test_a_benchmark_is_of_the_version_of_its_domains(tmp_path: Path, name: str, data_source: str) -> None:
+    data_sources, benchmark = DataSources(SMOKE, tmp_path), load_benchmark(name)
+    assert data_sources.data_source_of(benchmark) == data_source
+    assert {data_sources.val(domain).data_source for domain in benchmark.evaluated()} == {data_source}
+    assert data_sources.proxy(benchmark.proxy).data_source == "synthetic-v1"
 
 
 def test_fields_since_version_2_leave_version_1_as_it_was() -> None:

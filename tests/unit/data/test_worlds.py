@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.data.sources import Worlds
+from kdbench.data.sources import DataSources
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import MINI
@@ -19,16 +19,16 @@ def test_a_domain_with_other_classes_is_refused_before_anything_is_read(tmp_path
     with pytest.raises(
         KdbenchError, match=r"scored on the 6 classes of .*domain 'cityscapes' is labelled with 19 of its"
     ):
-        Worlds(MINI, tmp_path).check(towns)
+        DataSources(MINI, tmp_path).check(towns)
     mixed = replace(camvid, labels=streets.labels)
     with pytest.raises(KdbenchError, match=r"scored on the 19 classes of .* is labelled with 11 of its own"):
-        Worlds(MINI, tmp_path, tmp_path).check(mixed)
+        DataSources(MINI, tmp_path, tmp_path).check(mixed)
 
 
 def test_a_domain_that_is_a_source_and_a_proxy_has_the_images_of_each(tmp_path: Path) -> None:
     (domain,) = load_benchmark("g2c").sources
     for first, second in (("train", "proxy"), ("proxy", "train")):
-        worlds = Worlds(MINI, tmp_path)
-        counts = {name: len(getattr(worlds, name)(domain)) for name in (first, second)}
+        data_sources = DataSources(MINI, tmp_path)
+        counts = {name: len(getattr(data_sources, name)(domain)) for name in (first, second)}
         assert counts == {"train": MINI.train_images, "proxy": MINI.proxy_images}
-    assert worlds.train(domain) is worlds.train(domain)
+    assert data_sources.train(domain) is data_sources.train(domain)

@@ -24,9 +24,9 @@ def test_one_phase_is_scaled_and_the_id_tells() -> None:
 
 
 def test_a_point_is_the_cell_of_that_budget(plan_cells, run_cells) -> None:
-    lab, cells = plan_cells(methods=("baseline",))
-    points = list(measure(lab, cells, Phase.TASK, (0.5, 1.0)))
-    steps = lab.protocol.recipes[Phase.TASK].steps
+    context, cells = plan_cells(methods=("baseline",))
+    points = list(measure(context, cells, Phase.TASK, (0.5, 1.0)))
+    steps = context.protocol.recipes[Phase.TASK].steps
     assert [point.steps for point in points] == [steps // 2, steps]
     (done,) = run_cells(methods=("baseline",))
     target, source = (domain_miou(domain) for domain in done.record.result.domains)
@@ -44,6 +44,6 @@ def test_a_table_grows_and_a_point_measured_again_replaces_its_row(tmp_path: Pat
 
 
 def test_a_method_without_a_stage_in_the_phase_has_no_curve(plan_cells) -> None:
-    lab, cells = plan_cells(methods=("cwd",))
+    context, cells = plan_cells(methods=("cwd",))
     with pytest.raises(KdbenchError, match=r"cwd has no stage in the phase proxy\. Its phases: fit_teacher, task"):
-        next(measure(lab, cells, Phase.PROXY))
+        next(measure(context, cells, Phase.PROXY))

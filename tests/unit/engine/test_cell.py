@@ -14,8 +14,8 @@ from kdbench.engine.parts import Networks
 from kdbench.engine.plan import make_plan
 from kdbench.models.backbones import PyramidEncoder
 from kdbench.models.decoders import LightDecoder, LinearDecoder
-from kdbench.models.registry import Role
-from kdbench.models.toy import Zoo
+from kdbench.models.registry import ModelSpec
+from kdbench.models.toy import ToyModels
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS, Augmentation
 
@@ -23,8 +23,8 @@ Plan = Callable[..., tuple]
 
 
 def keys(plan_cells: Plan, **fields: object) -> dict[str, str]:
-    lab, cells = plan_cells(**fields)
-    return {step.stage.name: step.key for step in make_plan(lab, cells[-1]).stages}
+    context, cells = plan_cells(**fields)
+    return {step.stage.name: step.key for step in make_plan(context, cells[-1]).stages}
 
 
 def test_benchmarks_of_one_source_share_every_stage(plan_cells: Plan) -> None:
@@ -41,8 +41,8 @@ def test_the_proxy_stage_serves_every_benchmark_whatever_its_classes(plan_cells:
 def test_the_teachers_decoder_is_fitted_once_for_all_methods(plan_cells: Plan) -> None:
     fitted = keys(plan_cells, methods=("logit_kd",))["fit_teacher"]
     assert fitted == keys(plan_cells, methods=("cwd",), settings=("temperature=2",))["fit_teacher"]
-    lab, cells = plan_cells(references=True)
-    assert fitted == make_plan(lab, cells[0]).stages[0].key
+    context, cells = plan_cells(references=True)
+    assert fitted == make_plan(context, cells[0]).stages[0].key
     assert fitted == keys(plan_cells, methods=("logit_kd",), pairs=("dinov2-s:resnet18",))["fit_teacher"]
 
 
@@ -80,8 +80,8 @@ def test_a_network_with_a_decoder_of_its_own_keeps_it(plan_cells: Plan, monkeypa
     monkeypatch.setattr(PyramidEncoder, "own_decoder", own)
 
     def networks(seed: int) -> Networks:
-        lab, cells = plan_cells(methods=("cwd",), pairs=("dinov2-s:resnet18",), seeds=(seed,))
-        return make_plan(lab, cells[-1]).networks
+        context, cells = plan_cells(methods=("cwd",), pairs=("dinov2-s:resnet18",), seeds=(seed,))
+        return make_plan(context, cells[-1]).networks
 
     first, again, other = networks(0), networks(0), networks(1)
     assert isinstance(first.student.decoder, LinearDecoder)
@@ -95,8 +95,8 @@ def test_a_network_with_a_decoder_of_its_own_keeps_it(plan_cells: Plan, monkeypa
 def test_a_remark_on_the_students_weights_is_told_when_they_are_read(plan_cells: Plan) -> None:
     told: list[str] = []
 
-    class Remarking(Zoo):
-        def remark(self, role: Role, state: Any) -> str:
+    class Remarking(ToyModels):
+        def remark(self, role: ModelSpec, state: Any) -> str:
             assert "mask_token" in state
             return f"{role.name} lacks something"
 
@@ -104,8 +104,8 @@ def test_a_remark_on_the_students_weights_is_told_when_they_are_read(plan_cells:
         def note(self, text: str) -> None:
             told.append(text)
 
-    lab, cells = plan_cells()
-    inputs = make_plan(replace(lab, zoo=Remarking(), progress=Hearing()), cells[-1]).stages[0].inputs
+    context, cells = plan_cells()
+    inputs = make_plan(replace(context, models=Remarking(), progress=Hearing()), cells[-1]).stages[0].inputs
     assert told == []
     for origin in inputs.values():
         origin.state()
@@ -130,21 +130,24 @@ def test_the_code_of_a_loss_counts_but_its_comments_do_not(plan_cells: Plan, tmp
 def test_on_the_equal_track_every_method_takes_the_protocols_passes(
     method: str, settings: tuple[str, ...], plan_cells: Plan
 ) -> None:
-    lab, cells = plan_cells(methods=(method,), settings=settings, track="equal")
-    stages = make_plan(lab, cells[-1]).stages
-    passes = sum(step.steps * step.recipe.batch * step.stage.passes for step in stages)
+    context, cells = plan_cells(methods=(method,), settings=settings, budget="equal")
+    stages = make_plan(context, cells[-1]).stages
+    student_forwards = sum(step.steps * step.recipe.batch * step.stage.student_forwards for step in stages)
     # A stage is a whole number of steps.
-    assert abs(passes - lab.protocol.passes) <= sum(step.recipe.batch * step.stage.passes for step in stages) / 2
+    assert (
+        abs(student_forwards - context.protocol.student_forwards)
+        <= sum(step.recipe.batch * step.stage.student_forwards for step in stages) / 2
+    )
 
 
 def test_the_equal_track_keeps_a_methods_proportions_and_the_teachers_training(plan_cells: Plan) -> None:
     def steps(**fields: object) -> dict[str, int]:
-        lab, cells = plan_cells(**fields)
-        return {step.stage.name: step.steps for step in make_plan(lab, cells[-1]).stages}
+        context, cells = plan_cells(**fields)
+        return {step.stage.name: step.steps for step in make_plan(context, cells[-1]).stages}
 
-    paper, equal = steps(methods=("cwd",)), steps(methods=("cwd",), track="equal")
+    paper, equal = steps(methods=("cwd",)), steps(methods=("cwd",), budget="equal")
     assert equal["fit_teacher"] == paper["fit_teacher"]
     assert equal["joint"] == 2 * paper["joint"]
-    paper, equal = steps(methods=("gkd",)), steps(methods=("gkd",), track="equal")
+    paper, equal = steps(methods=("gkd",)), steps(methods=("gkd",), budget="equal")
     factor = 64 / (4 * 1.5 * paper["proxy"] + 4 * 1.5 * paper["source"] + 4 * paper["task"])
     assert equal == {name: round(factor * count) for name, count in paper.items()}

@@ -12,9 +12,9 @@ import torch
 
 from kdbench.engine import costs
 from kdbench.engine.costs import Inference, Kept, Peak, cost_of, counted, inference_of, stage_flops
-from kdbench.engine.grid import Done, expand, make_lab
+from kdbench.engine.grid import Done, expand, make_context
 from kdbench.engine.parts import views
-from kdbench.engine.plan import Cell, Lab, make_plan
+from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS
 from kdbench.spec import RunSpec
@@ -26,16 +26,16 @@ def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> No
         methods=("baseline",), pairs=("dinov2-s:deit-s",), benchmarks=("c2a",), protocol="smoke", device="cpu",
         results=tmp_path / "r", store=tmp_path / "s",
     )  # fmt: skip
-    lab = make_lab(spec, Silent())
-    teacher, student = (make_plan(lab, cell) for cell in expand(spec, lab))
-    cost = cost_of(lab, teacher, teacher.stages[0])
+    context = make_context(spec, Silent())
+    teacher, student = (make_plan(context, cell) for cell in expand(spec, context))
+    cost = cost_of(context, teacher, teacher.stages[0])
     # An encoder of width 64 on 4 x 8 tokens and a class token; two operations a product. Matrices of a block: attention
     # 4 w^2, MLP 8 w^2 a token, and two products of tokens with tokens; the patch kernel; forward alone.
     tokens, width = 33, 64
     block = 2 * (tokens * 12 * width**2 + 2 * tokens**2 * width)
     encoder = 6 * block + 2 * 32 * width * 3 * 8 * 8
     assert cost.flops > encoder
-    joint = cost_of(lab, student, student.stages[0])
+    joint = cost_of(context, student, student.stages[0])
     # Training the student's encoder too: its products are counted three times, once forward and twice back.
     assert joint.flops - cost.flops == pytest.approx(2 * encoder, rel=0.05)
     parameters = sum(p.numel() for p in student.networks.modules()["student.encoder"].parameters())
@@ -43,14 +43,14 @@ def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> No
 
 
 def test_a_frozen_teacher_takes_half_the_memory_where_it_is_held_in_bfloat16(
-    plan_cells: Callable[..., tuple[Lab, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+    plan_cells: Callable[..., tuple[RunContext, list[Cell]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = []
     for precision in ("32-true", "bf16-mixed"):
         monkeypatch.setitem(PROTOCOLS, "smoke", PROTOCOLS["smoke"].model_copy(update={"precision": precision}))
-        lab, cells = plan_cells(methods=("logit_kd",))
-        plan = make_plan(lab, cells[0])
-        cost = cost_of(lab, plan, plan.stages[-1])
+        context, cells = plan_cells(methods=("logit_kd",))
+        plan = make_plan(context, cells[0])
+        cost = cost_of(context, plan, plan.stages[-1])
         memory.append(cost.memory)
     weights = 16 * cost.trained + 4 * (cost.parameters - cost.trained)
     teacher = sum(p.numel() for p in plan.networks.teacher.encoder.parameters())
@@ -78,14 +78,14 @@ class Heard(Silent):
         self.notes.append(text)
 
 
-def test_a_stage_costs_its_steps_times_its_images(plan_cells: Callable[..., tuple[Lab, list[Cell]]]) -> None:
-    lab, cells = plan_cells(methods=("gkd",))
-    plan = make_plan(lab, cells[0])
-    found = stage_flops(lab, cells[0], ["proxy", "source", "task"])
+def test_a_stage_costs_its_steps_times_its_images(plan_cells: Callable[..., tuple[RunContext, list[Cell]]]) -> None:
+    context, cells = plan_cells(methods=("gkd",))
+    plan = make_plan(context, cells[0])
+    found = stage_flops(context, cells[0], ["proxy", "source", "task"])
     assert list(found) == ["proxy", "source", "task"]
     for step in plan.stages:
-        images = step.steps * lab.protocol.recipes[step.stage.phase].batch
-        assert found[step.stage.name] == images * cost_of(lab, plan, step).flops
+        images = step.steps * context.protocol.recipes[step.stage.phase].batch
+        assert found[step.stage.name] == images * cost_of(context, plan, step).flops
 
 
 def test_operations_are_counted_once_and_kept_with_the_stage(
@@ -101,9 +101,9 @@ def test_operations_are_counted_once_and_kept_with_the_stage(
 
 
 def test_images_that_pass_the_student_twice_are_counted_as_often(
-    plan_cells: Callable[..., tuple[Lab, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+    plan_cells: Callable[..., tuple[RunContext, list[Cell]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab, cells = plan_cells(methods=("gkd",))
+    context, cells = plan_cells(methods=("gkd",))
     seen = []
 
     def counted(*given: Any) -> tuple[Any, Any]:
@@ -111,17 +111,17 @@ def test_images_that_pass_the_student_twice_are_counted_as_often(
         return seen[-1]
 
     monkeypatch.setattr(costs, "views", counted)
-    plan = make_plan(lab, cells[0])
+    plan = make_plan(context, cells[0])
     for step in plan.stages:
-        cost_of(lab, plan, step)
-    assert [step.stage.passes for step in plan.stages] == [1.5, 1.5, 1.0]
+        cost_of(context, plan, step)
+    assert [step.stage.student_forwards for step in plan.stages] == [1.5, 1.5, 1.0]
     assert [student.images for student, _ in seen] == [3, 3, 2]
 
 
 def test_a_loss_that_cannot_do_with_one_image_is_not_counted(
-    plan_cells: Callable[..., tuple[Lab, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+    plan_cells: Callable[..., tuple[RunContext, list[Cell]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab, cells = plan_cells(methods=("logit_kd",))
+    context, cells = plan_cells(methods=("logit_kd",))
     assert cells[0].method is not None
 
     def loss(self: object, batch: Batch, student: object, teacher: object) -> None:
@@ -129,21 +129,21 @@ def test_a_loss_that_cannot_do_with_one_image_is_not_counted(
 
     monkeypatch.setattr(cells[0].method.method, "loss", loss)
     heard = Heard()
-    found = stage_flops(replace(lab, progress=heard), cells[0], ["fit_teacher", "joint"])
+    found = stage_flops(replace(context, progress=heard), cells[0], ["fit_teacher", "joint"])
     assert found["fit_teacher"] is not None
     assert found["joint"] is None
     assert heard.notes == ["g2c · logit_kd · joint: operations are not counted (2 images)"]
 
 
-def test_what_is_deployed_is_counted_and_timed(plan_cells: Callable[..., tuple[Lab, list[Cell]]]) -> None:
-    lab, _ = plan_cells(methods=("logit_kd",))
+def test_what_is_deployed_is_counted_and_timed(plan_cells: Callable[..., tuple[RunContext, list[Cell]]]) -> None:
+    context, _ = plan_cells(methods=("logit_kd",))
     wide = torch.nn.Conv2d(3, 5, 3, padding=1)
-    height, width = lab.protocol.image_size
+    height, width = context.protocol.image_size
 
     def model(image: torch.Tensor) -> SegOutput:
         return SegOutput(features=None, logits=wide(image))  # type: ignore[arg-type]
 
-    flops, latency = inference_of(lab, model)  # type: ignore[arg-type]
+    flops, latency = inference_of(context, model)  # type: ignore[arg-type]
     assert flops == 2 * height * width * 5 * 3 * 3 * 3
     assert latency > 0
 
@@ -171,13 +171,13 @@ def test_attention_is_counted_where_torch_would_fuse_it() -> None:
 
 
 def test_what_is_deployed_and_cannot_do_with_a_blank_image_costs_no_cell(
-    plan_cells: Callable[..., tuple[Lab, list[Cell]]],
+    plan_cells: Callable[..., tuple[RunContext, list[Cell]]],
 ) -> None:
-    lab, _ = plan_cells(methods=("logit_kd",))
+    context, _ = plan_cells(methods=("logit_kd",))
     heard = Heard()
 
     def model(image: torch.Tensor) -> SegOutput:
         raise ValueError("blank")
 
-    assert inference_of(replace(lab, progress=heard), model) == Inference()  # type: ignore[arg-type]
+    assert inference_of(replace(context, progress=heard), model) == Inference()  # type: ignore[arg-type]
     assert heard.notes == ["inference is not measured (blank)"]

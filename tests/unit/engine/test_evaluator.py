@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 class Samples:
     """A domain set of given images and labels."""
 
-    domain, world = "somewhere", "test"
+    domain, data_source = "somewhere", "test"
 
     def __init__(self, samples: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.samples = samples

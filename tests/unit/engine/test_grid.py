@@ -18,7 +18,7 @@ from kdbench.engine.distributed import _fix_order
 from kdbench.engine.grid import Done, describe
 from kdbench.errors import KdbenchError
 from kdbench.metrics import hits, points
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.records import SIDE_FILE, read_record
 
 Run = Callable[..., list[Done]]
@@ -51,10 +51,10 @@ def test_cold_warm_and_half_warm_stores_give_the_same_result(run_cells: Run, tmp
 def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run, tmp_path: Path) -> None:
     (done,) = run_cells(methods=("cwd",), settings=("temperature=2",))
     cell = done.record.spec.resolved
-    folder = tmp_path / "results" / cell.protocol_id / cell.world / "g2c" / "dinov2-s--deit-s"
+    folder = tmp_path / "results" / cell.protocol_id / cell.data_source / "g2c" / "dinov2-s--deit-s"
     cell = read_record(folder / "cwd@temperature=2.0-s0.json").spec.resolved
-    assert cell.knobs["temperature"] == 2
-    assert cell.weights == {name: Zoo().card(name).weights for name in (cell.teacher, cell.student)}
+    assert cell.config["temperature"] == 2
+    assert cell.weights == {name: ToyModels().card(name).weights for name in (cell.teacher, cell.student)}
     with np.load(folder / f"cwd@temperature=2.0-s0{SIDE_FILE}") as counts:
         for domain in done.record.result.domains:
             assert counts[domain.domain].shape == (domain.images, 3, 19)
@@ -114,7 +114,7 @@ def test_reference_cells_come_with_a_method_and_only_once(plan_cells: Callable[.
 
 def test_ledger_counts_both_student_passes(run_cells: Run) -> None:
     (done,) = run_cells()
-    passes = {stage.name: (stage.images, stage.student_passes) for stage in done.record.result.stages}
+    passes = {stage.name: (stage.images, stage.student_forwards) for stage in done.record.result.stages}
     # Where the student distils, half of a batch goes through it once more, with hidden tokens.
     assert passes == {"proxy": (32, 48), "source": (24, 36), "task": (32, 32)}
 
@@ -287,9 +287,9 @@ def test_kernels_add_in_a_fixed_order_on_a_cpu_alone(plan_cells: Callable[..., t
 
 
 def test_what_would_run_says_how_many_images_a_process_has(plan_cells: Callable[..., tuple]) -> None:
-    lab, cells = plan_cells()
-    several = replace(lab, fabric=SimpleNamespace(world_size=2, device=torch.device("cpu")))
-    found = [[line for line in describe(each, cells) if " steps of 4" in line] for each in (lab, several)]
+    context, cells = plan_cells()
+    several = replace(context, fabric=SimpleNamespace(world_size=2, device=torch.device("cpu")))
+    found = [[line for line in describe(each, cells) if " steps of 4" in line] for each in (context, several)]
     assert [len(lines) for lines in found] == [3, 3]
     assert not any("a process" in line for line in found[0])
     assert all(" steps of 4 (2 a process) " in line for line in found[1])
@@ -312,8 +312,8 @@ def test_a_label_stands_for_one_setting(run_cells: Callable[..., list[Done]]) ->
 def test_a_check_that_fails_in_another_process_ends_this_one_too(
     plan_cells: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab, cells = plan_cells(methods=("baseline",))
-    checks.check_together(lab, cells)
+    context, cells = plan_cells(methods=("baseline",))
+    checks.check_together(context, cells)
     monkeypatch.setattr(checks, "gathered", lambda fabric, mine: [mine, "no weights on the second node"])
     with pytest.raises(KdbenchError, match="no weights on the second node"):
-        checks.check_together(lab, cells)
+        checks.check_together(context, cells)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from kdbench.engine import trainer
-from kdbench.engine.event_log import SUFFIX, Journal, Line, read_lines
-from kdbench.engine.grid import Done, expand, make_lab, run_grid
+from kdbench.engine.event_log import SUFFIX, EventLog, Line, read_lines
+from kdbench.engine.grid import Done, expand, make_context, run_grid
 from kdbench.engine.store import StageFolder
 from kdbench.names import domain_name
 from kdbench.progress import Silent
@@ -47,18 +47,18 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(spec: RunSpec, progress: Silent | None = None) -> list[Done]:
-    lab = make_lab(spec, progress or Silent())
-    return list(run_grid(spec, lab, expand(spec, lab)))
+    context = make_context(spec, progress or Silent())
+    return list(run_grid(spec, context, expand(spec, context)))
 
 
-def journal(spec: RunSpec) -> Path:
+def event_log(spec: RunSpec) -> Path:
     (path,) = spec.results.rglob(f"*{SUFFIX}")
     return path
 
 
 def lines(spec: RunSpec) -> list[Line]:
     """As a program reads them that knows nothing of ours."""
-    return [json.loads(text) for text in journal(spec).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(text) for text in event_log(spec).read_text(encoding="utf-8").splitlines()]
 
 
 def result(record: Record) -> str:
@@ -128,7 +128,7 @@ def test_the_lines_are_what_the_record_says(whole: tuple[Record, list[Line]]) ->
         overall += stage.steps
     tests = of(found, "validation")
     for domain in record.result.domains:
-        ours = [line for line in tests if line["domain"] == domain_name(domain.domain, domain.world)]
+        ours = [line for line in tests if line["domain"] == domain_name(domain.domain, domain.data_source)]
         assert {line["role"] for line in ours} == {domain.role}
         assert [line["miou"] for line in ours] == pytest.approx(expected_miou(domain), rel=1e-12)
         assert [line["overall"] for line in ours] == [overall - 8 + step for step in (2, 4, 6, 8)]
@@ -156,7 +156,7 @@ def test_a_killed_run_continues_its_file(
         run(spec, KilledAt(stage, step))
     before = lines(spec)
     # What the killed process had just begun to write.
-    with journal(spec).open("a", encoding="utf-8") as file:
+    with event_log(spec).open("a", encoding="utf-8") as file:
         file.write('{"event": "los')
     loaded = []
     monkeypatch.setattr(
@@ -203,7 +203,7 @@ def test_a_stage_that_another_cell_has_finished_meanwhile_is_told_as_stored(
 def test_a_run_that_waited_for_another_of_its_cell_keeps_what_that_wrote(
     tmp_path: Path, whole: tuple[Record, list[Line]]
 ) -> None:
-    first, second = Journal(tmp_path), Journal(tmp_path)
+    first, second = EventLog(tmp_path), EventLog(tmp_path)
     for each in (first, second):
         each.open(whole[0].spec.resolved, "2026-01-01T00:00:00+00:00", "0.1.0")
     told = first.stage("proxy", 0, Silent())
@@ -221,11 +221,11 @@ def test_what_is_done_is_left_alone_and_fresh_begins_anew(make_spec: MakeSpec, t
     spec = make_spec(store=tmp_path / "store")
     run(spec)
     mark = '{"event": "mine"}\n'
-    with journal(spec).open("a", encoding="utf-8") as file:
+    with event_log(spec).open("a", encoding="utf-8") as file:
         file.write(mark)
     (again,) = run(spec)
     assert again.cached
-    assert journal(spec).read_text(encoding="utf-8").endswith(mark)
+    assert event_log(spec).read_text(encoding="utf-8").endswith(mark)
     run(spec.model_copy(update={"fresh": True}))
     assert "mine" not in {line["event"] for line in lines(spec)}
     assert not of(lines(spec), "stored")
@@ -235,7 +235,7 @@ def test_another_cell_under_the_same_name_begins_anew(make_spec: MakeSpec, tmp_p
     """A record of older code lies there: its key differs."""
     spec = make_spec(store=tmp_path / "store")
     run(spec)
-    path = journal(spec)
+    path = event_log(spec)
     path.write_text(path.read_text(encoding="utf-8").replace('"key": "', '"key": "older'), encoding="utf-8")
     (record,) = record_files(spec.results)
     record.unlink()
@@ -297,7 +297,7 @@ def test_a_line_can_be_read_at_once_and_the_file_is_no_record(make_spec: MakeSpe
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`kdbench budgets`, and all processes but the first."""
     monkeypatch.chdir(tmp_path)
-    silent = Journal()
+    silent = EventLog()
     log = silent.stage("task", 0, Silent())
     log.begin("task", 1)
     log.advance(1, {"loss": 1.0})
@@ -319,7 +319,7 @@ class Heard(Silent):
 def test_a_journal_that_cannot_be_written_stops_no_run(make_spec: MakeSpec) -> None:
     spec = make_spec()
     run(spec)
-    journal(spec).unlink()
+    event_log(spec).unlink()
     path = next(record_files(spec.results)).with_suffix(SUFFIX)
     path.mkdir()
     heard = Heard()
@@ -330,7 +330,7 @@ def test_a_journal_that_cannot_be_written_stops_no_run(make_spec: MakeSpec) -> N
 
 def test_a_line_is_one_line_whatever_an_error_says(tmp_path: Path, whole: tuple[Record, list[Line]]) -> None:
     record = whole[0].model_copy(update={"status": "failed", "error": "one\u2028two\x85three\nfour"})
-    log = Journal(tmp_path)
+    log = EventLog(tmp_path)
     log.close(record)
     (path,) = tmp_path.rglob(f"*{SUFFIX}")
     *earlier, last = read_lines(path)

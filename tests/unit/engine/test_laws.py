@@ -61,10 +61,10 @@ def test_labels_and_targets_never_reach_an_unlabelled_stage(
 @pytest.mark.parametrize("name", [name for name in benchmark_names() if name not in ("camvid", "gsu2c")])
 def test_no_phase_of_any_benchmark_opens_a_target(plan_cells: Callable[..., tuple], name: str) -> None:
     benchmark = load_benchmark(name)
-    lab, cells = plan_cells(benchmarks=(name,))
+    context, cells = plan_cells(benchmarks=(name,))
     targets = {domain.name for domain in benchmark.targets}
     for phase in Phase:
-        assert not targets & {samples.domain for samples in stage_sets(lab, cells[0], phase)}
+        assert not targets & {samples.domain for samples in stage_sets(context, cells[0], phase)}
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -72,8 +72,8 @@ def test_exactly_what_trains_moves_through_the_engine(
     plan_cells: Callable[..., tuple], tmp_path: Path, method: str
 ) -> None:
     """Law 3, after whole stages of the real loop."""
-    lab, cells = plan_cells(methods=(method,), store=tmp_path / "own-store")
-    run = CellRun(lab, cells[-1], {})
+    context, cells = plan_cells(methods=(method,), store=tmp_path / "own-store")
+    run = CellRun(context, cells[-1], {})
     plan = run.plan
     for step in plan.stages:
         plan.networks.load(step.inputs)
@@ -88,7 +88,7 @@ def test_exactly_what_trains_moves_through_the_engine(
 
 
 def test_initial_weights_do_not_depend_on_the_method(plan_cells: Callable[..., tuple]) -> None:
-    lab, cells = plan_cells(methods=("gkd", "cwd", "feature_kd"))
-    decoders = [make_plan(lab, cell).networks.student.decoder.state_dict() for cell in cells]
+    context, cells = plan_cells(methods=("gkd", "cwd", "feature_kd"))
+    decoders = [make_plan(context, cell).networks.student.decoder.state_dict() for cell in cells]
     for other in decoders[1:]:
         assert all(torch.equal(value, other[name]) for name, value in decoders[0].items())

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from kdbench.engine import parts
 from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.grid import Done
-from kdbench.engine.parts import Networks, Origin, views
-from kdbench.engine.plan import Cell, Lab, make_plan
+from kdbench.engine.parts import Networks, WeightSource, views
+from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.errors import KdbenchError
 from kdbench.method import Stage, task_loss
-from kdbench.models.backbones import Encoder, build_stand_in
-from kdbench.models.registry import ROLES
+from kdbench.models.backbones import Encoder, build_toy
+from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.protocol import PROTOCOLS
 from kdbench.types import Features, FeatureSpec, Part, Phase
 
 CPU, SIZE = torch.device("cpu"), (64, 128)
 Run = Callable[..., list[Done]]
-Plan = Callable[..., tuple[Lab, list[Cell]]]
+Plan = Callable[..., tuple[RunContext, list[Cell]]]
 
 
 def encoder(role: str) -> Encoder:
-    return seeded(lambda: build_stand_in(ROLES[role]), "test", role)
+    return seeded(lambda: build_toy(MODELS[role]), "test", role)
 
 
 def segmentor(role: str) -> Segmentor:
@@ -80,7 +80,7 @@ def test_convolutional_networks_alone_lie_with_their_channels_last_and_stay_so()
     networks = Networks(segmentor("dinov2-s"), segmentor("resnet18"))
     state = segmentor("resnet18").encoder.state_dict()
     networks.place(CPU)
-    networks.load({Part.STUDENT_ENCODER: Origin("weights", lambda: state)})
+    networks.load({Part.STUDENT_ENCODER: WeightSource("weights", lambda: state)})
     student = networks.student
     assert student is not None
     kernels = [m.weight for m in student.modules() if isinstance(m, nn.Conv2d)]
@@ -106,7 +106,7 @@ def size_of(module: nn.Module) -> int:
 def test_a_halved_teacher_is_the_one_that_autocast_computes(role: str) -> None:
     """Not near it: bit for bit, because norms, positions and statistics stay in single precision."""
     whole, networks = encoder(role).eval(), Networks(segmentor(role))
-    networks.load({Part.TEACHER_ENCODER: Origin("weights", whole.state_dict)}, halved=HALVED)
+    networks.load({Part.TEACHER_ENCODER: WeightSource("weights", whole.state_dict)}, halved=HALVED)
     networks.freeze_all_but(frozenset())
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = networks.teacher.encode(images()), whole(images())
@@ -126,7 +126,7 @@ def test_a_halved_part_is_read_anew_where_it_is_wanted_whole() -> None:
         read.append(1)
         return whole.encoder.state_dict()
 
-    origin = {Part.TEACHER_ENCODER: Origin("weights", state)}
+    origin = {Part.TEACHER_ENCODER: WeightSource("weights", state)}
     for halved, reads in ((HALVED, 1), (HALVED, 1), (frozenset[str](), 2), (frozenset[str](), 2), (HALVED, 3)):
         networks.load(origin, halved=halved)
         assert len(read) == reads
@@ -142,9 +142,9 @@ def test_what_is_halved_is_the_frozen_teacher_under_mixed_precision(
     smoke = PROTOCOLS["smoke"]
     for precision, expected in (("32-true", []), ("bf16-mixed", [HALVED] * 2)):
         monkeypatch.setitem(PROTOCOLS, "smoke", smoke.model_copy(update={"precision": precision}))
-        lab, cells = plan_cells(methods=("logit_kd",))
-        fit, joint = (step.stage for step in make_plan(lab, cells[0]).stages)
-        assert [names for names in (lab.halved(fit), lab.halved(joint)) if names] == expected
+        context, cells = plan_cells(methods=("logit_kd",))
+        fit, joint = (step.stage for step in make_plan(context, cells[0]).stages)
+        assert [names for names in (context.halved(fit), context.halved(joint)) if names] == expected
 
 
 def test_the_teachers_own_row_does_not_change_where_it_is_halved_in_training(
@@ -163,7 +163,7 @@ def test_the_teachers_own_row_does_not_change_where_it_is_halved_in_training(
     found = []
     for folder in ("halved", "plain"):
         if folder == "plain":
-            monkeypatch.setattr(Lab, "halved", lambda self, stage: frozenset())
+            monkeypatch.setattr(RunContext, "halved", lambda self, stage: frozenset())
         held.clear()
         teacher, student = run_cells(
             methods=("logit_kd",), references=True, store=tmp_path / folder, results=tmp_path / f"{folder}-results"

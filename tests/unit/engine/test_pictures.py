@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kdbench.engine import pictures
-from kdbench.engine.grid import expand, make_lab, run_grid
+from kdbench.engine.grid import expand, make_context, run_grid
 from kdbench.engine.runner import CellRun
 from kdbench.progress import Silent
 from kdbench.records import SIDE_FILE, read_record, record_files
@@ -26,10 +26,10 @@ def draw(make_spec: Callable[..., RunSpec]) -> Callable[..., list[Path]]:
 
     def drawn(**fields: object) -> list[Path]:
         spec = make_spec(benchmarks=("p2r",), **fields)
-        lab = make_lab(spec, Silent())
-        cells = expand(spec, lab)
-        assert all(done.record.status == "done" for done in run_grid(spec, lab, cells))
-        return list(pictures.write_pictures(lab, cells, spec))
+        context = make_context(spec, Silent())
+        cells = expand(spec, context)
+        assert all(done.record.status == "done" for done in run_grid(spec, context, cells))
+        return list(pictures.write_pictures(context, cells, spec))
 
     return drawn
 

@@ -68,7 +68,7 @@ def test_uneven_shares_are_refused_before_any_process_starts(
 ) -> None:
     monkeypatch.setattr(grid, "make_fabric", lambda *arguments: pytest.fail("processes were started"))
     with pytest.raises(KdbenchError, match=r"3 processes .* fit_teacher has batches of 4, .*Start one of 1, 2, 4"):
-        grid.make_lab(make_spec(devices=3), Silent())
+        grid.make_context(make_spec(devices=3), Silent())
 
 
 def test_one_process_gathers_what_it_has() -> None:
@@ -137,7 +137,7 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
     assert record.result is not None
     # Both shares are counted: 8 test images a domain, and in the proxy stage 8 batches of 4, half of them once more.
     assert [domain.images for domain in record.result.domains] == [8, 8, 8]
-    assert record.result.stages[0].student_passes == 8 * (4 + 2)
+    assert record.result.stages[0].student_forwards == 8 * (4 + 2)
     logs = {path.name: read_lines(path) for path in (tmp_path / "results").rglob(f"*{SUFFIX}")}
     assert set(logs) == {name.replace(".json", SUFFIX) for name in found}
     told = [line["event"] for line in logs[f"gkd-s0{SUFFIX}"]]

@@ -53,8 +53,10 @@ def paired(tmp_path: Path) -> Callable[[int], str]:
     return write
 
 
-def on(lab: Any, processes: int) -> Any:
-    return replace(lab, fabric=SimpleNamespace(world_size=processes, device=torch.device("cpu"), is_global_zero=True))
+def on(context: Any, processes: int) -> Any:
+    return replace(
+        context, fabric=SimpleNamespace(world_size=processes, device=torch.device("cpu"), is_global_zero=True)
+    )
 
 
 def test_numbers_of_processes_that_fit_are_named() -> None:
@@ -72,21 +74,21 @@ def test_numbers_of_processes_that_fit_are_named() -> None:
 def test_a_share_that_gives_a_loss_nothing_is_refused_before_anything_is_looked_at(
     plan_cells: Callable[..., tuple], paired: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab, cells = plan_cells(methods=(paired(2),))
+    context, cells = plan_cells(methods=(paired(2),))
     monkeypatch.setattr(checks, "check_sets", lambda *arguments: pytest.fail("data sets were opened"))
     words = r"g2c · paired_2, stage 'joint': .*2 images at least, .* 1 of a batch of 4\. Start one of 1, 2 processes\."
     for refused in (checks._check, lambda *arguments: list(describe(*arguments))):
         with pytest.raises(KdbenchError, match=words):
-            refused(on(lab, 4), cells)
+            refused(on(context, 4), cells)
 
 
 def test_a_share_of_as_many_images_runs_and_other_stages_have_no_part_in_it(
     plan_cells: Callable[..., tuple], paired: Callable[[int], str]
 ) -> None:
-    lab, cells = plan_cells(methods=(paired(2),))
-    checks.check_batches(on(lab, 2), checks.all_stages(lab, cells))
-    lab, cells = plan_cells(methods=(paired(1),))
-    checks.check_batches(on(lab, 4), checks.all_stages(lab, cells))
+    context, cells = plan_cells(methods=(paired(2),))
+    checks.check_batches(on(context, 2), checks.all_stages(context, cells))
+    context, cells = plan_cells(methods=(paired(1),))
+    checks.check_batches(on(context, 4), checks.all_stages(context, cells))
     assert FIT_TEACHER.smallest_batch == 1
 
 

@@ -18,8 +18,8 @@ UNLIKE = "dinov2-s:mit-b0"
 def test_every_encoder_in_play_has_its_strides_as_the_stage_brings_it_to_them(
     plan_cells: Callable[..., tuple],
 ) -> None:
-    lab, cells = plan_cells(methods=("logit_kd",), pairs=(UNLIKE,))
-    plan = make_plan(lab, cells[-1])
+    context, cells = plan_cells(methods=("logit_kd",), pairs=(UNLIKE,))
+    plan = make_plan(context, cells[-1])
     fit, joint = (step.stage for step in plan.stages)
     assert strides(plan.networks, fit) == {"teacher": [8]}
     assert strides(plan.networks, joint) == {"teacher": [8], "student": [4, 8, 16]}
@@ -52,7 +52,7 @@ def test_a_dry_run_tells_maps_that_differ_in_size(
 
 
 def test_an_older_record_has_none() -> None:
-    fields = {"name": "a", "phase": "task", "key": "k", "data": {}, "steps": 1, "images": 1, "student_passes": 1}
+    fields = {"name": "a", "phase": "task", "key": "k", "data": {}, "steps": 1, "images": 1, "student_forwards": 1}
     assert StageResult(**fields, losses={}).strides == {}
 
 

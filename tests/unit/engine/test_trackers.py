@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kdbench.cli.runs import _trackers
 from kdbench.engine import trackers
 from kdbench.engine.event_log import SUFFIX, Line, read_lines
-from kdbench.engine.grid import Done, expand, make_lab, run_grid
+from kdbench.engine.grid import Done, expand, make_context, run_grid
 from kdbench.engine.tracking import TRACKERS, Place, Trackers, find_trackers, logdir
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
@@ -83,8 +83,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
 
 
 def run(spec: RunSpec, progress: Silent | None = None) -> list[Done]:
-    lab = make_lab(spec, progress or Silent())
-    return list(run_grid(spec, lab, expand(spec, lab)))
+    context = make_context(spec, progress or Silent())
+    return list(run_grid(spec, context, expand(spec, context)))
 
 
 def journals(spec: RunSpec) -> dict[Path, list[Line]]:

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from kdbench.data.loading import Broken
+from kdbench.data.loading import SkippedFiles
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import Job, LossLog, LossModule, is_decayed, lr_scale, make_optimizer, train
 from kdbench.errors import KdbenchError
@@ -295,7 +295,7 @@ def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many
                 skipped[:] = ["one", "two", "one"][: step + 1]
                 yield batch
 
-        return replace(made, batches=batches, skipped=skipped, broken=Broken(most))
+        return replace(made, batches=batches, skipped=skipped, broken=SkippedFiles(most))
 
     assert run(skipping(2), tmp_path / "few")["broken"] == ["one", "two"]
     with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdbench.data.datasets.cityscapes import ID_TO_CLASS
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -25,12 +24,13 @@ from kdbench import protocol as protocols
 from kdbench.benchmark import Benchmark, Domain, LabelSpace, RealData
 from kdbench.cli import app
 from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets.cityscapes import ID_TO_CLASS
 from kdbench.data.sizing import Native
 from kdbench.engine.sliding_window import evaluate as our_counts
 from kdbench.errors import KdbenchError
 from kdbench.metrics import class_iou, hits, miou
 from kdbench.models.real import build_real
-from kdbench.models.registry import find_role
+from kdbench.models.registry import find_model
 from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
 from kdbench.records import Record, read_record
 from kdbench.types import IGNORE, Phase
@@ -315,7 +315,7 @@ def test_a_config_runs_as_a_student_through_all_phases(
     weights, config, results = tmp_path / "weights", tmp_path / "mine.yaml", tmp_path / "results"
     weights.mkdir()
     shutil.copy(SMALL, config)
-    torch.save(build_real(find_role(TEACHER)).body.state_dict(), weights / "timm--test_vit.pth")
+    torch.save(build_real(find_model(TEACHER)).body.state_dict(), weights / "timm--test_vit.pth")
     encoder = d2.student_from_config(config, 54).encoder.body
     torch.save({f"backbone.{name}": t for name, t in encoder.state_dict().items()}, weights / "mine.pth")
     monkeypatch.setitem(protocols.PROTOCOLS, "paper", shortened())
@@ -369,7 +369,7 @@ LABELS = LabelSpace("letters", ("a", "b", "c", "d", "e"), ((0, 0, 0),) * 5)
 class Samples:
     """A domain set of given images and labels."""
 
-    domain, world = "somewhere", "test"
+    domain, data_source = "somewhere", "test"
 
     def __init__(self, samples: list[tuple[Tensor, Tensor]]) -> None:
         self.samples = samples

@@ -51,8 +51,8 @@ def contrast_by_loops(
 def plain(make_pair):
     """A method of equal widths whose generator passes its input on, so that R is the masked student map."""
 
-    def make(width: int = 4, **knobs: float) -> AfDCD:
-        method = AfDCD(AfDCDKnobs(**knobs), make_pair(width, width))
+    def make(width: int = 4, **config: float) -> AfDCD:
+        method = AfDCD(AfDCDKnobs(**config), make_pair(width, width))
         method.generator = nn.Identity()
         return method
 

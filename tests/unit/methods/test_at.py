@@ -29,8 +29,8 @@ def distance(student: np.ndarray, teacher: np.ndarray) -> float:
 def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
-    def run(student: Tensor, teacher: Tensor, **knobs: float) -> Tensor:
-        method = AT(AttentionKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, **config: float) -> Tensor:
+        method = AT(AttentionKnobs(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student)), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "at"}

@@ -43,9 +43,9 @@ def labelled(label: Tensor) -> Batch:
 def make_method(make_pair):
     """A method with a small memory; with equal widths and the projector taken out, the student's map is compared."""
 
-    def make(student: int = WIDTH, project: bool = False, **knobs: float) -> CIRKD:
-        knobs = {"pixel_queue": 6, "region_queue": 5, **knobs}
-        method = CIRKD(CIRKDKnobs(**knobs), make_pair(student, WIDTH, classes=CLASSES))
+    def make(student: int = WIDTH, project: bool = False, **config: float) -> CIRKD:
+        config = {"pixel_queue": 6, "region_queue": 5, **config}
+        method = CIRKD(CIRKDKnobs(**config), make_pair(student, WIDTH, classes=CLASSES))
         if not project:
             method.projector = nn.Identity()
         return method
@@ -102,9 +102,9 @@ def test_batch_term_equals_a_loop_over_ordered_pairs_of_images(images: int, make
 
 
 def test_memory_terms_equal_a_loop_over_labelled_positions(make_method, random, label) -> None:
-    knobs = {"kd_temperature": 2.0, "pixel_weight": 3.0, "region_weight": 7.0}
+    config = {"kd_temperature": 2.0, "pixel_weight": 3.0, "region_weight": 7.0}
     # Every slot is compared with.
-    method = make_method(**knobs, pixel_contrast=6 * CLASSES, region_contrast=5 * CLASSES)
+    method = make_method(**config, pixel_contrast=6 * CLASSES, region_contrast=5 * CLASSES)
     student, teacher = random(2, WIDTH, *GRID), random(2, WIDTH, *GRID)
     terms = method.terms(labelled(label), features(student), features(teacher))
     ours, theirs = units(student), units(teacher)

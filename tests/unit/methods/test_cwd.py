@@ -34,8 +34,8 @@ def divergence(student: np.ndarray, teacher: np.ndarray, temperature: float) -> 
 def distil(make_pair, make_batch, fake):
     """The logit term alone."""
 
-    def run(student: Tensor, teacher: Tensor, **knobs: float) -> Tensor:
-        method = CWD(ChannelKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, **config: float) -> Tensor:
+        method = CWD(ChannelKnobs(**config), make_pair())
         return method.loss(make_batch(len(student)), fake(logits=student), fake(logits=teacher))["cwd_logits"]
 
     return run
@@ -181,8 +181,8 @@ def test_features_of_equal_width_are_not_projected(make_pair, distil_features, r
 def test_both_targets_are_summed_with_their_own_weights(make_pair, make_batch, fake, random) -> None:
     student = fake(random(1, CLASSES, 3, 3), random(1, 3, 2, 2))
     teacher = fake(random(1, CLASSES, 3, 3), random(1, 3, 2, 2))
-    knobs = ChannelKnobs(target="both", logit_weight=2, feature_weight=7, temperature=1)
-    terms = CWD(knobs, make_pair(3, 3)).loss(make_batch(1), student, teacher)
+    config = ChannelKnobs(target="both", logit_weight=2, feature_weight=7, temperature=1)
+    terms = CWD(config, make_pair(3, 3)).loss(make_batch(1), student, teacher)
     logits = divergence(student.logits.numpy(), teacher.logits.numpy(), 1.0)
     features = divergence(student.final.numpy(), teacher.final.numpy(), 1.0)
     assert set(terms) == {"task", "cwd_logits", "cwd_features"}

@@ -46,8 +46,8 @@ def distances(student: np.ndarray, teacher: np.ndarray) -> tuple[float, float]:
 def distil(make_pair, make_batch, fake):
     """Both terms, inter and intra."""
 
-    def run(student: Tensor, teacher: Tensor, label: int = 0, **knobs: float) -> tuple[Tensor, Tensor]:
-        method = DIST(DISTKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> tuple[Tensor, Tensor]:
+        method = DIST(DISTKnobs(**config), make_pair())
         terms = method.loss(make_batch(len(student), label), fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "dist_inter", "dist_intra"}
         return terms["dist_inter"], terms["dist_intra"]

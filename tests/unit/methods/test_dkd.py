@@ -43,11 +43,11 @@ def distil(make_pair, fake):
     """Both parts, of labels on the logits' grid or a finer one."""
 
     def run(
-        student: Tensor, teacher: Tensor, label: Tensor, progress: float = 1.0, **knobs: float
+        student: Tensor, teacher: Tensor, label: Tensor, progress: float = 1.0, **config: float
     ) -> tuple[Tensor, Tensor]:
         count = len(label)
         batch = Batch(torch.zeros(count, 3, 8, 8), label, ("here",) * count, torch.arange(count), progress)
-        terms = DKD(DKDKnobs(**knobs), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
+        terms = DKD(DKDKnobs(**config), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "dkd_target", "dkd_rest"}
         return terms["dkd_target"], terms["dkd_rest"]
 
@@ -65,10 +65,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert DKDKnobs().model_dump() == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 0.05}
 
 
-@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"alpha": -1}, {"beta": -1}, {"warmup": 1.1}])
-def test_knobs_are_held_to_their_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"temperature": 0}, {"alpha": -1}, {"beta": -1}, {"warmup": 1.1}])
+def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        DKDKnobs(**knobs)
+        DKDKnobs(**config)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:

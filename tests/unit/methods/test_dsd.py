@@ -55,8 +55,8 @@ def class_error(student: np.ndarray, teacher: np.ndarray, temperature: float = 4
 def distil(make_pair, make_batch, fake):
     """Both terms without the task's; each side is (levels, final, logits)."""
 
-    def run(student, teacher, label: int = 0, **knobs: float) -> dict[str, Tensor]:
-        method = DSD(DoubleKnobs(**knobs), make_pair())
+    def run(student, teacher, label: int = 0, **config: float) -> dict[str, Tensor]:
+        method = DSD(DoubleKnobs(**config), make_pair())
         sides = (fake(logits, final, levels=levels) for levels, final, logits in (student, teacher))
         terms = method.loss(make_batch(len(student[1]), label), *sides)
         assert set(terms) == {"task", "dsd_pixels", "dsd_classes"}

@@ -114,10 +114,10 @@ def test_defaults_are_the_published_ones_at_the_detectors_setting() -> None:
     assert tuple(WEIGHTS.values()) == pytest.approx(expected, rel=5e-3)
 
 
-@pytest.mark.parametrize("knobs", [{"temperature": 0}, *({f"{name}_on_rms": -1} for name in NAMES)])
-def test_knobs_have_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"temperature": 0}, *({f"{name}_on_rms": -1} for name in NAMES)])
+def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        AttentiveKnobs(**knobs)
+        AttentiveKnobs(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:

@@ -141,8 +141,8 @@ def test_task_stage_has_no_distillation(make_pair, make_batch, fake, random) -> 
 
 
 def test_a_convolutional_student_is_remarked_on(make_pair) -> None:
-    assert "extension" in GKD(GKDKnobs(), make_pair(convolutional=True)).remark
-    assert GKD(GKDKnobs(), make_pair()).remark == ""
+    assert "extension" in GKD(GKDKnobs(), make_pair(convolutional=True)).footnote
+    assert GKD(GKDKnobs(), make_pair()).footnote == ""
 
 
 def test_the_three_heads_share_nothing(make_pair) -> None:
@@ -286,8 +286,8 @@ def test_a_student_with_batch_norms_has_two_passes_with_statistics_of_their_own(
 
 def test_a_student_without_class_token_and_batch_norms_is_an_extension_in_one_batch() -> None:
     method = make_bench(load_method("gkd"), parse_pair("eva02-s:mit-b0")).method
-    assert "GKD-CNN: kdbench's extension" in method.remark
-    assert method.stages()[0].passes == 1.5
+    assert "GKD-CNN: kdbench's extension" in method.footnote
+    assert method.stages()[0].student_forwards == 1.5
 
 
 @pytest.mark.parametrize("pair", ["dinov2-s:deit-s", "eva02-s:mit-b0"])

@@ -45,8 +45,8 @@ def adapt(method: ICKD, student: Tensor) -> np.ndarray:
 def make(make_pair, random):
     """A method whose normalisation is away from its start."""
 
-    def make(student: int = 3, teacher: int = 5, **knobs: float) -> ICKD:
-        method = ICKD(ICKDKnobs(**knobs), make_pair(student, teacher))
+    def make(student: int = 3, teacher: int = 5, **config: float) -> ICKD:
+        method = ICKD(ICKDKnobs(**config), make_pair(student, teacher))
         with torch.no_grad():
             for parameter in method.adapter[1].parameters():
                 parameter.add_(0.5 * random(*parameter.shape))

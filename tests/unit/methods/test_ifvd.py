@@ -37,8 +37,8 @@ def error(student: np.ndarray, teacher: np.ndarray, label: np.ndarray) -> float:
 def distil(make_pair, fake):
     """The distillation term alone, for labels at any size."""
 
-    def run(student: Tensor, teacher: Tensor, label: Tensor, **knobs: float) -> Tensor:
-        method = IFVD(VariationKnobs(**knobs), make_pair(classes=CLASSES))
+    def run(student: Tensor, teacher: Tensor, label: Tensor, **config: float) -> Tensor:
+        method = IFVD(VariationKnobs(**config), make_pair(classes=CLASSES))
         count = len(student)
         batch = Batch(torch.zeros(count, 3, 8, 8), label, ("here",) * count, torch.arange(count))
         logits = torch.zeros(count, CLASSES, 2, 2)

@@ -48,11 +48,11 @@ def weights(method: str) -> dict[str, float]:
     }
 
 
-def outcome(method: str, **knobs: float) -> tuple[list[tuple[object, ...]], dict[str, float]]:
+def outcome(method: str, **config: float) -> tuple[list[tuple[object, ...]], dict[str, float]]:
     """The stages of a method with these knobs, and their losses on the same images, from the same weights."""
     networks, made = copy.deepcopy(built(method).networks), built(method).method
-    config = made.Config(**ALONG.get(method, {}), **knobs)
-    networks.method = seeded(lambda: type(made)(config, made.pair), "knobs")
+    config = made.Config(**ALONG.get(method, {}), **config)
+    networks.method = seeded(lambda: type(made)(config, made.pair), "config")
     bench, losses = Bench(networks, networks.method), {}
     for stage in bench.stages():
         batch = make_batch(stage)
@@ -60,7 +60,9 @@ def outcome(method: str, **knobs: float) -> tuple[list[tuple[object, ...]], dict
         with torch.no_grad():
             losses |= {f"{stage.name} {name}": float(value) for name, value in bench.losses(stage, batch).items()}
     assert all(map(math.isfinite, losses.values())), losses
-    return [(stage.name, stage.phase, stage.trains, stage.budget, stage.passes) for stage in bench.stages()], losses
+    return [
+        (stage.name, stage.phase, stage.trains, stage.budget, stage.student_forwards) for stage in bench.stages()
+    ], losses
 
 
 @pytest.mark.parametrize(("method", "knob"), [(method, knob) for method in method_names() for knob in numbers(method)])

@@ -54,8 +54,8 @@ def pair(make_pair) -> PairSpec:
 def make(pair, random):
     """A method whose heads are away from their small start."""
 
-    def build(**knobs: object) -> Lightly:
-        method = Lightly(LightlyKnobs(**knobs), pair)
+    def build(**config: object) -> Lightly:
+        method = Lightly(LightlyKnobs(**config), pair)
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.add_(0.5 * random(*parameter.shape))
@@ -261,15 +261,15 @@ def test_gradient_reaches_the_student_and_the_heads_but_not_the_queue(make, make
     assert not method.queue.rows.requires_grad
 
 
-@pytest.mark.parametrize("knobs", [{"version": "v2"}, {"queue": 8}])
+@pytest.mark.parametrize("config", [{"version": "v2"}, {"queue": 8}])
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 def test_extreme_and_empty_maps_stay_finite(
-    knobs: dict[str, object], scale: float, make, make_batch, fake, random
+    config: dict[str, object], scale: float, make, make_batch, fake, random
 ) -> None:
     blocks = [scale * random(2, width, 4, 8) for width in (2, 4, 5)]
     student = fake(None, (scale * random(2, 3, 4, 8)).requires_grad_(), scale * random(2, 3))
     teacher = fake(None, scale * random(2, 5, 4, 8), scale * random(2, 5), blocks=blocks)
-    terms = make(**knobs).loss(make_batch(2), student, teacher)
+    terms = make(**config).loss(make_batch(2), student, teacher)
     sum(terms.values()).backward()
     assert all(torch.isfinite(term) for term in terms.values())
     assert torch.isfinite(student.final.grad).all()

@@ -39,8 +39,8 @@ def divergence(student: np.ndarray, teacher: np.ndarray, temperature: float) -> 
 def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
-    def run(student: Tensor, teacher: Tensor, **knobs: float) -> Tensor:
-        method = LogitKD(LogitKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, **config: float) -> Tensor:
+        method = LogitKD(LogitKnobs(**config), make_pair())
         return method.loss(make_batch(len(student)), fake(logits=student), fake(logits=teacher))["logit_kd"]
 
     return run

@@ -38,8 +38,8 @@ def divergence(student: np.ndarray, teacher: np.ndarray, temperature: float) -> 
 def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
-    def run(student: Tensor, teacher: Tensor, label: int = 0, **knobs: float) -> Tensor:
-        method = LogitStd(LogitStdKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
+        method = LogitStd(LogitStdKnobs(**config), make_pair())
         terms = method.loss(make_batch(len(student), label), fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "logit_std"}
         return terms["logit_std"]
@@ -51,10 +51,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert LogitStdKnobs().model_dump() == {"temperature": 2.0, "weight": 9.0}
 
 
-@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"weight": -1}])
-def test_knobs_are_held_to_their_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"temperature": 0}, {"weight": -1}])
+def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        LogitStdKnobs(**knobs)
+        LogitStdKnobs(**config)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:

@@ -47,10 +47,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert pytest.approx(2e-5 * 2048 * 64 * 64, rel=1e-3) == MaskedKnobs().weight_on_mean
 
 
-@pytest.mark.parametrize("knobs", [{"mask_ratio": 1.1}, {"mask_ratio": -0.1}, {"weight_on_mean": -1}])
-def test_knobs_have_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"mask_ratio": 1.1}, {"mask_ratio": -0.1}, {"weight_on_mean": -1}])
+def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        MaskedKnobs(**knobs)
+        MaskedKnobs(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:

@@ -40,9 +40,9 @@ def parts(student: np.ndarray, teacher: np.ndarray, label: np.ndarray, temperatu
 def distil(make_pair, fake):
     """Both parts, of labels on the logits' grid or a finer one."""
 
-    def run(student: Tensor, teacher: Tensor, label: Tensor, **knobs: float) -> tuple[Tensor, Tensor]:
+    def run(student: Tensor, teacher: Tensor, label: Tensor, **config: float) -> tuple[Tensor, Tensor]:
         batch = Batch(torch.zeros(len(label), 3, 8, 8), label, ("here",) * len(label), torch.arange(len(label)))
-        terms = NKD(NKDKnobs(**knobs), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
+        terms = NKD(NKDKnobs(**config), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "nkd_target", "nkd_rest"}
         return terms["nkd_target"], terms["nkd_rest"]
 
@@ -60,10 +60,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert NKDKnobs().model_dump() == {"gamma": 1.5, "temperature": 1.0}
 
 
-@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"gamma": -1}])
-def test_knobs_are_held_to_their_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"temperature": 0}, {"gamma": -1}])
+def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        NKDKnobs(**knobs)
+        NKDKnobs(**config)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:

@@ -30,8 +30,8 @@ def discrepancy(student: np.ndarray, teacher: np.ndarray) -> float:
 def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
-    def run(student: Tensor, teacher: Tensor, label: int = 0, **knobs: float) -> Tensor:
-        method = NST(NSTKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
+        method = NST(NSTKnobs(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student), label), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "nst"}

@@ -174,5 +174,5 @@ def test_heads_of_a_convolutional_student_have_a_norm_and_a_bias_too(make_pair, 
 
 
 def test_a_convolutional_student_is_remarked_on(make_pair) -> None:
-    assert "extension" in Proteus(ProteusKnobs(), make_pair(convolutional=True)).remark
-    assert Proteus(ProteusKnobs(), make_pair()).remark == ""
+    assert "extension" in Proteus(ProteusKnobs(), make_pair(convolutional=True)).footnote
+    assert Proteus(ProteusKnobs(), make_pair()).footnote == ""

@@ -102,10 +102,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert ReviewKnobs().model_dump() == {"weight": 1.0, "warm_up": 0.01}
 
 
-@pytest.mark.parametrize("knobs", [{"weight": -1}, {"warm_up": -0.1}, {"warm_up": 1.1}])
-def test_knobs_have_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"weight": -1}, {"warm_up": -0.1}, {"warm_up": 1.1}])
+def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        ReviewKnobs(**knobs)
+        ReviewKnobs(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:

@@ -78,7 +78,7 @@ def test_stages_fit_the_teacher_then_the_students_encoder_without_labels(make_pa
     assert (source.name, source.phase) == ("source", Phase.SOURCE)
     assert source.trains == {Part.STUDENT_ENCODER, "projectors"}
     assert source.parts == ENCODERS
-    assert "teacher's decoder" in method.remark
+    assert "teacher's decoder" in method.footnote
 
 
 def test_value_equals_an_explicit_computation(make_pair, distil, random) -> None:

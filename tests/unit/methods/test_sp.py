@@ -23,8 +23,8 @@ def similarities(map_: np.ndarray) -> np.ndarray:
 def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
-    def run(student: Tensor, teacher: Tensor, label: int = 0, **knobs: float) -> Tensor:
-        method = SP(SimilarityKnobs(**knobs), make_pair())
+    def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
+        method = SP(SimilarityKnobs(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student), label), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "sp"}

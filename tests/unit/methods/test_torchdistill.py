@@ -83,8 +83,8 @@ def package() -> ModuleType:
 def make(package, make_pair):
     """A method on three levels."""
 
-    def build(loss: str, student: int = 3, teacher: int = WIDTH, cnn: bool = False, **knobs: float) -> TorchDistill:
-        return TorchDistill(TorchDistillKnobs(loss=loss, **knobs), make_pair(student, teacher, cnn, levels=3))
+    def build(loss: str, student: int = 3, teacher: int = WIDTH, cnn: bool = False, **config: float) -> TorchDistill:
+        return TorchDistill(TorchDistillKnobs(loss=loss, **config), make_pair(student, teacher, cnn, levels=3))
 
     return build
 
@@ -259,8 +259,8 @@ def test_a_finer_grid_and_more_channels_of_the_same_content_change_nothing(
 
 def test_weight_replaces_the_samples(make, network, distil) -> None:
     student, teacher = network(WIDTH), network(WIDTH)
-    default, two = (distil(unprojected(make("KDLoss", WIDTH, **knobs)), student, teacher).item()
-                    for knobs in ({}, {"weight": 2.0}))  # fmt: skip
+    default, two = (distil(unprojected(make("KDLoss", WIDTH, **config)), student, teacher).item()
+                    for config in ({}, {"weight": 2.0}))  # fmt: skip
     assert two == pytest.approx(4 * default, rel=1e-6)
 
 
@@ -346,8 +346,8 @@ def test_with_one_image_fewer_there_is_nothing_to_compare(loss: str, make, netwo
 
 
 def test_the_default_says_that_it_is_not_the_whole_procedure(make) -> None:
-    assert make("KTALoss").remark.startswith("KTA's loss alone")
-    assert make("FTLoss").remark == ""
+    assert make("KTALoss").footnote.startswith("KTA's loss alone")
+    assert make("FTLoss").footnote == ""
 
 
 # Factor transfer: codes, from modules of the package.
@@ -385,7 +385,7 @@ def test_the_paraphraser_learns_first_from_the_teacher_alone_and_is_frozen_after
     method, teacher = make("FTLoss"), network(WIDTH)
     first, joint = method.stages()
     assert (first.name, first.trains, first.parts) == ("paraphraser", {"paraphraser"}, {Part.TEACHER_ENCODER})
-    assert (first.phase.labelled, first.passes) == (False, 0)
+    assert (first.phase.labelled, first.student_forwards) == (False, 0)
     assert joint.trains == STUDENT | {"projectors"}
     terms = first.loss(make_batch(IMAGES), None, teacher)
     rebuilt = method.paraphraser(teacher.final).detach().double()

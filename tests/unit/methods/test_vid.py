@@ -48,10 +48,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert VariationalKnobs().model_dump() == {"weight": 1.0, "variance": 5.0}
 
 
-@pytest.mark.parametrize("knobs", [{"weight": -1}, {"variance": 0}])
-def test_knobs_have_limits(knobs: dict[str, float]) -> None:
+@pytest.mark.parametrize("config", [{"weight": -1}, {"variance": 0}])
+def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        VariationalKnobs(**knobs)
+        VariationalKnobs(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:

@@ -51,7 +51,7 @@ def test_one_joint_stage_reads_the_first_two_blocks(make_pair) -> None:
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"shallow", "deep", "generation"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
     assert method.blocks == (0, 1)
-    assert method.remark == ""
+    assert method.footnote == ""
 
 
 def test_equal_widths_have_no_linear_maps_but_a_generator(make_pair) -> None:
@@ -125,7 +125,7 @@ def test_a_student_in_levels_gives_its_two_shallowest(make_batch, random, biline
     ]
     assert terms["mimicking"].item() == pytest.approx(9.03 * np.mean(np.square(errors)), rel=1e-5)
     assert torch.isfinite(terms["generation"])
-    assert "extension" in method.remark
+    assert "extension" in method.footnote
 
 
 def test_gradient_reaches_the_student_and_every_parameter(make_pair, make_batch, sides) -> None:

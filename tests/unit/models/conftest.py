@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from kdbench.models.backbones import Encoder, build_stand_in
-from kdbench.models.registry import ROLES
+from kdbench.models.backbones import Encoder, build_toy
+from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import seeded
 
 SIZE = (32, 64)
@@ -16,7 +16,7 @@ SIZE = (32, 64)
 
 @cache
 def encoder_of(name: str) -> Encoder:
-    built = seeded(lambda: build_stand_in(ROLES[name]), "test", name)
+    built = seeded(lambda: build_toy(MODELS[name]), "test", name)
     # A mask token of zeros, its start, would hide where it goes.
     with torch.no_grad():
         built.mask_token.normal_(generator=torch.Generator().manual_seed(0))

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from kdbench.errors import KdbenchError
 from kdbench.models import backbones
-from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_stand_in
-from kdbench.models.registry import ROLES, STAND_INS
+from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_toy
+from kdbench.models.registry import MODELS, TOY_MODELS
 from kdbench.models.segmentor import seeded
 from kdbench.types import Features
 
 HEIGHT, WIDTH = 32, 64
 # Of the token networks one of each kind and depth; the others differ in width alone.
 TOKENS = ["dinov2-s", "dinov2-b", "eva02-s", "deit-s"]
-PYRAMIDS = [name for name, role in ROLES.items() if role.kind in ("resnet", "pvt")]
+PYRAMIDS = [name for name, role in MODELS.items() if role.kind in ("resnet", "pvt")]
 ONE_OF_EACH_KIND = ["dinov2-s", "eva02-s", "deit-s", "resnet18", "resnet50", "mit-b0"]
 
 
@@ -54,7 +54,7 @@ def grid_of(encoder: Encoder) -> tuple[int, int]:
     return HEIGHT // encoder.spec.final_stride, WIDTH // encoder.spec.final_stride
 
 
-@roles(list(STAND_INS))
+@roles(list(TOY_MODELS))
 def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
     spec, features = encoder.spec, encoder(images(2, HEIGHT, WIDTH), blocks=(0, 1))
     assert len(features.levels) == len(spec.channels) == len(spec.strides)
@@ -89,15 +89,15 @@ def test_a_block_beyond_either_end_is_refused(encoder: Encoder, beyond: int, ima
         encoder(images(1, HEIGHT, WIDTH), blocks=(0, wrong))
 
 
-@roles(list(STAND_INS))
+@roles(list(TOY_MODELS))
 def test_small_images_keep_a_grid_to_distil(encoder: Encoder, request: pytest.FixtureRequest) -> None:
-    kind = ROLES[request.node.callspec.params["encoder"]].kind
+    kind = MODELS[request.node.callspec.params["encoder"]].kind
     strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
     assert encoder.spec.strides == strides[kind]
     assert encoder.spec.final_stride == strides[kind][-1]
 
 
-@roles(list(STAND_INS))
+@roles(list(TOY_MODELS))
 def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, images) -> None:
     features = encoder(images(2, HEIGHT, WIDTH))
     mean = features.final.mean((2, 3))
@@ -105,7 +105,7 @@ def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, 
     assert torch.allclose(features.pooled, mean, atol=1e-6) == (not encoder.spec.class_token)
 
 
-@roles(list(STAND_INS))
+@roles(list(TOY_MODELS))
 def test_residual_networks_alone_are_convolutional_and_have_batch_norms(
     encoder: Encoder, request: pytest.FixtureRequest
 ) -> None:
@@ -146,9 +146,9 @@ def test_levels_are_the_blocks_at_the_papers_fractions_of_the_depth(encoder: Tok
 
 @pytest.mark.parametrize(("depth", "taps"), [(12, (3, 5, 7, 11)), (24, (7, 11, 15, 23))])
 def test_taps_of_the_papers_depths(depth: int, taps: tuple[int, ...]) -> None:
-    role = ROLES["deit-s"]
-    small = {**role.stand_in, "depth": depth, "embed_dim": 32, "num_heads": 1}
-    assert build_stand_in(type(role)("any", "local", "vit", small)).taps == taps
+    role = MODELS["deit-s"]
+    small = {**role.toy, "depth": depth, "embed_dim": 32, "num_heads": 1}
+    assert build_toy(type(role)("any", "local", "vit", small)).taps == taps
 
 
 @roles(PYRAMIDS)
@@ -294,13 +294,13 @@ def test_the_mask_token_learns(encoder: Encoder, images) -> None:
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_the_mask_token_starts_at_zero(name: str) -> None:
-    assert not build_stand_in(ROLES[name]).mask_token.any()
+    assert not build_toy(MODELS[name]).mask_token.any()
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_seeded_builds_are_equal_and_leave_the_global_generator_alone(name: str) -> None:
     def build(purpose: str) -> dict[str, Tensor]:
-        return seeded(lambda: build_stand_in(ROLES[name]), purpose).state_dict()
+        return seeded(lambda: build_toy(MODELS[name]), purpose).state_dict()
 
     state = torch.get_rng_state()
     first, again, other = build("one"), build("one"), build("another")
@@ -310,5 +310,5 @@ def test_seeded_builds_are_equal_and_leave_the_global_generator_alone(name: str)
 
 
 def test_normalisation_is_no_part_of_the_weights() -> None:
-    state = build_stand_in(ROLES["deit-s"]).state_dict()
+    state = build_toy(MODELS["deit-s"]).state_dict()
     assert not {"mean", "std"} & set(state)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.models.decoders import DECODERS, LightDecoder, pixel_cross_entropy
-from kdbench.models.registry import STAND_INS
+from kdbench.models.registry import TOY_MODELS
 from kdbench.types import Features, FeatureSpec, SegOutput
 
 CLASSES = 5
@@ -62,7 +62,7 @@ def label() -> Tensor:
     return made
 
 
-@pytest.mark.parametrize("encoder", list(STAND_INS), indirect=True)
+@pytest.mark.parametrize("encoder", list(TOY_MODELS), indirect=True)
 @pytest.mark.parametrize("size", [(32, 64), (48, 32)])
 def test_logits_are_at_half_the_image(encoder, size: tuple[int, int], images) -> None:
     decoder = LightDecoder(encoder.spec, CLASSES)

@@ -16,7 +16,7 @@ from kdbench.errors import KdbenchError
 from kdbench.models.backbones import cut
 from kdbench.models.pretrained import Pretrained
 from kdbench.models.real import build_real
-from kdbench.models.registry import find_role, parse_pair
+from kdbench.models.registry import find_model, parse_pair
 from kdbench.models.segmentor import seeded
 from kdbench.plugins import load_method
 from kdbench.types import IGNORE, FeatureSpec, PairSpec
@@ -246,7 +246,7 @@ def fits(state: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
 
 def test_weights_are_found_by_the_configs_name_or_by_that_of_its_weights(d2: ModuleType, tmp_path: Path) -> None:
     name = small(tmp_path / "configs", WEIGHTS="detectron2://ImageNetPretrained/R-18.pkl")
-    weights, role = trained(d2, name), find_role(name)
+    weights, role = trained(d2, name), find_model(name)
     for file in ("R-18.pth", "mine.safetensors"):
         folder = tmp_path / file
         folder.mkdir()
@@ -287,7 +287,7 @@ def test_a_local_file_that_the_config_names_is_read_and_one_in_the_folder_comes_
 
 def test_a_config_that_names_no_weights_starts_from_random_ones_that_train(d2: ModuleType, tmp_path: Path) -> None:
     name = small(tmp_path)
-    role, pretrained = find_role(name), Pretrained(tmp_path)
+    role, pretrained = find_model(name), Pretrained(tmp_path)
     encoder, state = pretrained.build(role), pretrained.load(name)
     assert kinds(encoder) == {"BatchNorm2d"}
     encoder.load_state_dict(state, strict=True)
@@ -301,7 +301,7 @@ def test_a_config_that_names_no_weights_starts_from_random_ones_that_train(d2: M
 
 def test_the_key_follows_what_the_config_computes_and_not_where_it_lies(d2: ModuleType, tmp_path: Path) -> None:
     def key(name: str) -> str:
-        return Pretrained().key(find_role(name))
+        return Pretrained().key(find_model(name))
 
     plain = key(small(tmp_path / "a"))
     assert key(small(tmp_path / "b", "other.yaml")) == plain
@@ -362,7 +362,7 @@ def test_other_networks_files_are_refused(d2: ModuleType, tmp_path: Path) -> Non
 
 
 def test_the_head_is_for_our_classes_and_drawn_by_whoever_asks(d2: ModuleType) -> None:
-    encoder = build_real(find_role(NAME), trained=False)
+    encoder = build_real(find_model(NAME), trained=False)
 
     def predictor(*purpose: object) -> Tensor:
         return seeded(lambda: encoder.own_decoder(7), *purpose).head.predictor.weight

@@ -8,10 +8,10 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 from kdbench.errors import KdbenchError
-from kdbench.models.backbones import Encoder, TokenEncoder, build_stand_in, cut
+from kdbench.models.backbones import Encoder, TokenEncoder, build_toy, cut
 from kdbench.models.geometry import Geometry
 from kdbench.models.real import SamEncoder, build_real
-from kdbench.models.registry import ROLES, find_role
+from kdbench.models.registry import MODELS, find_model
 from kdbench.models.segmentor import seeded
 
 SMALL = ["timm/test_vit", "timm/test_convnext", "timm/test_byobnet", "timm/mobilenetv3_small_050", "mit-b0", "resnet18"]
@@ -20,7 +20,7 @@ LARGE = ["dinov2-s", "dinov2-s-reg", "dinov3-s", "eva02-s", "clip-b", "sam-b", "
 
 
 def built(name: str) -> Encoder:
-    return seeded(lambda: build_real(find_role(name)), "test", name).eval()
+    return seeded(lambda: build_real(find_model(name)), "test", name).eval()
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
@@ -91,7 +91,7 @@ def test_another_patch_size_and_back_through_the_weights() -> None:
 
 def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
     with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
-        build_real(find_role("timm/resnet5"))
+        build_real(find_model("timm/resnet5"))
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
 )
 def test_what_cannot_be_built_is_an_error_of_one_paragraph(name: str, message: str) -> None:
     with pytest.raises(KdbenchError, match=message) as error:
-        build_real(find_role(name))
+        build_real(find_model(name))
     assert len(str(error.value)) < 1500
 
 
 def test_mit_is_no_convolutional_network_for_real_and_as_a_stand_in() -> None:
-    assert not build_real(find_role("mit-b0")).spec.convolutional
-    assert not build_stand_in(find_role("mit-b0")).spec.convolutional
+    assert not build_real(find_model("mit-b0")).spec.convolutional
+    assert not build_toy(find_model("mit-b0")).spec.convolutional
 
 
 @torch.no_grad()
@@ -135,4 +135,4 @@ def test_sams_encoder_pads_an_image_that_its_patches_do_not_divide() -> None:
 
 
 def test_every_role_names_a_network() -> None:
-    assert all(role.network and role.weights for role in ROLES.values())
+    assert all(role.network and role.weights for role in MODELS.values())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.models.registry import CNN_PAIRS, PAPER_PAIRS, ROLES, find_role, parse_pair
-from kdbench.models.toy import Zoo
+from kdbench.models.registry import CNN_PAIRS, MODELS, PAPER_PAIRS, find_model, parse_pair
+from kdbench.models.toy import ToyModels
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_an_unknown_model_is_named_with_the_nearest_one(text: str, asked: str, n
     assert f"Did you mean '{nearest}" in message
 
 
-@pytest.mark.parametrize("teacher", [name for name, role in ROLES.items() if role.family == "local"])
+@pytest.mark.parametrize("teacher", [name for name, role in MODELS.items() if role.family == "local"])
 def test_a_local_model_cannot_teach(teacher: str) -> None:
     with pytest.raises(KdbenchError, match="cannot teach") as caught:
         parse_pair(f"{teacher}:resnet18")
     listed = str(caught.value).split("Teachers: ")[1].rstrip(".").split(", ")
-    assert listed == [name for name, role in ROLES.items() if role.family == "foundation"]
+    assert listed == [name for name, role in MODELS.items() if role.family == "foundation"]
 
 
 @pytest.mark.parametrize("text", [*PAPER_PAIRS, *CNN_PAIRS])
@@ -69,7 +69,7 @@ def test_the_papers_pairs_come_in_both_families() -> None:
 
 
 def test_roles_are_found_by_their_own_name() -> None:
-    assert all(role.name == name for name, role in ROLES.items())
+    assert all(role.name == name for name, role in MODELS.items())
 
 
 @pytest.mark.parametrize("config", ["Misc/semantic_R_50_FPN_1x.yaml", "/home/me/fpn.yaml"])
@@ -77,7 +77,7 @@ def test_a_config_of_detectron2_is_a_student_with_a_decoder_of_its_own(config: s
     pair = parse_pair(f"dinov2-b:detectron2/{config}")
     assert (pair.name, pair.family) == (f"dinov2-b:detectron2/{config}", "F2L")
     assert (pair.student.network, pair.student.decoder) == (config, "its config's head")
-    assert not any(role.decoder for role in ROLES.values())
+    assert not any(role.decoder for role in MODELS.values())
     with pytest.raises(KdbenchError, match="is a local model and cannot teach"):
         parse_pair(f"detectron2/{config}:resnet50")
 
@@ -85,4 +85,4 @@ def test_a_config_of_detectron2_is_a_student_with_a_decoder_of_its_own(config: s
 @pytest.mark.parametrize("name", ["timm/resnet50", "detectron2/Misc/semantic_R_50_FPN_1x.yaml"])
 def test_what_is_named_by_hand_has_no_stand_in(name: str) -> None:
     with pytest.raises(KdbenchError, match=f"unknown stand-in of the mini zoo '{name}'.*--protocol paper"):
-        Zoo().build(find_role(name))
+        ToyModels().build(find_model(name))

@@ -10,10 +10,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from kdbench.cli import app
-from kdbench.engine.grid import make_lab
+from kdbench.engine.grid import make_context
 from kdbench.errors import KdbenchError
 from kdbench.models.card import SHIPPED, Rung
-from kdbench.models.toy import Zoo
+from kdbench.models.toy import ToyModels
 from kdbench.progress import Silent
 from kdbench.tools.pretraining import courses, ladder
 from kdbench.tools.pretraining.courses import LADDER
@@ -27,10 +27,10 @@ def test_every_rung_is_trained_for_and_probed(tmp_path: Path, make_spec, monkeyp
     small = tuple((objective, recipe.model_copy(update=short)) for objective, recipe in LADDER)
     monkeypatch.setattr(ladder, "LADDER", small)
     school = make_school(tmp_path / "store", tmp_path, "cpu", Silent())
-    lab = make_lab(make_spec(), Silent())
-    rungs = list(climb(school, lab, ["g2c", "p2r"], tmp_path))
+    context = make_context(make_spec(), Silent())
+    rungs = list(climb(school, context, ["g2c", "p2r"], tmp_path))
     assert [rung.objective for rung in rungs] == [objective for objective, _ in LADDER]
-    cards = [Zoo(tmp_path / rung.objective.replace(" ", "")).card(ROLE) for rung in rungs]
+    cards = [ToyModels(tmp_path / rung.objective.replace(" ", "")).card(ROLE) for rung in rungs]
     assert [(card.objective, card.recipe["steps"], card.teacher) for card in cards] == [
         (objective, 2, None) for objective, _ in LADDER
     ]
@@ -52,14 +52,14 @@ def test_the_command_writes_a_table_and_tells_the_cards(tmp_path: Path, monkeypa
     ]
     monkeypatch.setattr(ladder, "climb", lambda *_: iter(rungs))
     monkeypatch.setattr("kdbench.cli.models.servable", lambda _: ["c2a"])
-    zoo = Zoo(shutil.copytree(SHIPPED, tmp_path / "zoo"))
-    done = ladder_command(tmp_path, zoo.folder)
+    models = ToyModels(shutil.copytree(SHIPPED, tmp_path / "models"))
+    done = ladder_command(tmp_path, models.folder)
     assert done.exit_code == 0, done.output
     table = (tmp_path / "out" / "ladder.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["objective", "c2a: source", "c2a: targets"]
     assert rows[2:] == [[rung.objective, str(rung.source["c2a"]), str(rung.targets["c2a"])] for rung in rungs]
-    assert zoo.card("eva02-b").ladder == tuple(rungs)
+    assert models.card("eva02-b").ladder == tuple(rungs)
 
 
 def test_cards_that_are_none_are_told_before_the_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench.models.backbones import build_stand_in
-from kdbench.models.registry import ROLES
+from kdbench.models.backbones import build_toy
+from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import seeded
 from kdbench.synthetic import COARSE, OBJECTS
 from kdbench.tools.pretraining.lessons import Lesson
@@ -30,7 +30,7 @@ BATCH, HEIGHT, WIDTH = 4, 32, 64
 
 @pytest.fixture
 def encoder():
-    return seeded(lambda: build_stand_in(ROLES["deit-s"]), "test")
+    return seeded(lambda: build_toy(MODELS["deit-s"]), "test")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_objects_is_a_cross_entropy_of_the_pooled_feature(encoder, lesson) -> No
 
 
 def test_feature_modelling_compares_with_layer_normalised_features(encoder, lesson) -> None:
-    target = seeded(lambda: build_stand_in(ROLES["dinov2-b"]), "target")
+    target = seeded(lambda: build_toy(MODELS["dinov2-b"]), "target")
     objective = FeatureModelling(encoder, target, hidden=0.0)
     goal = target(lesson.views[0]).pooled.detach().double().numpy()
     goal = (goal - goal.mean(1, keepdims=True)) / np.sqrt(goal.var(1, keepdims=True) + 1e-5)
@@ -93,7 +93,7 @@ def test_feature_modelling_compares_with_layer_normalised_features(encoder, less
 
 
 def test_a_target_encoder_neither_trains_nor_stands_in_a_checkpoint(encoder, lesson) -> None:
-    target = seeded(lambda: build_stand_in(ROLES["dinov2-b"]), "target")
+    target = seeded(lambda: build_toy(MODELS["dinov2-b"]), "target")
     objective = FeatureModelling(encoder, target, hidden=0.4)
     sum(objective.loss(lesson).values()).backward()
     assert all(p.grad is None for p in target.parameters())
@@ -101,7 +101,7 @@ def test_a_target_encoder_neither_trains_nor_stands_in_a_checkpoint(encoder, les
 
 
 def test_hiding_a_part_changes_the_prediction(encoder, lesson) -> None:
-    target = seeded(lambda: build_stand_in(ROLES["dinov2-b"]), "target")
+    target = seeded(lambda: build_toy(MODELS["dinov2-b"]), "target")
     whole, masked = (FeatureModelling(encoder, target, hidden) for hidden in (0.0, 0.4))
     masked.load_state_dict(whole.state_dict())
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kdbench.errors import KdbenchError
-from kdbench.models.registry import ROLES, STAND_INS
-from kdbench.models.toy import Zoo
+from kdbench.models.registry import MODELS, TOY_MODELS
+from kdbench.models.toy import ToyModels
 from kdbench.progress import Silent
 from kdbench.protocol import Augmentation, Recipe
 from kdbench.tools.pretraining import courses, train
@@ -22,7 +22,7 @@ from kdbench.tools.pretraining.train import School, make_school
 def school(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> School:
     monkeypatch.setitem(courses.IMAGES, "web", 12)
     monkeypatch.setitem(courses.IMAGES, "proxy", 12)
-    return make_school(tmp_path / "store", tmp_path / "zoo", "cpu", Silent())
+    return make_school(tmp_path / "store", tmp_path / "models", "cpu", Silent())
 
 
 def short(role: str, steps: int = 3, **changes: object) -> Course:
@@ -34,11 +34,11 @@ def short(role: str, steps: int = 3, **changes: object) -> Course:
 @pytest.mark.parametrize("role", ["dinov2-s", "eva02-s", "deit-s", "dino-s", "resnet18", "mit-b0"])
 def test_a_course_ends_in_weights_that_fit_and_a_card(school: School, role: str) -> None:
     card = school.train(short(role))
-    assert school.zoo.check(role) == card
+    assert school.models.check(role) == card
     assert card.command == f"kdbench models train {role}"
     assert card.recipe["steps"] == 3
     assert all(len(curve) == 3 for curve in card.losses.values())
-    assert torch.float16 not in {tensor.dtype for tensor in school.zoo.load(role).values()}
+    assert torch.float16 not in {tensor.dtype for tensor in school.models.load(role).values()}
 
 
 def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(
@@ -77,19 +77,19 @@ def test_a_second_training_reads_the_store(school: School, monkeypatch: pytest.M
 def test_a_teacher_of_the_same_folder_goes_before_the_one_shipped(school: School) -> None:
     own = school.train(short("dinov2-l")).sha256
     assert school.teachers("dinov2-l").card("dinov2-l").sha256 == own
-    assert school.teachers("eva02-l") == Zoo()
+    assert school.teachers("eva02-l") == ToyModels()
 
 
 def test_every_stand_in_has_a_course_and_no_local_one_sees_the_web() -> None:
-    assert set(COURSES) == set(STAND_INS)
+    assert set(COURSES) == set(TOY_MODELS)
     for name, course in COURSES.items():
-        assert course.collection == ("web" if ROLES[name].family == "foundation" else "proxy")
-        assert course.teacher is None or ROLES[course.teacher].family == ROLES[name].family == "foundation"
+        assert course.collection == ("web" if MODELS[name].family == "foundation" else "proxy")
+        assert course.teacher is None or MODELS[course.teacher].family == MODELS[name].family == "foundation"
 
 
 @pytest.mark.parametrize("role", COURSES)
 def test_what_is_shipped_was_trained_by_its_course(role: str) -> None:
-    course, card = COURSES[role], Zoo().card(role)
+    course, card = COURSES[role], ToyModels().card(role)
     assert (card.collection, card.objective, card.teacher) == (course.collection, course.objective, course.teacher)
     assert card.images == courses.IMAGES[course.collection]
     # A field that came after a card was written had its default then.

@@ -24,11 +24,13 @@ def counts(miou: float, classes: int = 3, pixels: int = 1000) -> np.ndarray:
     return np.eye(classes, dtype=np.int64) * right + np.roll(np.eye(classes, dtype=np.int64), 1, axis=1) * wrong
 
 
-def make_domain(name: str, role: str, confusion: np.ndarray, world: str = WORLD) -> DomainResult:
+def make_domain(name: str, role: str, confusion: np.ndarray, data_source: str = WORLD) -> DomainResult:
     """A domain's counts with four points, the last of which is what the others are rougher versions of."""
     rougher = [np.roll(confusion, shift, axis=1) for shift in (3, 2, 1)]
     earlier = np.stack([hits(guess)[:2] for guess in rougher])
-    return DomainResult(domain=name, role=role, world=world, images=48, confusion=confusion, earlier=earlier)
+    return DomainResult(
+        domain=name, role=role, data_source=data_source, images=48, confusion=confusion, earlier=earlier
+    )
 
 
 def make_record(
@@ -39,16 +41,16 @@ def make_record(
     stages: list[StageResult] | None = None,
     error: str | None = None,
     deployed: int = 183_456,
-    worlds: dict[str, str] | None = None,
+    data_sources: dict[str, str] | None = None,
     **resolved: Any,
 ) -> Record:
     """A record of mIoU in percent by domain; error makes it a failed one; everything else replaces a resolved field."""
-    worlds = worlds or {}
+    data_sources = data_sources or {}
     cell = cell_of(**resolved)
     if domains is None:
         roles = {"target": targets or {"cityscapes": 40.0}, "source": {"gtav": 60.0} if sources is None else sources}
         domains = [
-            make_domain(name, role, counts(miou), worlds.get(name, cell.world))
+            make_domain(name, role, counts(miou), data_sources.get(name, cell.data_source))
             for role, scores in roles.items()
             for name, miou in scores.items()
         ]
@@ -77,19 +79,19 @@ def cell_of(**resolved: Any) -> Resolved:
         "protocol": "mini",
         "protocol_id": "mini-1a2b3c4d",
         "decoder": "light",
-        "world": WORLD,
+        "data_source": WORLD,
         "benchmark": "g2c",
         "classes": CLASSES,
         "teacher": "dinov2-l",
         "student": "resnet50",
-        "zoo": "mini",
+        "model_set": "toy-v1",
         "family": "F2L",
         "method": "gkd",
         "role": "distilled",
-        "knobs": {},
+        "options": {},
         "variant": "",
         "seed": 0,
-        "remark": "",
+        "footnote": "",
         "key": "0123456789abcdef",
     } | resolved
     if fields["role"] == "teacher":

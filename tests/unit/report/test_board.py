@@ -105,9 +105,9 @@ def test_classes_are_blank_where_a_target_is_missing(make_record) -> None:
 
 def test_the_source_is_what_was_trained_on_even_if_nothing_validates_it(make_record) -> None:
     stage = StageResult(
-        name="task", phase="task", key="0", data={"gtav": "real"}, steps=1, images=1, student_passes=1, losses={}
+        name="task", phase="task", key="0", data={"gtav": "real"}, steps=1, images=1, student_forwards=1, losses={}
     )
-    board = one(make_record(sources={}, stages=[stage], world="real", zoo="pretrained"))
+    board = one(make_record(sources={}, stages=[stage], data_source="real", model_set="pretrained"))
     assert (board.validated, board.sources) == ((), ("gtav",))
     assert (board.rows[0].source, board.rows[0].gap) == (None, None)
 
@@ -144,27 +144,27 @@ def test_a_failed_undistilled_student_leaves_the_comparison_with_the_best(make_r
 def test_seeds_of_different_domains_are_blank(make_record) -> None:
     row = one(make_record(score(20)), make_record({"bdd100k": 40.0}, seed=1)).rows[0]
     assert (row.targets, row.mean, row.source) == ((None, None), None, None)
-    assert "different domains" in row.remark
+    assert "different domains" in row.footnote
 
 
 def test_a_failed_seed_leaves_its_row_blank(make_record) -> None:
     row = one(make_record(score(20)), make_record(error="no memory\nTraceback", seed=1)).rows[0]
-    assert (row.seeds, row.mean, row.remark) == ((0, 1), None, "seed 1 failed: no memory")
+    assert (row.seeds, row.mean, row.footnote) == ((0, 1), None, "seed 1 failed: no memory")
 
 
 def test_a_failed_record_is_a_row_of_blanks(make_record) -> None:
     row = one(make_record(score(20), method="kd"), make_record(error="no memory\nTraceback")).rows[1]
     assert (row.method, row.targets, row.source, row.parameters) == ("gkd", (None,), None, None)
-    assert row.remark == "failed: no memory"
+    assert row.footnote == "failed: no memory"
 
 
 @pytest.mark.parametrize(
     "other",
     [
         {"protocol_id": "mini-00000000"},
-        {"world": "real"},
-        {"world": "synthetic-2"},
-        {"worlds": {"gtav": "synthetic-2"}},
+        {"data_source": "real"},
+        {"data_source": "synthetic-2"},
+        {"data_sources": {"gtav": "synthetic-2"}},
         {"benchmark": "g2b"},
         {"teacher": "dinov2-b"},
         {"student": "resnet18"},
@@ -180,7 +180,8 @@ def test_what_may_not_be_ranked_together_is_apart(make_record, other: dict) -> N
 def test_two_world_versions_are_apart_however_they_are_mixed(make_record) -> None:
     targets = {"acdc-night": 30.0, "acdc-snow": 50.0}
     mixed = [
-        make_record(targets, method=m, worlds={name: "synthetic-2"}) for m, name in zip("ab", targets, strict=True)
+        make_record(targets, method=m, data_sources={name: "synthetic-2"})
+        for m, name in zip("ab", targets, strict=True)
     ]
     assert [methods(board) for board in boards(map(Entry, mixed))] in ([["a"], ["b"]], [["b"], ["a"]])
 
@@ -206,12 +207,12 @@ def test_nothing_small_or_drawn_goes_by_a_bare_name(make_record) -> None:
     board = one(make_record())
     assert board.models == ("mini:dinov2-l", "mini:resnet50")
     assert (board.columns, board.validated) == (("synthetic cityscapes-like",), ("synthetic gtav-like",))
-    assert board.worlds == {"synthetic cityscapes-like": "synthetic-1", "synthetic gtav-like": "synthetic-1"}
+    assert board.data_sources == {"synthetic cityscapes-like": "synthetic-1", "synthetic gtav-like": "synthetic-1"}
     assert board.title == "synthetic likeness of GTAV to Cityscapes"
 
 
 def test_real_things_go_by_their_names(make_record) -> None:
-    board = one(make_record(world="real", zoo="published"))
+    board = one(make_record(data_source="real", model_set="published"))
     assert (board.models, board.columns, board.validated) == (("dinov2-l", "resnet50"), ("cityscapes",), ("gtav",))
     assert board.title == "GTAV to Cityscapes"
 
@@ -234,7 +235,7 @@ def test_a_run_replaces_the_same_cell_of_the_reference(tmp_path: Path, make_reco
 def test_a_row_that_is_partly_reference_says_which_seeds(make_record) -> None:
     entries = [Entry(make_record(seed=seed), reference=seed > 0) for seed in range(3)]
     row = boards(entries)[0].rows[0]
-    assert (row.reference, row.remark) == (False, "seeds 1, 2: reference")
+    assert (row.reference, row.footnote) == (False, "seeds 1, 2: reference")
 
 
 def test_invalid_files_are_reported_and_harm_nothing(tmp_path: Path, make_record, write) -> None:
@@ -304,26 +305,27 @@ def test_no_records_at_all_says_where_and_what_to_type(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_was_run_before_a_knob_existed_is_averaged_with_later_ones(make_record) -> None:
-    knobs = ({"temperature": 2.0}, {"temperature": 2.0, "values": "student"})
+    options = ({"temperature": 2.0}, {"temperature": 2.0, "values": "student"})
     entries = [
-        Entry(make_record({"cityscapes": 40.0 + 2 * seed}, seed=seed, knobs=known)) for seed, known in enumerate(knobs)
+        Entry(make_record({"cityscapes": 40.0 + 2 * seed}, seed=seed, options=known))
+        for seed, known in enumerate(options)
     ]
     (board,) = boards(entries)
     (row,) = board.rows
     assert row.targets[0] == pytest.approx(41.0)
-    assert "knobs" not in row.remark
+    assert "options" not in row.footnote
 
 
 def test_seeds_with_different_knobs_are_not_averaged(make_record) -> None:
     """As a label that was given to two settings would do."""
     entries = [
-        Entry(make_record({"cityscapes": 40.0 + seed}, seed=seed, variant="warm", knobs={"temperature": 2.0 + seed}))
+        Entry(make_record({"cityscapes": 40.0 + seed}, seed=seed, variant="warm", options={"temperature": 2.0 + seed}))
         for seed in (0, 1)
     ]
     (board,) = boards(entries)
     (row,) = board.rows
     assert row.targets == (None,)
-    assert "different knobs" in row.remark
+    assert "different knobs" in row.footnote
 
 
 def began_with(make_record, weights: list[str], method: str = "cwd", role: str = "distilled") -> list[Entry]:
@@ -340,7 +342,7 @@ def test_a_seed_of_another_student_is_not_averaged_with_the_rest(make_record) ->
     (row,) = board.rows
     assert row.targets == (None,)
     assert (
-        row.remark
+        row.footnote
         == "blank: seed 2 began with other weights of resnet50 than most records of this board; run all with the same"
     )
 

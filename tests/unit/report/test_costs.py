@@ -14,7 +14,7 @@ from kdbench.units import amount
 
 def stage(name: str, passes: int, flops: int | None) -> StageResult:
     return StageResult(
-        name=name, phase="task", key="k", data={}, steps=10, images=80, student_passes=passes, flops=flops, losses={}
+        name=name, phase="task", key="k", data={}, steps=10, images=80, student_forwards=passes, flops=flops, losses={}
     )
 
 

@@ -53,7 +53,7 @@ def test_json_holds_what_the_boards_hold(found: list[Board]) -> None:
     assert (rows["gkd"]["mean"], rows["gkd"]["targets"], rows["gkd"]["to_undistilled"]) == (
         None, {"synthetic cityscapes-like": None}, None
     )  # fmt: skip
-    assert rows["gkd"]["remark"] == "failed: stopped"
+    assert rows["gkd"]["footnote"] == "failed: stopped"
 
 
 def test_json_holds_the_summaries(found: list[Board]) -> None:

@@ -31,7 +31,7 @@ PASSES = {"plain": 1_000, "kd": 2_000, "cwd": 4_000}
 def stage(name: str = "task", passes: int = 1_000, flops: int | None = None, **losses: list[float]) -> StageResult:
     return StageResult(
         name=name, phase="task", key="0", data={"gtav": "synthetic-1"}, steps=10, images=passes,
-        student_passes=passes, flops=flops, losses=losses,
+        student_forwards=passes, flops=flops, losses=losses,
     )  # fmt: skip
 
 

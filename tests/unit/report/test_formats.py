@@ -20,7 +20,7 @@ def found(make_record) -> list[Table]:
     """The tables of two boards with different targets, a failed row, remarks, a reference row and several seeds."""
     rows = [("kd", 30.0), ("cwd", 42.0), ("fitnet", 36.0)]
     entries = [
-        Entry(make_record({"cityscapes": value}, method=name, remark="odd & new_", seed=seed))
+        Entry(make_record({"cityscapes": value}, method=name, footnote="odd & new_", seed=seed))
         for name, value in rows
         for seed in (1, 2)
     ]

@@ -32,17 +32,19 @@ CLASSES = ("road", "building", "sky")
 LICENCE = "ACDC, adverse conditions (ACDC licence: non-commercial research)"
 
 
-def scene(domain: str, index: int, shape: tuple[int, int] = (4, 6), world: str = "synthetic-1") -> Scene:
+def scene(domain: str, index: int, shape: tuple[int, int] = (4, 6), data_source: str = "synthetic-1") -> Scene:
     """An image of noise, with a label that has all classes and a corner to ignore."""
     label = np.resize(np.array([0, 1, 2], np.uint8), shape)
     label[0, 0] = 255
     image = np.random.default_rng(index).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    return Scene(domain, index, world, LICENCE if world == "real" else "", image, label)
+    return Scene(domain, index, data_source, LICENCE if data_source == "real" else "", image, label)
 
 
-def two_scenes(world: str = "synthetic-1") -> Samples:
+def two_scenes(data_source: str = "synthetic-1") -> Samples:
     """Images of two sizes, as some data sets have them."""
-    return Samples(CLASSES, PALETTE, (scene("acdc-night", 3, world=world), scene("acdc-fog", 12, (6, 4), world)))
+    return Samples(
+        CLASSES, PALETTE, (scene("acdc-night", 3, data_source=data_source), scene("acdc-fog", 12, (6, 4), data_source))
+    )
 
 
 def all_of(classes: int, samples: Samples) -> list[np.ndarray]:
@@ -98,7 +100,7 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert (found.classes, found.palette, found.identity) == (CLASSES, PALETTE, samples.identity)
     assert found.licences == (LICENCE,)
     for one, other in zip(found.scenes, samples.scenes, strict=True):
-        assert (one.name, one.world, one.licence) == (other.name, other.world, other.licence)
+        assert (one.name, one.data_source, one.licence) == (other.name, other.data_source, other.licence)
         assert np.array_equal(one.image, other.image)
         assert np.array_equal(one.label, other.label)
     assert read_samples(tmp_path / "nothing") is None
@@ -113,7 +115,7 @@ def test_samples_are_written_again_only_where_they_differ(tmp_path: Path) -> Non
     assert (tmp_path / SAMPLES).stat().st_ino != first
     found = read_samples(tmp_path)
     assert found is not None
-    assert found.scenes[0].world == "real"
+    assert found.scenes[0].data_source == "real"
 
 
 def test_predictions_belong_to_one_record_and_to_its_samples(keep) -> None:
@@ -175,7 +177,7 @@ def test_the_seed_is_the_lowest_of_those_that_most_rows_have(tmp_path: Path, kee
 def test_real_images_are_shown_only_on_request_and_with_their_licence(tmp_path: Path, keep) -> None:
     samples = two_scenes("real")
     for method, role in (("plain", "undistilled"), ("gkd", "distilled")):
-        keep(method, role, 1, samples=samples, world="real")
+        keep(method, role, 1, samples=samples, data_source="real")
     hidden, asked = shown(tmp_path), shown(tmp_path, include_images=True)
     assert hidden.rows == ()
     assert "--include-images" in hidden.note
@@ -187,7 +189,7 @@ def test_real_images_are_shown_only_on_request_and_with_their_licence(tmp_path: 
 
 
 def test_drawn_images_beside_real_ones_stay(tmp_path: Path, keep) -> None:
-    mixed = Samples(CLASSES, PALETTE, (scene("acdc-night", 3, world="real"), scene("acdc-fog", 12)))
+    mixed = Samples(CLASSES, PALETTE, (scene("acdc-night", 3, data_source="real"), scene("acdc-fog", 12)))
     keep("gkd", "distilled", 1, samples=mixed)
     assert [row.domain for row in shown(tmp_path).rows] == ["synthetic acdc-fog-like"]
     assert len(shown(tmp_path, include_images=True).rows) == 2

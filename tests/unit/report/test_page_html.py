@@ -27,7 +27,9 @@ def found(make_record) -> list[Board]:
     """Two benchmarks of a pair and a third one: distilled rows, a failed one, variants with hostile names."""
     losses = {"task": [2.0, 1.0], "kd": [0.3, 0.1]}
     stages = [
-        StageResult(name="joint", phase="task", key="0", data={}, steps=5, images=20, student_passes=20, losses=losses)
+        StageResult(
+            name="joint", phase="task", key="0", data={}, steps=5, images=20, student_forwards=20, losses=losses
+        )
     ]
     entries = [
         Entry(make_record({"cityscapes": score + seed}, method=name, seed=seed, stages=stages, benchmark=benchmark))
@@ -45,7 +47,7 @@ def found(make_record) -> list[Board]:
             Entry(make_record({"cityscapes": 55.5}, role="teacher"), reference=True),
             Entry(make_record(error="no memory <at all>\nTraceback")),
             Entry(
-                make_record({"cityscapes": 33.0}, method="kd", variant="<script>alert(1)</script>&$x$", remark="<b>")
+                make_record({"cityscapes": 33.0}, method="kd", variant="<script>alert(1)</script>&$x$", footnote="<b>")
             ),
             Entry(make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, {"cityscapes": 70.0}, benchmark="c2a")),
         ]

@@ -17,7 +17,13 @@ from kdbench.report.entries import Entry
 from kdbench.report.formats import render
 from kdbench.report.published import TOLERANCE, Match, Published, choose, match, read_published
 
-REAL = {"protocol": "paper", "protocol_id": "paper-1", "world": "real", "zoo": "pretrained", "student": "deit-b"}
+REAL = {
+    "protocol": "paper",
+    "protocol_id": "paper-1",
+    "data_source": "real",
+    "model_set": "pretrained",
+    "student": "deit-b",
+}
 
 
 def number(column: str = "g2c", miou: float = 50.0, **fields: str) -> Published:
@@ -102,7 +108,7 @@ def test_reproduced_is_within_the_tolerance(measured, published: float, status: 
 @pytest.mark.parametrize(
     "cell",
     [
-        {"world": "synthetic-1"},
+        {"data_source": "synthetic-1"},
         {"protocol": "mini", "protocol_id": "mini-1"},
         {"protocol_id": "paper-equal-1"},
         {"student": "resnet50"},
@@ -119,7 +125,7 @@ def test_what_is_not_the_same_cell_is_not_compared(measured, cell: dict) -> None
 
 
 @pytest.mark.parametrize(
-    "other", [{"student": "resnet50"}, {"label_fraction": "1/16"}, {"world": "synthetic-1"}], ids=str
+    "other", [{"student": "resnet50"}, {"label_fraction": "1/16"}, {"data_source": "synthetic-1"}], ids=str
 )
 def test_a_board_that_is_not_compared_takes_nothing_from_one_that_is(measured, other: dict) -> None:
     held = measured({"targets": {"cityscapes": 50.0}}, {"targets": {"cityscapes": 30.0}} | other)

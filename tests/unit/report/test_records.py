@@ -40,14 +40,14 @@ def large_record(make_record: Any, make_domain: Any) -> Record:
     stages = [
         StageResult(
             data={"cityscapes": "synthetic-1"},
-            name=name, phase=name, key="0123456789abcdef", steps=240, images=3840, student_passes=7680,
+            name=name, phase=name, key="0123456789abcdef", steps=240, images=3840, student_forwards=7680,
             losses={term: [float(f"{x:.5g}") for x in rng.random(10)] for term in ("token", "feature", "patch")},
         )
         for name in ("proxy", "source", "task")
     ]  # fmt: skip
-    knobs = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
+    options = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
     classes = list(CITYSCAPES.classes)
-    return make_record(domains=domains, stages=stages, benchmark="c2a", classes=classes, knobs=knobs)
+    return make_record(domains=domains, stages=stages, benchmark="c2a", classes=classes, options=options)
 
 
 def test_round_trip(tmp_path: Path, make_record, make_domain, write) -> None:

@@ -29,7 +29,7 @@ def run(make_record):
     def domain(name: str, role: str, curve: tuple[float, ...]) -> DomainResult:
         *earlier, last = (counts(value) for value in curve)
         rates = np.array([hits(each)[:2] for each in earlier]).reshape(-1, 2, 3)
-        return DomainResult(domain=name, role=role, world="synthetic-1", images=48, confusion=last, earlier=rates)
+        return DomainResult(domain=name, role=role, data_source="synthetic-1", images=48, confusion=last, earlier=rates)
 
     def of(targets: dict[str, tuple[float, ...]], source: tuple[float, ...] | None = None) -> Record:
         domains = [domain(name, "target", curve) for name, curve in targets.items()]

@@ -9,7 +9,7 @@ from kdbench.report.entries import Entry
 from kdbench.report.summary import Summary, families, summaries
 
 SOURCES = {"g2c": "gtav", "g2b": "gtav", "c2a": "cityscapes"}
-ROLES = {"teacher": "teacher", "plain": "undistilled"}
+MODELS = {"teacher": "teacher", "plain": "undistilled"}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def summarised(make_record):
                     benchmark=benchmark,
                     method=method,
                     seed=seed,
-                    role=ROLES.get(method, "distilled"),
+                    role=MODELS.get(method, "distilled"),
                     **cell,
                 )
             )
@@ -103,20 +103,20 @@ def test_worlds_and_pairs_are_never_mixed(summarised) -> None:
     first = summarised.entries({("g2c", "a", 0): 10.0})
     for other in (
         {"protocol_id": "mini-00000000"},
-        {"world": "real"},
+        {"data_source": "real"},
         {"student": "resnet18"},
         {"label_fraction": "1/2"},
     ):
         second = summarised.entries({("c2a", "a", 0): 10.0}, **other)
         assert summaries(boards(first + second)) == []
-    stray = summarised.entries({("c2a", "a", 0): 10.0}, worlds={"target-c2a": "real"})
+    stray = summarised.entries({("c2a", "a", 0): 10.0}, data_sources={"target-c2a": "real"})
     assert summaries(boards(first + stray)) == []
 
 
 def test_versions_of_the_built_in_world_stand_in_one_summary(summarised) -> None:
     """Of a benchmark that was run in two of them the last counts."""
-    first = summarised.entries({("g2c", "a", 0): 10.0, ("c2a", "a", 0): 50.0}, world="synthetic-v1")
-    second = summarised.entries({("c2a", "a", 0): 30.0}, world="synthetic-v2")
+    first = summarised.entries({("g2c", "a", 0): 10.0, ("c2a", "a", 0): 50.0}, data_source="synthetic-v1")
+    second = summarised.entries({("c2a", "a", 0): 30.0}, data_source="synthetic-v2")
     (summary,) = summaries(boards(first + second))
     assert {row.method: row.mean for row in summary.rows} == {"a": pytest.approx(20.0)}
     assert "world synthetic-v1 and synthetic-v2, protocol" in summary.common.conditions

@@ -135,7 +135,7 @@ def test_one_seed_beside_five_is_marked_and_neither_ranked_nor_best(runs, make_r
 
 
 def test_remarks_share_a_sign_where_they_are_the_same(make_record) -> None:
-    records = [make_record(method=name, remark="odd") for name in ("a", "b")]
+    records = [make_record(method=name, footnote="odd") for name in ("a", "b")]
     table = tables(boards([*map(Entry, records), Entry(make_record(error="no memory"), reference=True)]))[0]
     assert list(column(table, "seeds")) == ["a*", "b*", "gkd°†"]
     assert table.notes[:3] == ("* odd", "† failed: no memory", "° committed reference")
@@ -277,7 +277,7 @@ def test_summaries_and_families_come_last(make_record) -> None:
 def test_costs_and_the_front_stand_apart(make_record) -> None:
     def stage(flops: int) -> StageResult:
         return StageResult(
-            name="joint", phase="task", key="k", data={}, steps=1, images=8, student_passes=8, flops=flops, losses={}
+            name="joint", phase="task", key="k", data={}, steps=1, images=8, student_forwards=8, flops=flops, losses={}
         )
 
     records = [
