@@ -6,6 +6,7 @@ import base64
 import json
 import lzma
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -61,6 +62,43 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
+@dataclass(frozen=True, order=True)
+class CellId:
+    """Names one cell: one method on one benchmark with one pair and seed, under one protocol.
+
+    student is None, and method `teacher`, for the teacher's own row. label_fraction: share of source labels, `1/16`.
+    """
+
+    protocol_id: str
+    data_source: str
+    benchmark: str
+    teacher: str
+    student: str | None
+    method: str
+    variant: str
+    seed: int
+    label_fraction: str = "1"
+
+    @property
+    def pair(self) -> str:
+        """`teacher:student`; the teacher alone for its own row."""
+        return f"{self.teacher}:{self.student}" if self.student else self.teacher
+
+    @property
+    def label(self) -> str:
+        """`method[variant]`, as boards show it."""
+        return f"{self.method}[{self.variant}]" if self.variant else self.method
+
+    @property
+    def path(self) -> Path:
+        """protocol/data source/benchmark[@fraction]/pair/method[@variant]-sSEED.json, below a results folder."""
+        pair = f"{file_name(self.teacher)}--{file_name(self.student or 'none')}"
+        variant = f"@{self.variant}" if self.variant else ""
+        labels = "" if self.label_fraction == "1" else f"@{self.label_fraction.replace('/', '-')}"
+        name = f"{self.method}{variant}-s{self.seed}.json"
+        return Path(self.protocol_id, self.data_source, f"{self.benchmark}{labels}", pair, name)
+
+
 class Resolved(_Model):
     """What was run. Everything that a board groups, orders and labels by stands here."""
 
@@ -85,6 +123,11 @@ class Resolved(_Model):
     label_fraction: str = "1"
     footnote: str
     key: str
+
+    @property
+    def id(self) -> CellId:
+        """The cell that was run."""
+        return CellId(**{field.name: getattr(self, field.name) for field in fields(CellId)})
 
 
 class Spec(_Model):
@@ -208,12 +251,8 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_path(cell: Resolved) -> Path:
-    """protocol / world / benchmark[@fraction of labels] / pair / method[@variant]-s<seed>.json."""
-    variant = f"@{cell.variant}" if cell.variant else ""
-    pair = f"{file_name(cell.teacher)}--{file_name(cell.student or 'none')}"
-    name = f"{cell.method}{variant}-s{cell.seed}.json"
-    labels = "" if cell.label_fraction == "1" else f"@{cell.label_fraction.replace('/', '-')}"
-    return Path(cell.protocol_id, cell.data_source, f"{cell.benchmark}{labels}", pair, name)
+    """Where a cell's record lies below the results folder."""
+    return cell.id.path
 
 
 def read_record(path: Path) -> Record:

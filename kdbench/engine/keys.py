@@ -49,9 +49,10 @@ def source_of(thing: Any) -> str:
     """Digest of the module that defines a function or class, if a method's author wrote it; else its name."""
     module = inspect.getmodule(thing)
     name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
-    if module is None or not module.__file__ or not is_own_code(module.__name__, module.__file__):
+    file = getattr(module, "__file__", None)
+    if module is None or not file or not is_own_code(module.__name__, file):
         return name
-    return _file_digest(module.__name__, module.__file__)
+    return _file_digest(module.__name__, file)
 
 
 def method_source(method: Method) -> list[str]:

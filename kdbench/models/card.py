@@ -31,7 +31,7 @@ class Card(BaseModel):
     family: str
     architecture: dict[str, Any]
     parameters: int
-    data_source: str
+    world: str
     collection: str
     images: int
     """Pictures in the collection."""

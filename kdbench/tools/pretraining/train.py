@@ -53,7 +53,7 @@ class School:
         return self.models.write(
             course.role,
             state,
-            data_source=samples.data_source,
+            world=samples.data_source,
             collection=course.collection,
             images=len(samples),
             objective=course.objective,
