@@ -14,7 +14,7 @@ from kdbench.synthetic.domains import (
     describe,
     draw,
 )
-from kdbench.synthetic.things import COARSE
+from kdbench.synthetic.vocabulary import COARSE
 
 __all__ = [
     "CATEGORIES",

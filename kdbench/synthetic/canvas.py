@@ -1,4 +1,4 @@
-"""The drawing board: seeded dice, one packed canvas for thing, look, depth and tone, and a shadow canvas."""
+"""Seeded random numbers, and one packed canvas for thing, material, depth and tone, with a shadow canvas."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from kdbench.synthetic.things import FLAT, LOOK
+from kdbench.synthetic.vocabulary import FLAT, MATERIAL
 
-Ink = tuple[int, int, int, int]
+Fill = tuple[int, int, int, int]
 Point = tuple[float, float]
 T = TypeVar("T")
 
 
-class Dice:
+class Rng:
     """Random numbers of one purpose, seeded by a stable hash of its key."""
 
     def __init__(self, *key: object) -> None:
@@ -51,22 +51,22 @@ class Dice:
         return self._rng.standard_normal(shape, np.float32)
 
 
-def ink(thing: int, look: str, depth: int, variant: int = 8, shade: int = 10) -> Ink:
+def fill_of(thing: int, material: str, depth: int, variant: int = 8, shade: int = 10) -> Fill:
     """Pack what a shape is; shade 0..15, where 10 leaves the colour as it is."""
-    return thing, LOOK[look], depth, (variant & 15) << 4 | max(0, min(15, shade))
+    return thing, MATERIAL[material], depth, (variant & 15) << 4 | max(0, min(15, shade))
 
 
-def toned(colour: Ink, shade: int) -> Ink:
-    """The same ink, lit otherwise."""
+def shaded(colour: Fill, shade: int) -> Fill:
+    """The same fill in another shade."""
     return *colour[:3], (colour[3] & 240) | max(0, min(15, shade))
 
 
 @dataclass(frozen=True)
-class Layout:
+class SceneLayout:
     """A scene before appearance; every array is (H, W) uint8."""
 
     thing: NDArray[np.uint8]
-    look: NDArray[np.uint8]
+    material: NDArray[np.uint8]
     depth: NDArray[np.uint8]
     tone: NDArray[np.uint8]  # variant in the high four bits, shade in the low
     shadow: NDArray[np.uint8]
@@ -92,7 +92,7 @@ def _bounds(x: float, y: float, rx: float, ry: float) -> tuple[int, int, int, in
 class Canvas:
     """Shapes in pixel coordinates; later shapes cover earlier ones."""
 
-    def __init__(self, height: int, width: int, fill: Ink) -> None:
+    def __init__(self, height: int, width: int, fill: Fill) -> None:
         self.h, self.w = height, width
         self._image = Image.new("RGBA", (width, height), fill)
         self._shadow = Image.new("L", (width, height))
@@ -100,25 +100,25 @@ class Canvas:
         self._shadow_pen = ImageDraw.Draw(self._shadow)
         self.lights: list[tuple[float, float, float, str]] = []
 
-    def poly(self, points: Sequence[Point], fill: Ink) -> None:
+    def poly(self, points: Sequence[Point], fill: Fill) -> None:
         """A filled polygon."""
         self._pen.polygon(_grid(points), fill)
 
-    def rect(self, x0: float, y0: float, x1: float, y1: float, fill: Ink) -> None:
+    def rect(self, x0: float, y0: float, x1: float, y1: float, fill: Fill) -> None:
         """A filled rectangle, at least one pixel wide and high; x0 <= x1 and y0 <= y1."""
         left, top = floor(x0 + 0.5), floor(y0 + 0.5)
         right, bottom = floor(x1 + 0.5) - 1, floor(y1 + 0.5) - 1
         self._pen.rectangle((left, top, right if right > left else left, bottom if bottom > top else top), fill)
 
-    def disc(self, x: float, y: float, rx: float, ry: float, fill: Ink) -> None:
+    def disc(self, x: float, y: float, rx: float, ry: float, fill: Fill) -> None:
         """A filled ellipse."""
         self._pen.ellipse(_bounds(x, y, rx, ry), fill)
 
-    def ring(self, x: float, y: float, rx: float, ry: float, fill: Ink, width: float) -> None:
+    def ring(self, x: float, y: float, rx: float, ry: float, fill: Fill, width: float) -> None:
         """The outline of an ellipse."""
         self._pen.ellipse(_bounds(x, y, rx, ry), None, fill, max(1, _pixel(width)))
 
-    def line(self, points: Sequence[Point], fill: Ink, width: float) -> None:
+    def line(self, points: Sequence[Point], fill: Fill, width: float) -> None:
         """An open line, at least one pixel wide."""
         self._pen.line(_grid(points), fill, max(1, _pixel(width)))
 
@@ -130,10 +130,12 @@ class Canvas:
         """A polygonal shadow on whatever is flat there."""
         self._shadow_pen.polygon(_grid(points), strength)
 
-    def layout(self, horizon: int | None, ground_depth: NDArray[np.uint8] | None = None, subject: int = -1) -> Layout:
+    def layout(
+        self, horizon: int | None, ground_depth: NDArray[np.uint8] | None = None, subject: int = -1
+    ) -> SceneLayout:
         """Close the drawing; ground_depth (H,) replaces the depth of flat things."""
         packed = np.asarray(self._image)
-        thing, look, depth, tone = (np.ascontiguousarray(packed[..., channel]) for channel in range(4))
+        thing, material, depth, tone = (np.ascontiguousarray(packed[..., channel]) for channel in range(4))
         if ground_depth is not None:
             depth = np.where(FLAT[thing] > 0, ground_depth[:, None], depth)
-        return Layout(thing, look, depth, tone, np.asarray(self._shadow), tuple(self.lights), horizon, subject)
+        return SceneLayout(thing, material, depth, tone, np.asarray(self._shadow), tuple(self.lights), horizon, subject)

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.errors import KdbenchError, unknown
-from kdbench.synthetic.aerial import Town, aerial
-from kdbench.synthetic.canvas import Dice, Layout
-from kdbench.synthetic.looks import BOXES
+from kdbench.synthetic.aerial import AerialConfig, aerial
+from kdbench.synthetic.appearances import BOXES
+from kdbench.synthetic.canvas import Rng, SceneLayout
 from kdbench.synthetic.objects import SUBJECTS, subject
 from kdbench.synthetic.render import render
-from kdbench.synthetic.street import Mood, street
+from kdbench.synthetic.street import StreetConfig, street
 from kdbench.synthetic.styles import BANDS, CAUSES, TILE_H, TILE_W, Ranges, Style, sample
-from kdbench.synthetic.things import AERIAL_CLASSES, BASE, COARSE_OF, IGNORE, LABEL_OF, STREET_CLASSES
+from kdbench.synthetic.vocabulary import AERIAL_CLASSES, BASE, COARSE_OF, IGNORE, LABEL_OF, STREET_CLASSES
 
-Geometry = TypeVar("Geometry", Mood, Town)
+Geometry = TypeVar("Geometry", StreetConfig, AerialConfig)
 _NOTHING: Final[Ranges] = MappingProxyType({})
 _STYLE: Final = frozenset(name for names in CAUSES.values() for name in names)
 
@@ -61,7 +61,7 @@ class DomainSpec:
     kind: Kind
     family: str  # domains of one family show the same ground in each split
     styles: tuple[tuple[float, Ranges], ...]
-    geometry: Mood | Town | None = None
+    geometry: StreetConfig | AerialConfig | None = None
     scenes: float = 0.0  # share of street and aerial scenes in a collection
 
     @property
@@ -75,38 +75,38 @@ class DomainSpec:
         return {"street": STREET_CLASSES, "aerial": AERIAL_CLASSES, "collection": 0}[self.kind]
 
 
-_MOODS: Final[Mapping[str, Mood]] = {
-    "gtav": Mood(
+_STREETS: Final[Mapping[str, StreetConfig]] = {
+    "gtav": StreetConfig(
         lanes=(4.0, 6.5), setback=(2.0, 4.5), built=0.55, verge=0.35, traffic=0.45, parked=0.45, people=0.65,
         curve=0.005, hill=0.0008, bonnet=0.15,
     ),
-    "cityscapes": Mood(
+    "cityscapes": StreetConfig(
         horizon=(0.4, 0.46), lanes=(3.2, 4.8), built=0.66, houses=0.2, trees=0.7, parked=0.55,
         people=0.6, curve=0.003, hill=0.0004, bonnet=0.6
     ),
-    "bdd100k": Mood(
+    "bdd100k": StreetConfig(
         focal=(1.1, 1.6), horizon=(0.42, 0.5), lanes=(4.2, 7.0), built=0.6, traffic=0.7, parked=0.4, people=0.55,
         curve=0.003, bonnet=0.5
     ),
-    "mapillary": Mood(
+    "mapillary": StreetConfig(
         focal=(0.85, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.05, lanes=(2.8, 6.5), built=0.55, houses=0.5,
         curve=0.006, hill=0.0009, bonnet=0.15, junction=0.5,
     ),
-    "acdc": Mood(
+    "acdc": StreetConfig(
         lanes=(3.2, 4.8), built=0.52, houses=0.5, verge=0.35, trees=0.6, traffic=0.45, people=0.55,
         hill=0.0008, bonnet=0.25,
     ),
-    "collection": Mood(
+    "collection": StreetConfig(
         focal=(0.9, 1.7), horizon=(0.34, 0.56), height=(1.2, 2.6), roll=0.06, lanes=(2.8, 7.0), built=0.5, houses=0.5,
         curve=0.006, hill=0.0009,
     ),
 }  # fmt: skip
-_POTSDAM: Final = Town()
-_VAIHINGEN: Final = Town(
+_POTSDAM: Final = AerialConfig()
+_VAIHINGEN: Final = AerialConfig(
     extent=(46, 56), lot=(15, 20), footprint=(0.56, 0.8), flat=0.12, trees=3.0, yards=0.16, clutter=0.4
 )
 _TILED: Final = replace(_VAIHINGEN, extent=(48, 60), roof="tiles")
-_ANYWHERE: Final = Town(extent=(34, 70), roof="roof", flat=0.4, trees=3.5)
+_ANYWHERE: Final = AerialConfig(extent=(34, 70), roof="roof", flat=0.4, trees=3.5)
 
 
 def _table() -> Mapping[str, DomainSpec]:
@@ -114,10 +114,10 @@ def _table() -> Mapping[str, DomainSpec]:
         ("gtav", "cityscapes", "bdd100k", "mapillary"),
         ("acdc-night", "acdc-snow", "acdc-fog", "acdc-rain"),
     )
-    rows = [DomainSpec(name, "street", name, BOXES[name], _MOODS[name]) for name in clear]
-    rows += [DomainSpec(name, "street", name, BOXES[name], _MOODS["acdc"]) for name in adverse]
-    for name, town in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
-        rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], town))
+    rows = [DomainSpec(name, "street", name, BOXES[name], _STREETS[name]) for name in clear]
+    rows += [DomainSpec(name, "street", name, BOXES[name], _STREETS["acdc"]) for name in adverse]
+    for name, config in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
+        rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], config))
     rows.append(DomainSpec("proxy", "collection", "proxy", BOXES["proxy"], scenes=0.12))
     rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.7))
     return MappingProxyType({row.name: row for row in rows})
@@ -127,17 +127,17 @@ _ALBEDO: Final = (BASE * 255).astype(np.uint8)
 DOMAINS: Final[Mapping[str, DomainSpec]] = _table()
 
 
-def _lay_out(spec: DomainSpec, adjust: Ranges, split: str, index: int, height: int, width: int) -> Layout:
-    dice = Dice(spec.world, "layout", spec.family, split, index)
-    if isinstance(spec.geometry, Mood):
-        return street(dice, _adjusted(spec.geometry, adjust), index, height, width)
-    if isinstance(spec.geometry, Town):
-        return aerial(dice, _adjusted(spec.geometry, adjust), index, height, width)
-    if not dice.p(spec.scenes):
-        return subject(dice, dice.i(len(SUBJECTS)), height, width)
-    if dice.p(0.5):
-        return street(dice, _MOODS["collection"], dice.i(16), height, width)
-    return aerial(dice, dice.pick((_ANYWHERE, _POTSDAM, _TILED)), dice.i(4), height, width)
+def _lay_out(spec: DomainSpec, adjust: Ranges, split: str, index: int, height: int, width: int) -> SceneLayout:
+    rng = Rng(spec.world, "layout", spec.family, split, index)
+    if isinstance(spec.geometry, StreetConfig):
+        return street(rng, _adjusted(spec.geometry, adjust), index, height, width)
+    if isinstance(spec.geometry, AerialConfig):
+        return aerial(rng, _adjusted(spec.geometry, adjust), index, height, width)
+    if not rng.p(spec.scenes):
+        return subject(rng, rng.i(len(SUBJECTS)), height, width)
+    if rng.p(0.5):
+        return street(rng, _STREETS["collection"], rng.i(16), height, width)
+    return aerial(rng, rng.pick((_ANYWHERE, _POTSDAM, _TILED)), rng.i(4), height, width)
 
 
 def _adjusted(geometry: Geometry, adjust: Ranges) -> Geometry:
@@ -164,8 +164,8 @@ def check_adjustment(domain: str, adjust: Ranges) -> None:
             )
 
 
-def _style_box(spec: DomainSpec, dice: Dice) -> Ranges:
-    roll = dice.u(0, sum(weight for weight, _ in spec.styles))
+def _style_box(spec: DomainSpec, rng: Rng) -> Ranges:
+    roll = rng.u(0, sum(weight for weight, _ in spec.styles))
     for weight, box in spec.styles:
         roll -= weight
         if roll < 0:
@@ -218,12 +218,12 @@ def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ran
     if adjust:
         check_adjustment(domain, adjust)
     layout = _lay_out(spec, adjust, split, index, *size)
-    dice = Dice(spec.world, "style", domain, split, index)
-    ranges = {**_style_box(spec, dice), **{name: span for name, span in adjust.items() if name in _STYLE}}
-    image = render(layout, sample(ranges, dice), dice)
+    rng = Rng(spec.world, "style", domain, split, index)
+    ranges = {**_style_box(spec, rng), **{name: span for name, span in adjust.items() if name in _STYLE}}
+    image = render(layout, sample(ranges, rng), rng)
     label = LABEL_OF[layout.thing] if spec.classes else np.full(size, IGNORE, np.uint8)
     category = -1
     if not spec.classes:
         category = layout.object if layout.object >= 0 else len(SUBJECTS) + (layout.horizon is None)
-    albedo = _ALBEDO[layout.look, layout.tone >> 4]
+    albedo = _ALBEDO[layout.material, layout.tone >> 4]
     return Scene(np.ascontiguousarray(image), label, COARSE_OF[layout.thing], albedo, layout.depth, category)

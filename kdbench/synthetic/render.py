@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from kdbench.synthetic.canvas import Dice, Layout
+from kdbench.synthetic.canvas import Rng, SceneLayout
 from kdbench.synthetic.styles import TILE_H, TILE_W, Array, Style, colours, radius_squared, tiles
-from kdbench.synthetic.things import BLOTCH, FLAT, GRAIN, LOOK, PART, ROAD, SKY, SNOW
 from kdbench.synthetic.view import distance_table
+from kdbench.synthetic.vocabulary import BLOTCH, FLAT, GRAIN, MATERIAL, PART, ROAD, SKY, SNOW
 
 _DISTANCE = distance_table()
 _SHADES = (0.3 + 0.07 * np.arange(16)).astype(np.float32)
-_SKY = LOOK["sky"]
-_HATCHED = np.isin(np.arange(len(GRAIN)), [LOOK[n] for n in ("paving", "wall", "roof", "tiles", "facade", "leaf")])
+_SKY = MATERIAL["sky"]
+_HATCHED = np.isin(np.arange(len(GRAIN)), [MATERIAL[n] for n in ("paving", "wall", "roof", "tiles", "facade", "leaf")])
 _LAMPS = {
     "lamp": (1.0, 0.8, 0.5),
     "head": (1.0, 0.95, 0.85),
@@ -25,8 +25,8 @@ _LAMPS = {
 }
 
 
-def _tile(name: str, dice: Dice, h: int, w: int) -> Array:
-    y, x = dice.i(TILE_H), dice.i(TILE_W)
+def _tile(name: str, rng: Rng, h: int, w: int) -> Array:
+    y, x = rng.i(TILE_H), rng.i(TILE_W)
     return tiles()[name][..., y : y + h, x : x + w]
 
 
@@ -34,31 +34,31 @@ def _pixel(value: float, size: float) -> float:
     return value * size / 64
 
 
-def _materials(layout: Layout, style: Style, dice: Dice) -> tuple[Array, Array]:
+def _materials(layout: SceneLayout, style: Style, rng: Rng) -> tuple[Array, Array]:
     """Palette and texture: reflectance and own light, (3, H, W) each."""
-    h, w = layout.look.shape
-    base, glow = colours(style, dice)
-    index = (layout.look.astype(np.intp) << 4) | (layout.tone >> 4)
+    h, w = layout.material.shape
+    base, glow = colours(style, rng)
+    index = (layout.material.astype(np.intp) << 4) | (layout.tone >> 4)
     # A soft bound: the same shade is nearly black in flat light and deep in hard light.
     shades = 1 + (_SHADES - 1) * np.float32(0.55 + 0.55 * style.sun)
-    gain = 1 + (np.float32(style.texture) * GRAIN)[layout.look] * _tile("fine", dice, h, w)
-    gain += (np.float32(style.blotch) * BLOTCH)[layout.look] * _tile("coarse", dice, h, w)
+    gain = 1 + (np.float32(style.texture) * GRAIN)[layout.material] * _tile("fine", rng, h, w)
+    gain += (np.float32(style.blotch) * BLOTCH)[layout.material] * _tile("coarse", rng, h, w)
     if style.hatch > 0:
-        gain += np.float32(style.hatch) * (GRAIN * _HATCHED)[layout.look] * _tile("hatch", dice, h, w)
+        gain += np.float32(style.hatch) * (GRAIN * _HATCHED)[layout.material] * _tile("hatch", rng, h, w)
     gain = np.maximum(gain, 0.25) * shades[layout.tone & 15]
     picture = base.take(index, 1)
     picture *= gain
     return picture, glow.take(index, 1) if style.night > 0 else picture
 
 
-def _sky(picture: Array, layout: Layout, style: Style, dice: Dice) -> None:
+def _sky(picture: Array, layout: SceneLayout, style: Style, rng: Rng) -> None:
     """Gradient, clouds and dusk on the sky, in place."""
-    mask = layout.look == _SKY
+    mask = layout.material == _SKY
     rows = int(mask.any(axis=1).nonzero()[0].max(initial=-1)) + 1
     mask, w = mask[:rows], mask.shape[1]
     horizon = layout.horizon or rows
     depth = np.clip(np.arange(rows, dtype=np.float32) / horizon, 0, 1)[:, None]
-    cloud = np.clip(0.5 + 0.6 * _tile("cloud", dice, rows, w) - (1 - 2 * style.clouds), 0, 1)
+    cloud = np.clip(0.5 + 0.6 * _tile("cloud", rng, rows, w) - (1 - 2 * style.clouds), 0, 1)
     cloud *= np.float32(min(1.0, 1.6 * style.clouds))
     grey = picture[1, :rows] * np.float32(1.12)
     for channel, low in enumerate((0.22, 0.12, 0.0)):
@@ -69,21 +69,21 @@ def _sky(picture: Array, layout: Layout, style: Style, dice: Dice) -> None:
         np.copyto(picture[channel, :rows], plane, where=mask)
 
 
-def _snow(picture: Array, layout: Layout, style: Style, dice: Dice) -> None:
+def _snow(picture: Array, layout: SceneLayout, style: Style, rng: Rng) -> None:
     """White covers where snow stays; slush on the road, with borders where it was pushed aside, in place."""
-    h, w = layout.look.shape
-    hold = SNOW[layout.look]
+    h, w = layout.material.shape
+    hold = SNOW[layout.material]
     spread = _blurred((hold * 255).astype(np.uint8), _pixel(1.8, h)) * np.float32(1.25 / 255)
     hold = np.where(FLAT[layout.thing] > 0, np.maximum(hold, np.minimum(spread, 1)), hold)
-    cover = np.clip(2.2 * (style.snow * hold - 0.2) + 0.16 * hold * _tile("coarse", dice, h, w), 0, 0.92)
+    cover = np.clip(2.2 * (style.snow * hold - 0.2) + 0.16 * hold * _tile("coarse", rng, h, w), 0, 0.92)
     shade = 0.75 + 0.25 * _SHADES[layout.tone & 15]
     for channel, white in enumerate((0.86, 0.89, 0.94)):
         picture[channel] += cover * (white * shade - picture[channel])
 
 
-def _light(picture: Array, layout: Layout, style: Style) -> Array:
+def _light(picture: Array, layout: SceneLayout, style: Style) -> Array:
     """Cast shadows, the light's colour and its strength: (3, H, W)."""
-    h = layout.look.shape[0]
+    h = layout.material.shape[0]
     shadow: NDArray[np.uint8] = layout.shadow
     radius = _pixel(2.0 * style.softness, h)
     if radius > 0.3:
@@ -94,9 +94,9 @@ def _light(picture: Array, layout: Layout, style: Style) -> Array:
     return picture * dark * np.array(warm, np.float32)[:, None, None]
 
 
-def _night(picture: Array, glow: Array, layout: Layout, style: Style) -> Array:
+def _night(picture: Array, glow: Array, layout: SceneLayout, style: Style) -> Array:
     """A dark scene lit by lamps, windows and the camera's own headlights."""
-    h, w = layout.look.shape
+    h, w = layout.material.shape
     halo = Image.new("RGB", (w, h))
     pen = ImageDraw.Draw(halo)
     for x, y, r, kind in layout.lights:
@@ -121,9 +121,9 @@ def _night(picture: Array, glow: Array, layout: Layout, style: Style) -> Array:
     return lit_scene.astype(np.float32, copy=False)
 
 
-def _weather(picture: Array, layout: Layout, style: Style, dice: Dice) -> Array:
+def _weather(picture: Array, layout: SceneLayout, style: Style, rng: Rng) -> Array:
     """Wet ground, fog by distance, streaks and flakes."""
-    h, w = layout.look.shape
+    h, w = layout.material.shape
     horizon = layout.horizon
     if style.wet > 0 and horizon is not None:
         rows = min(horizon, h - horizon)
@@ -139,14 +139,14 @@ def _weather(picture: Array, layout: Layout, style: Style, dice: Dice) -> Array:
         clear = np.exp(-np.float32(style.fog) * far)[layout.depth]
         picture = picture * clear + (1 - clear) * haze[:, None, None]
     if style.rain > 0:
-        picture = picture + np.float32(style.rain * (0.5 - 0.3 * style.night)) * _tile("rain", dice, h, w)
+        picture = picture + np.float32(style.rain * (0.5 - 0.3 * style.night)) * _tile("rain", rng, h, w)
     if style.flakes > 0:
-        flakes = np.float32(style.flakes) * _tile("flakes", dice, h, w)
+        flakes = np.float32(style.flakes) * _tile("flakes", rng, h, w)
         picture = picture + flakes * (0.95 - picture)
     return picture
 
 
-def _sensor(picture: Array, style: Style, dice: Dice) -> NDArray[np.uint8]:
+def _sensor(picture: Array, style: Style, rng: Rng) -> NDArray[np.uint8]:
     """Optics, white balance, noise, compression and tone curve: (H, W, 3) uint8."""
     _, h, w = picture.shape
     gain = np.array((style.white_red, 1 + style.tint, style.white_blue), np.float32)[:, None, None]
@@ -154,7 +154,7 @@ def _sensor(picture: Array, style: Style, dice: Dice) -> NDArray[np.uint8]:
         gain = gain * (1 - np.float32(style.vignette) * radius_squared(h, w))
     picture *= gain
     if style.noise > 0:
-        picture += (0.6 + 0.6 * picture) * (np.float32(style.noise) * _tile("white", dice, h, w))
+        picture += (0.6 + 0.6 * picture) * (np.float32(style.noise) * _tile("white", rng, h, w))
     if style.jpeg > 0:
         picture = _compressed(picture, style.jpeg)
     # A table of 256: a power for each pixel would cost as much as drawing the street.
@@ -182,19 +182,19 @@ def _blurred(image: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(ImageFilter.BoxBlur(radius)))
 
 
-def render(layout: Layout, style: Style, dice: Dice) -> NDArray[np.uint8]:
+def render(layout: SceneLayout, style: Style, rng: Rng) -> NDArray[np.uint8]:
     """The picture of a layout in a style: (H, W, 3) uint8."""
-    picture, glow = _materials(layout, style, dice)
+    picture, glow = _materials(layout, style, rng)
     if layout.horizon is not None:
-        _sky(picture, layout, style, dice)
+        _sky(picture, layout, style, rng)
     if style.snow > 0:
-        _snow(picture, layout, style, dice)
+        _snow(picture, layout, style, rng)
     picture = _light(picture, layout, style)
     if style.night > 0:
         picture = _night(picture, glow, layout, style)
-    picture = _weather(picture, layout, style, dice)
+    picture = _weather(picture, layout, style, rng)
     # Blur before noise, as a lens does; in 8 bits, because the image library's filter is the fast one.
     sharp = (np.clip(picture, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     soft = _blurred(sharp, _pixel(style.blur, picture.shape[1])).transpose(2, 0, 1).astype(np.float32)
     soft /= np.float32(255)
-    return _sensor(soft, style, dice)
+    return _sensor(soft, style, rng)

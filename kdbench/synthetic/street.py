@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from kdbench.synthetic import furniture, vehicles
-from kdbench.synthetic.canvas import Dice, Layout, ink
-from kdbench.synthetic.things import BUILDING, ROAD, SIDEWALK, TERRAIN, VEGETATION, VOID
+from kdbench.synthetic.canvas import Rng, SceneLayout, fill_of
 from kdbench.synthetic.view import FAR, Camera, View
+from kdbench.synthetic.vocabulary import BUILDING, ROAD, SIDEWALK, TERRAIN, VEGETATION, VOID
 
 Span = tuple[float, float]
 Task = tuple[float, float, Callable[[], None]]  # far end, near end
 
 
 @dataclass(frozen=True)
-class Mood:
+class StreetConfig:
     """What streets of one family are like; pairs are ranges."""
 
     focal: Span = (1.15, 1.5)
@@ -48,23 +48,23 @@ _FEATURES = (
 class _Street:
     """One street while it is being laid out."""
 
-    def __init__(self, dice: Dice, mood: Mood, index: int, height: int, width: int) -> None:
-        self.dice, self.mood = dice, mood
-        self.half = dice.u(*mood.lanes)
-        self.pavement = dice.u(*mood.setback)
-        lane = dice.u(0.2, 0.6) * self.half
+    def __init__(self, rng: Rng, config: StreetConfig, index: int, height: int, width: int) -> None:
+        self.rng, self.config = rng, config
+        self.half = rng.u(*config.lanes)
+        self.pavement = rng.u(*config.setback)
+        lane = rng.u(0.2, 0.6) * self.half
         camera = Camera(
-            dice.u(*mood.focal), dice.u(*mood.horizon), dice.u(*mood.height), lane, dice.u(-0.1, 0.1),
-            dice.u(-mood.curve, mood.curve) if dice.p(0.65) else 0.0, dice.u(-mood.roll, mood.roll),
-            dice.u(-mood.hill, mood.hill) if dice.p(0.5) else 0.0,
+            rng.u(*config.focal), rng.u(*config.horizon), rng.u(*config.height), lane, rng.u(-0.1, 0.1),
+            rng.u(-config.curve, config.curve) if rng.p(0.65) else 0.0, rng.u(-config.roll, config.roll),
+            rng.u(-config.hill, config.hill) if rng.p(0.5) else 0.0,
         )  # fmt: skip
         self.view = View(height, width, camera)
-        self.view.sun = dice.pick((-1, 1)) * dice.u(0.25, 0.9)
+        self.view.sun = rng.pick((-1, 1)) * rng.u(0.25, 0.9)
         self.tasks: list[Task] = []
         self.feature = _FEATURES[index % len(_FEATURES)]
-        start = dice.u(9, 28)
-        self.crossing = (start, start + dice.u(7, 11)) if dice.p(mood.junction) else (FAR, FAR)
-        kind = dice.u()
+        start = rng.u(9, 28)
+        self.crossing = (start, start + rng.u(7, 11)) if rng.p(config.junction) else (FAR, FAR)
+        kind = rng.u()
         # A crossroads, a side street to the left or right, or the end of the road.
         self.arms = ((-1, 1), (-1,), (1,), (-1, 1))[0 if kind < 0.4 else 1 if kind < 0.6 else 2 if kind < 0.8 else 3]
         ends = kind >= 0.8 and self.crossing[0] < FAR and self.feature not in ("train", "bus", "truck")
@@ -81,28 +81,30 @@ class _Street:
 
     def backdrop(self) -> None:
         """The far end: a base ground and a skyline."""
-        view, dice = self.view, self.dice
+        view, rng = self.view, self.rng
         h, w = view.canvas.h, view.canvas.w
         tilt = view.camera.roll * w / 2
         lift = view.at(0, 0, view.crest)[1] - view.v0 - view.camera.roll * (view.at(0, 0, view.crest)[0] - view.u0)
-        base = ink(TERRAIN, "grass", 40) if dice.p(0.5) else ink(SIDEWALK, "paving", 40)
+        base = fill_of(TERRAIN, "grass", 40) if rng.p(0.5) else fill_of(SIDEWALK, "paving", 40)
         self.base = [(0, view.v0 + lift - tilt), (w, view.v0 + lift + tilt), (w, h), (0, h)]
         self.bare = base
         view.canvas.poly(self.base, base)
-        town = self.mood.built > 0.45
+        config = self.config.built > 0.45
         for k in range(10):
-            u, s = w * (k + dice.u(-0.4, 0.4)) / 9, h * dice.u(0.02, 0.09)
-            built, variant = dice.p(0.55 if town else 0.2), dice.i(16)
+            u, s = w * (k + rng.u(-0.4, 0.4)) / 9, h * rng.u(0.02, 0.09)
+            built, variant = rng.p(0.55 if config else 0.2), rng.i(16)
             v = view.v0 + min(lift, 0.0) + tilt * (2 * u / w - 1) + 1
             if built:
-                view.canvas.rect(u - w * 0.06, v - 1.5 * s, u + w * 0.06, v, ink(BUILDING, "facade", 24, variant, 9))
+                view.canvas.rect(
+                    u - w * 0.06, v - 1.5 * s, u + w * 0.06, v, fill_of(BUILDING, "facade", 24, variant, 9)
+                )
             else:
-                view.canvas.disc(u, v - s * 0.3, w * 0.09, s, ink(VEGETATION, "leaf", 22, variant, 8))
-                view.canvas.rect(u - w * 0.08, v - 1, u + w * 0.08, v, ink(VEGETATION, "leaf", 22, variant, 7))
+                view.canvas.disc(u, v - s * 0.3, w * 0.09, s, fill_of(VEGETATION, "leaf", 22, variant, 8))
+                view.canvas.rect(u - w * 0.08, v - 1, u + w * 0.08, v, fill_of(VEGETATION, "leaf", 22, variant, 7))
 
     def plan(self) -> None:
         """Widths that ground and blocks share."""
-        self.verge = [self.dice.u(1.5, 4.0) if self.dice.p(self.mood.verge) else 0.0 for _ in range(2)]
+        self.verge = [self.rng.u(1.5, 4.0) if self.rng.p(self.config.verge) else 0.0 for _ in range(2)]
 
     def paint(self) -> None:
         """Everything from far to near; the ground covers what stands behind its crest."""
@@ -119,16 +121,16 @@ class _Street:
 
     def ground(self) -> None:
         """Verges, pavements, road, markings and the crossing street."""
-        view, dice, half = self.view, self.dice, self.half
-        asphalt, paving = ink(ROAD, "asphalt", 0, dice.i(16)), ink(SIDEWALK, "paving", 0, dice.i(16))
-        kerb, paint = ink(SIDEWALK, "kerb", 0), ink(ROAD, "marking", 0)
+        view, rng, half = self.view, self.rng, self.half
+        asphalt, paving = fill_of(ROAD, "asphalt", 0, rng.i(16)), fill_of(SIDEWALK, "paving", 0, rng.i(16))
+        kerb, paint = fill_of(SIDEWALK, "kerb", 0), fill_of(ROAD, "marking", 0)
         if view.crest < FAR:
             view.canvas.poly(self.base, self.bare)
-        near, soil = 1.2, "soil" if dice.p(0.2) else "grass"
-        inner = [dice.p(0.4) for _ in range(2)]
+        near, soil = 1.2, "soil" if rng.p(0.2) else "grass"
+        inner = [rng.p(0.4) for _ in range(2)]
         for side, verge, first in zip((-1, 1), self.verge, inner, strict=True):
             edge = half + self.pavement + verge
-            view.strip(side * half, side * (edge + 12), near, FAR, ink(TERRAIN, soil, 0, dice.i(16)))
+            view.strip(side * half, side * (edge + 12), near, FAR, fill_of(TERRAIN, soil, 0, rng.i(16)))
             a = half + verge if first else half
             view.strip(side * a, side * (a + self.pavement), near, FAR, paving)
             view.strip(side * half, side * (half + 0.28), near, FAR, kerb)
@@ -136,7 +138,7 @@ class _Street:
         self.lines(paint)
         if self.rails:
             for x in (-0.3 * half - 0.7, -0.3 * half + 0.7):
-                view.strip(x - 0.07, x + 0.07, near, 70, ink(ROAD, "metal", 0, 3, 7))
+                view.strip(x - 0.07, x + 0.07, near, 70, fill_of(ROAD, "metal", 0, 3, 7))
         za, zb = self.crossing
         if za < FAR:
             for side in self.arms:
@@ -150,8 +152,8 @@ class _Street:
     def lines(self, paint: tuple[int, int, int, int]) -> None:
         """Lane markings, dashed or continuous."""
         view, half = self.view, self.half
-        dashed, edges = self.dice.p(0.75), self.dice.p(0.6)
-        z = 2.0 + self.dice.u(0, 3)
+        dashed, edges = self.rng.p(0.75), self.rng.p(0.6)
+        z = 2.0 + self.rng.u(0, 3)
         while dashed and z < 60:
             view.strip(-0.08, 0.08, z, z + 3, paint)
             z += 7.5
@@ -162,161 +164,161 @@ class _Street:
 
     def blocks(self, side: int) -> None:
         """What lines the street behind the pavement."""
-        dice, mood = self.dice, self.mood
-        line = self.half + self.pavement + self.verge[side > 0] + dice.u(0.2, 1.5)
+        rng, config = self.rng, self.config
+        line = self.half + self.pavement + self.verge[side > 0] + rng.u(0.2, 1.5)
         z, forced = 2.6, self.feature in ("wall", "fence") and side == 1
         end = True
         while z < min(105, self.reach):
-            length = dice.u(9, 17) * (1 + z / 55)
-            kind = "built" if dice.p(mood.built) else dice.pick(("trees", "trees", "wall", "fence", "hedge", "open"))
+            length = rng.u(9, 17) * (1 + z / 55)
+            kind = "built" if rng.p(config.built) else rng.pick(("trees", "trees", "wall", "fence", "hedge", "open"))
             if forced and z < 12:
                 kind = self.feature
             z1 = min(z + length, self.crossing[0]) if z < self.crossing[0] and side in self.arms else z + length
             if self.open(z, z1, side) and z1 - z > 2:
                 self.block(kind, side * line, z, z1, side, end)
                 end = kind != "built"
-            gap = dice.u(1, 5) if dice.p(0.3) else 0.0
+            gap = rng.u(1, 5) if rng.p(0.3) else 0.0
             end = end or gap > 0 or z1 == self.crossing[0]
             z = gap + (self.crossing[1] if z1 == self.crossing[0] else z1)
 
     def block(self, kind: str, x: float, z0: float, z1: float, side: int, end: bool) -> None:
         """One block of one kind; end tells that nothing built stands right before it."""
-        view, dice = self.view, self.dice
+        view, rng = self.view, self.rng
         if kind == "built":
-            house = dice.p(self.mood.houses)
-            self.add(z1, lambda: furniture.building(view, dice, x, z0, z1, side, house, end), z0)
+            house = rng.p(self.config.houses)
+            self.add(z1, lambda: furniture.building(view, rng, x, z0, z1, side, house, end), z0)
             return
         if kind in ("trees", "open", "wall", "fence"):
             for _ in range(1 if kind == "open" else 3):
-                zt, xt, tall = dice.u(z0, z1), x + side * dice.u(1.5, 9), dice.u(0.9, 1.7)
+                zt, xt, tall = rng.u(z0, z1), x + side * rng.u(1.5, 9), rng.u(0.9, 1.7)
                 behind = kind in ("wall", "fence")
-                self.add(z1 + 0.1 if behind else zt, partial(furniture.tree, view, dice, xt, zt, tall))
+                self.add(z1 + 0.1 if behind else zt, partial(furniture.tree, view, rng, xt, zt, tall))
         if kind == "open":
             xb = x + side * 14
-            self.add(z1 + 1, lambda: furniture.building(view, dice, xb, z0 + 1, z1, side, True, True))
+            self.add(z1 + 1, lambda: furniture.building(view, rng, xb, z0 + 1, z1, side, True, True))
         if kind == "wall":
-            self.add(z1, lambda: furniture.wall(view, dice, x, z0, z1, side), z0)
+            self.add(z1, lambda: furniture.wall(view, rng, x, z0, z1, side), z0)
         elif kind == "fence":
-            self.add(z1, lambda: furniture.fence(view, dice, x, z0, z1), z0)
-        elif kind == "hedge" or (kind == "trees" and dice.p(0.3)):
-            self.add(z1, lambda: furniture.hedge(view, dice, x, z0, z1), z0)
+            self.add(z1, lambda: furniture.fence(view, rng, x, z0, z1), z0)
+        elif kind == "hedge" or (kind == "trees" and rng.p(0.3)):
+            self.add(z1, lambda: furniture.hedge(view, rng, x, z0, z1), z0)
 
     def pavements(self, side: int) -> None:
         """Trees, poles, lights, signs, people and clutter along one pavement."""
-        dice, mood, view = self.dice, self.mood, self.view
+        rng, config, view = self.rng, self.config, self.view
         kerb = side * (self.half + 0.7)
-        z = dice.u(5, 9)
+        z = rng.u(5, 9)
         while z < 70:
             if self.open(z, z, side):
                 self.stand(side, kerb, z)
-            if dice.p(mood.people * 0.75):
-                for _ in range(1 + dice.i(3)):
-                    x, zp = side * (self.half + dice.u(0.6, self.pavement)), z + dice.u(0, 5)
-                    self.add(zp, partial(vehicles.person, view, dice, x, zp))
-            z += dice.u(5, 9) * (1 + z / 60)
+            if rng.p(config.people * 0.75):
+                for _ in range(1 + rng.i(3)):
+                    x, zp = side * (self.half + rng.u(0.6, self.pavement)), z + rng.u(0, 5)
+                    self.add(zp, partial(vehicles.person, view, rng, x, zp))
+            z += rng.u(5, 9) * (1 + z / 60)
 
     def stand(self, side: int, kerb: float, z: float) -> None:
         """One thing at the kerb."""
-        view, dice = self.view, self.dice
-        roll = dice.u()
-        trees = self.mood.trees * 0.42
+        view, rng = self.view, self.rng
+        roll = rng.u()
+        trees = self.config.trees * 0.42
         if roll < trees:
-            self.add(z, lambda: furniture.tree(view, dice, kerb + side * 0.5, z))
+            self.add(z, lambda: furniture.tree(view, rng, kerb + side * 0.5, z))
         elif roll < trees + 0.16:
-            self.add(z, lambda: furniture.lamp_post(view, dice, kerb, z, side))
+            self.add(z, lambda: furniture.lamp_post(view, rng, kerb, z, side))
         elif roll < trees + 0.32:
-            self.add(z, lambda: furniture.sign(view, dice, kerb, z))
+            self.add(z, lambda: furniture.sign(view, rng, kerb, z))
         elif roll < trees + 0.44:
-            self.add(z, lambda: furniture.traffic_light(view, dice, kerb, z, side))
+            self.add(z, lambda: furniture.traffic_light(view, rng, kerb, z, side))
         elif roll < trees + 0.5:
-            self.add(z, lambda: furniture.pole(view, dice, kerb, z))
+            self.add(z, lambda: furniture.pole(view, rng, kerb, z))
         elif roll < trees + 0.54:
-            self.add(z, lambda: furniture.litter_bin(view, dice, kerb + side * 0.4, z))
+            self.add(z, lambda: furniture.litter_bin(view, rng, kerb + side * 0.4, z))
         elif roll < trees + 0.61:
-            self.add(z, lambda: vehicles.bicycle(view, dice, kerb + side * 0.6, z))
+            self.add(z, lambda: vehicles.bicycle(view, rng, kerb + side * 0.6, z))
         elif roll < trees + 0.63:
-            self.add(z, lambda: furniture.bush(view, dice, kerb + side * self.pavement, z))
+            self.add(z, lambda: furniture.bush(view, rng, kerb + side * self.pavement, z))
 
     def traffic(self) -> None:
         """Cars in the lanes and at the kerb, now and then something rarer, people who cross."""
-        dice, mood, view, half = self.dice, self.mood, self.view, self.half
+        rng, config, view, half = self.rng, self.config, self.view, self.half
         for side in (-1, 1):
-            z = dice.u(5.5, 11)
+            z = rng.u(5.5, 11)
             while z < 80:
-                if dice.p(mood.parked) and half > 3.3 and self.open(z - 1, z + 5, side):
-                    self.add(z, partial(vehicles.car, view, dice, side * (half - 1.1), z, side < 0))
-                z += dice.u(5.2, 7.5)
-            z = dice.u(7, 22)
+                if rng.p(config.parked) and half > 3.3 and self.open(z - 1, z + 5, side):
+                    self.add(z, partial(vehicles.car, view, rng, side * (half - 1.1), z, side < 0))
+                z += rng.u(5.2, 7.5)
+            z = rng.u(7, 22)
             while z < 90:
-                if dice.p(mood.traffic):
+                if rng.p(config.traffic):
                     self.vehicle(side * half * 0.38, z, side < 0)
-                z += dice.u(9, 20)
-        if self.crossing[0] < FAR and dice.p(0.55):
-            zc, xc = (self.crossing[0] + self.crossing[1]) / 2, dice.u(-7, 7)
-            self.add(zc, lambda: vehicles.car_side(view, dice, xc, zc))
-        if dice.p(mood.people * 0.5):
-            zp, xp = dice.u(8, 26), dice.u(-half, half)
-            self.add(zp, lambda: vehicles.person(view, dice, xp, zp))
+                z += rng.u(9, 20)
+        if self.crossing[0] < FAR and rng.p(0.55):
+            zc, xc = (self.crossing[0] + self.crossing[1]) / 2, rng.u(-7, 7)
+            self.add(zc, lambda: vehicles.car_side(view, rng, xc, zc))
+        if rng.p(config.people * 0.5):
+            zp, xp = rng.u(8, 26), rng.u(-half, half)
+            self.add(zp, lambda: vehicles.person(view, rng, xp, zp))
 
     def end_of_road(self) -> None:
         """The buildings behind a T-junction."""
-        dice, view, z = self.dice, self.view, self.reach + 3.5
+        rng, view, z = self.rng, self.view, self.reach + 3.5
         x = -45.0
         while self.reach < FAR and x < 45:
-            wide = dice.u(9, 18)
-            if dice.p(0.8):
-                furniture.front(view, dice, x, x + wide, z)
+            wide = rng.u(9, 18)
+            if rng.p(0.8):
+                furniture.front(view, rng, x, x + wide, z)
             else:
-                furniture.tree(view, dice, x + wide / 2, z, 1.3)
+                furniture.tree(view, rng, x + wide / 2, z, 1.3)
             x += wide
 
     def vehicle(self, x: float, z: float, oncoming: bool) -> None:
         """One vehicle in a lane, mostly a car."""
-        view, dice, roll = self.view, self.dice, self.dice.u()
+        view, rng, roll = self.view, self.rng, self.rng.u()
         if roll < 0.82:
-            self.add(z, lambda: vehicles.car(view, dice, x, z, oncoming))
+            self.add(z, lambda: vehicles.car(view, rng, x, z, oncoming))
         elif roll < 0.88:
-            self.add(z, lambda: vehicles.truck(view, dice, x, z, oncoming))
+            self.add(z, lambda: vehicles.truck(view, rng, x, z, oncoming))
         elif roll < 0.92:
-            self.add(z, lambda: vehicles.bus(view, dice, x, z, oncoming))
+            self.add(z, lambda: vehicles.bus(view, rng, x, z, oncoming))
         elif roll < 0.96:
-            self.add(z, lambda: vehicles.bicycle(view, dice, x, z, True))
+            self.add(z, lambda: vehicles.bicycle(view, rng, x, z, True))
         else:
-            self.add(z, lambda: vehicles.motorcycle(view, dice, x, z, True))
+            self.add(z, lambda: vehicles.motorcycle(view, rng, x, z, True))
 
     def featured(self) -> None:
         """The rare class whose turn it is, near enough to be seen."""
-        dice, view, half = self.dice, self.view, self.half
-        far, near, flip = dice.u(11, 19), dice.u(6.5, 10), dice.p(0.5)
-        x, kerb = -half * 0.35 if flip else half * 0.35, self.half + dice.u(0.5, 1.2)
+        rng, view, half = self.rng, self.view, self.half
+        far, near, flip = rng.u(11, 19), rng.u(6.5, 10), rng.p(0.5)
+        x, kerb = -half * 0.35 if flip else half * 0.35, self.half + rng.u(0.5, 1.2)
         # Inside the picture, whatever the camera's focal length.
         room = 0.75 * near * min(view.u0, view.canvas.w - view.u0) / view.f
-        aside = view.camera.x + max(-room, min(room, dice.pick((-1, 1)) * kerb - view.camera.x))
-        ridden = dice.u(-half * 0.7, half * 0.7)
+        aside = view.camera.x + max(-room, min(room, rng.pick((-1, 1)) * kerb - view.camera.x))
+        ridden = rng.u(-half * 0.7, half * 0.7)
         actions: dict[str, Callable[[], None]] = {
-            "train": lambda: self.add(far, lambda: vehicles.train(view, dice, -0.3 * half, far)),
-            "bus": lambda: self.add(far, lambda: vehicles.bus(view, dice, x, far, flip)),
-            "truck": lambda: self.add(far, lambda: vehicles.truck(view, dice, x, far, flip)),
-            "motorcycle": lambda: self.add(near, lambda: vehicles.motorcycle(view, dice, aside, near, flip)),
-            "rider": lambda: self.add(near, lambda: vehicles.bicycle(view, dice, ridden, near, True)),
-            "bicycle": lambda: self.add(near, lambda: vehicles.bicycle(view, dice, aside, near)),
-            "fence": lambda: self.add(near + 3, lambda: furniture.barrier(view, dice, aside * 1.3, near + 3)),
+            "train": lambda: self.add(far, lambda: vehicles.train(view, rng, -0.3 * half, far)),
+            "bus": lambda: self.add(far, lambda: vehicles.bus(view, rng, x, far, flip)),
+            "truck": lambda: self.add(far, lambda: vehicles.truck(view, rng, x, far, flip)),
+            "motorcycle": lambda: self.add(near, lambda: vehicles.motorcycle(view, rng, aside, near, flip)),
+            "rider": lambda: self.add(near, lambda: vehicles.bicycle(view, rng, ridden, near, True)),
+            "bicycle": lambda: self.add(near, lambda: vehicles.bicycle(view, rng, aside, near)),
+            "fence": lambda: self.add(near + 3, lambda: furniture.barrier(view, rng, aside * 1.3, near + 3)),
         }
         if self.feature in actions:
             actions[self.feature]()
 
     def bonnet(self) -> None:
         """The front of the car that carries the camera: nobody labels it."""
-        canvas, dice = self.view.canvas, self.dice
-        if dice.p(self.mood.bonnet):
+        canvas, rng = self.view.canvas, self.rng
+        if rng.p(self.config.bonnet):
             h, w = canvas.h, canvas.w
-            rise, paint = h * dice.u(0.05, 0.12), dice.pick((2, 3, 7, 8))
-            canvas.disc(w / 2, h + rise, w * dice.u(0.42, 0.55), 2 * rise, ink(VOID, "paint", 255, paint, 8))
+            rise, paint = h * rng.u(0.05, 0.12), rng.pick((2, 3, 7, 8))
+            canvas.disc(w / 2, h + rise, w * rng.u(0.42, 0.55), 2 * rise, fill_of(VOID, "paint", 255, paint, 8))
 
 
-def street(dice: Dice, mood: Mood, index: int, height: int, width: int) -> Layout:
-    """A street scene of the given mood; index decides which rare class has its turn."""
-    scene = _Street(dice, mood, index, height, width)
+def street(rng: Rng, config: StreetConfig, index: int, height: int, width: int) -> SceneLayout:
+    """A street scene of one configuration; index decides which rare class has its turn."""
+    scene = _Street(rng, config, index, height, width)
     scene.backdrop()
     scene.plan()
     for side in (-1, 1):

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.synthetic.canvas import Dice
-from kdbench.synthetic.things import BASE, GLOW, LOOKS, NIR, WITHERED, WITHERED_NIR
+from kdbench.synthetic.canvas import Rng
+from kdbench.synthetic.vocabulary import BASE, GLOW, MATERIALS, NIR, WITHERED, WITHERED_NIR
 
 Array = NDArray[np.float32]
 Ranges = Mapping[str, tuple[float, float]]
@@ -75,12 +75,12 @@ CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
 _SINCE_V2: Final = ("season", "mineral")
 
 
-def sample(ranges: Ranges, dice: Dice) -> Style:
+def sample(ranges: Ranges, rng: Rng) -> Style:
     """One style out of a box of ranges."""
     # Every field draws, so that a range added to a domain leaves its other fields as they were. Those of version 2 draw
     # where they are named alone: version 1's pictures know nothing of them.
     drawn = [f for f in fields(Style) if f.name in ranges or f.name not in _SINCE_V2]
-    return Style(**{f.name: dice.u(*ranges.get(f.name, (f.default, f.default))) for f in drawn})
+    return Style(**{f.name: rng.u(*ranges.get(f.name, (f.default, f.default))) for f in drawn})
 
 
 # Indices into (infrared, red, green, blue): RGB, IRRG, two other false colours, and red alone as grey.
@@ -93,12 +93,12 @@ _HUE: Final[Array] = np.clip(0.12 + 1.1 * _CHROMA, 0, 0.75).astype(np.float32)[:
 
 @lru_cache(maxsize=64)
 def _gap(palette: int) -> Array:
-    """Offsets of one palette: (LOOKS, 1, 3), about unit size."""
-    return _offsets(Dice("palette", palette))
+    """Offsets of one palette: (MATERIALS, 1, 3), about unit size."""
+    return _offsets(Rng("palette", palette))
 
 
-def _offsets(dice: Dice) -> Array:
-    return dice.normal(LOOKS, 1, 1) * np.float32(0.8) + dice.normal(LOOKS, 1, 3) * _HUE
+def _offsets(rng: Rng) -> Array:
+    return rng.normal(MATERIALS, 1, 1) * np.float32(0.8) + rng.normal(MATERIALS, 1, 3) * _HUE
 
 
 _OWN_LIGHT: Final[Array] = (GLOW[..., None] * (0.35 + 0.65 * BASE / BASE.max(axis=2, keepdims=True))).astype(np.float32)
@@ -110,7 +110,7 @@ def _mean(table: Array) -> Array:
 
 
 def _plants(season: float) -> tuple[Array, Array]:
-    """Colours (LOOKS, 16, 3) and infrared (LOOKS, 16, 1) with plants so withered, some variants sooner than others."""
+    """Colours (MATERIALS, 16, 3) and infrared (MATERIALS, 16, 1) of withered plants, some variants sooner."""
     share = np.clip(season * np.linspace(0, 2, 16, dtype=np.float32), 0, 1)[:, None]
     own, gone = NIR[:, None, None], WITHERED_NIR[:, None, None]
     return BASE + share * (WITHERED - BASE), own + share * (gone - own)
@@ -121,38 +121,38 @@ def _rise(table: Array) -> Array:
     return np.asarray(np.clip(table[..., :1] / table[..., 1:2], 0.85, 1.6), np.float32)
 
 
-def colours(style: Style, dice: Dice) -> tuple[Array, Array]:
-    """Reflectance and own light of every look and variant, (3, LOOKS * 16) each."""
-    jitter = style.palette_jitter * _offsets(dice) + style.palette_gap * _gap(int(style.palette))
+def colours(style: Style, rng: Rng) -> tuple[Array, Array]:
+    """Reflectance and own light of every material and variant, (3, MATERIALS * 16) each."""
+    jitter = style.palette_jitter * _offsets(rng) + style.palette_gap * _gap(int(style.palette))
     base, own = _plants(style.season) if style.season > 0 else (BASE, NIR[:, None, None])
     table = base * np.exp(jitter)
     bands = BANDS[int(style.bands)]
     if style.bands >= 1:
-        # Plants, water and glass answer in their own way; a variant that is redder than its look answers more.
+        # Plants, water and glass answer in their own way; a variant that is redder than its material answers more.
         red = table[..., :1]
         infrared = own * np.exp(jitter[..., :1]) * (0.4 + 0.6 * red / red.mean(1, keepdims=True))
         infrared = np.where(own > 0, infrared, np.float32(1.1) * red * _rise(table) ** np.float32(style.mineral))
         table = np.concatenate((infrared, table), axis=2)[..., bands]
     grey = _mean(table)
     table = grey + style.saturation * (table - grey)
-    flat = (3, LOOKS * 16)
+    flat = (3, MATERIALS * 16)
     return (
         np.clip(table, 0.01, 1.2).transpose(2, 0, 1).reshape(flat).astype(np.float32),
         _OWN_LIGHT.transpose(2, 0, 1).reshape(flat),
     )
 
 
-def _power(dice: Dice, exponent: float) -> Array:
+def _power(rng: Rng, exponent: float) -> Array:
     """Periodic noise whose amplitude falls with frequency to the given power; unit variance."""
     fy, fx = np.fft.fftfreq(TILE_H)[:, None], np.fft.rfftfreq(TILE_W)[None]
     radius = np.maximum(np.hypot(fy, fx), 1.0 / TILE_W)
-    field = np.fft.irfft2(np.fft.rfft2(dice.normal(TILE_H, TILE_W)) / radius**exponent, (TILE_H, TILE_W))
+    field = np.fft.irfft2(np.fft.rfft2(rng.normal(TILE_H, TILE_W)) / radius**exponent, (TILE_H, TILE_W))
     return np.asarray((field - field.mean()) / field.std(), np.float32)
 
 
-def _speckle(dice: Dice, length: int, slant: float, share: float) -> Array:
+def _speckle(rng: Rng, length: int, slant: float, share: float) -> Array:
     """Sparse streaks of the given length: rain, or flakes where it is short."""
-    seeds = np.maximum(dice.normal(TILE_H, TILE_W) - np.float32(share), 0)
+    seeds = np.maximum(rng.normal(TILE_H, TILE_W) - np.float32(share), 0)
     out = np.zeros_like(seeds)
     for step in range(length):
         out = np.maximum(out, np.roll(seeds, (step, round(slant * step)), (0, 1)))
@@ -162,17 +162,17 @@ def _speckle(dice: Dice, length: int, slant: float, share: float) -> Array:
 @lru_cache(maxsize=1)
 def tiles() -> Mapping[str, Array]:
     """Noise that every process builds once from fixed seeds; each ([3,] 2 TILE_H, 2 TILE_W) and periodic."""
-    flakes = _speckle(Dice("flakes"), 1, 0, 2.3)
+    flakes = _speckle(Rng("flakes"), 1, 0, 2.3)
     flakes = np.maximum(flakes, np.roll(flakes, 1, 1) * np.float32(0.6))
     y, x = np.mgrid[:TILE_H, :TILE_W]
     hatch = np.sign(np.sin(y * np.pi / 2 + 0.3) * np.sin(x * np.pi / 4 + 0.3)).astype(np.float32)
     made = {
-        "fine": np.clip(_power(Dice("fine"), 0.4), -2.5, 2.5),
-        "coarse": np.clip(_power(Dice("coarse"), 1.4), -2.5, 2.5),
-        "cloud": np.clip(_power(Dice("cloud"), 1.9), -2.5, 2.5),
-        "white": Dice("white").normal(3, TILE_H, TILE_W),
+        "fine": np.clip(_power(Rng("fine"), 0.4), -2.5, 2.5),
+        "coarse": np.clip(_power(Rng("coarse"), 1.4), -2.5, 2.5),
+        "cloud": np.clip(_power(Rng("cloud"), 1.9), -2.5, 2.5),
+        "white": Rng("white").normal(3, TILE_H, TILE_W),
         "hatch": hatch,
-        "rain": _speckle(Dice("rain"), 7, 0.3, 2.75),
+        "rain": _speckle(Rng("rain"), 7, 0.3, 2.75),
         "flakes": flakes,
     }
     return {name: np.tile(tile, (1, 2, 2) if tile.ndim == 3 else (2, 2)) for name, tile in made.items()}

@@ -8,8 +8,8 @@ from math import floor, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.synthetic.canvas import Canvas, Ink, Layout, Point, ink, toned
-from kdbench.synthetic.things import SKY
+from kdbench.synthetic.canvas import Canvas, Fill, Point, SceneLayout, fill_of, shaded
+from kdbench.synthetic.vocabulary import SKY
 
 NEAR = 4.0  # metres at which depth saturates
 FAR = 160.0
@@ -55,7 +55,7 @@ class View:
         self.u0 = width * (0.5 + camera.yaw)
         self.v0 = height * camera.horizon
         self.sun = 0.0  # metres of shadow to the right for each metre of height
-        self.canvas = Canvas(height, width, ink(SKY, "sky", 0))
+        self.canvas = Canvas(height, width, fill_of(SKY, "sky", 0))
 
     def at(self, x: float, y: float, z: float) -> Point:
         """Pixel of a point."""
@@ -73,17 +73,17 @@ class View:
         """Pixels a metre."""
         return self.f / z
 
-    def face(self, x0: float, x1: float, y0: float, y1: float, z: float, fill: Ink) -> None:
+    def face(self, x0: float, x1: float, y0: float, y1: float, z: float, fill: Fill) -> None:
         """A rectangle that faces the camera."""
         u0, v0 = self.at(x0, y1, z)
         s = self.f / z
         self.canvas.rect(u0, v0, u0 + (x1 - x0) * s, v0 + (y1 - y0) * s, fill)
 
-    def shape(self, points: list[Point], x: float, z: float, fill: Ink) -> None:
+    def shape(self, points: list[Point], x: float, z: float, fill: Fill) -> None:
         """A polygon of (metres to the right of x, metres up) that faces the camera."""
         self.canvas.poly([self.at(x + dx, y, z) for dx, y in points], fill)
 
-    def flank(self, x: float, y0: float, y1: float, z0: float, z1: float, fill: Ink) -> None:
+    def flank(self, x: float, y0: float, y1: float, z0: float, z1: float, fill: Fill) -> None:
         """A rectangle along the road."""
         (ua, va), (ub, vb) = self.at(x, y0, z0), self.at(x, y0, z1)
         # Much of a street lies outside the picture; half the corners tell.
@@ -91,7 +91,7 @@ class View:
             return
         self.canvas.poly(((ua, va), self.at(x, y1, z0), self.at(x, y1, z1), (ub, vb)), fill)
 
-    def strip(self, x0: float, x1: float, z0: float, z1: float, fill: Ink) -> None:
+    def strip(self, x0: float, x1: float, z0: float, z1: float, fill: Fill) -> None:
         """A piece of ground along the road, bent with it."""
         z1 = min(z1, self.crest)
         if z1 <= z0:
@@ -104,19 +104,19 @@ class View:
         edge = [self.at(x0, 0, z) for z in steps] + [self.at(x1, 0, z) for z in reversed(steps)]
         self.canvas.poly(edge, fill)
 
-    def ball(self, x: float, y: float, z: float, rx: float, ry: float, fill: Ink) -> None:
+    def ball(self, x: float, y: float, z: float, rx: float, ry: float, fill: Fill) -> None:
         """An ellipse that faces the camera."""
         u, v = self.at(x, y, z)
         s = self.f / z
         self.canvas.disc(u, v, rx * s, ry * s, fill)
 
-    def hoop(self, x: float, y: float, z: float, r: float, fill: Ink, width: float) -> None:
+    def hoop(self, x: float, y: float, z: float, r: float, fill: Fill, width: float) -> None:
         """A circle's outline that faces the camera; width in metres."""
         u, v = self.at(x, y, z)
         s = self.f / z
         self.canvas.ring(u, v, r * s, r * s, fill, width * s)
 
-    def stroke(self, points: list[Point], x: float, z: float, fill: Ink, width: float) -> None:
+    def stroke(self, points: list[Point], x: float, z: float, fill: Fill, width: float) -> None:
         """A line through (metres to the right of x, metres up), width in metres."""
         self.canvas.line([self.at(x + dx, y, z) for dx, y in points], fill, width * self.f / z)
 
@@ -128,15 +128,15 @@ class View:
             return x1
         return None
 
-    def box(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, fill: Ink) -> None:
+    def box(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, fill: Fill) -> None:
         """A cuboid along the road: side in shade, top if seen, face."""
         side = self.side(x0, x1, z0, z1)
         shade = fill[3] & 15
         if self.camera.height > y1:
             corners = [self.at(x, y1, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))]
-            self.canvas.poly(corners, toned(fill, shade + 2))
+            self.canvas.poly(corners, shaded(fill, shade + 2))
         if side is not None:
-            self.flank(side, y0, y1, z0, z1, toned(fill, shade - 2))
+            self.flank(side, y0, y1, z0, z1, shaded(fill, shade - 2))
         self.face(x0, x1, y0, y1, z0, fill)
 
     def shadow(self, x0: float, x1: float, z0: float, z1: float) -> None:
@@ -156,7 +156,7 @@ class View:
         u, v = self.at(x, y, z)
         self.canvas.lights.append((u, v, radius * self.f / z, kind))
 
-    def layout(self, subject: int = -1) -> Layout:
+    def layout(self, subject: int = -1) -> SceneLayout:
         """Close the drawing."""
         h = self.canvas.h
         rise = (np.arange(h) + 0.5 - self.v0) / self.f

@@ -1,4 +1,4 @@
-"""Writes what tests/unit/data/test_world.py compares the world with. Only a new version of the world may change it:
+"""Draws the golden pictures of tests/unit/synthetic/test_world.py. Only a new version of the world may change them:
 
 python tests/golden/draw_world.py
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from kdbench.synthetic import DOMAINS, WORLDS, draw
-from kdbench.synthetic.canvas import Dice
+from kdbench.synthetic.canvas import Rng
 from kdbench.synthetic.domains import _style_box
 
 FOLDER = Path(__file__).parent
@@ -39,7 +39,7 @@ def examples(domain: str) -> dict[str, Image.Image]:
     """A picture of every box of styles, the first that it has among the test images, and how near its pixels are."""
     spec, found = DOMAINS[domain], {}
     for k, (_, box) in enumerate(spec.styles):
-        boxes = (_style_box(spec, Dice(spec.data_source, "style", domain, "val", index)) for index in count())
+        boxes = (_style_box(spec, Rng(spec.world, "style", domain, "val", index)) for index in count())
         scene = draw(domain, "val", next(index for index, drawn in enumerate(boxes) if drawn is box), (64, 128))
         found |= {f"{domain}-{k}": Image.fromarray(scene.image), f"{domain}-{k}-depth": Image.fromarray(scene.depth)}
     return found
@@ -50,7 +50,7 @@ def main() -> None:
     for data_source in set(WORLDS.values()):
         folder, domains = (
             FOLDER / data_source,
-            [name for name, spec in DOMAINS.items() if spec.data_source == data_source],
+            [name for name, spec in DOMAINS.items() if spec.world == data_source],
         )
         folder.mkdir(exist_ok=True)
         hashes = {domain: label_hashes(domain) for domain in domains}

@@ -16,15 +16,12 @@ import pytest
 from kdbench import synthetic
 from kdbench.errors import KdbenchError
 from kdbench.synthetic import COARSE, DOMAINS, OBJECTS, Scene, draw
-from kdbench.synthetic.canvas import Canvas, ink
-from kdbench.synthetic.looks import BOXES
-from kdbench.synthetic.styles import CAUSES, Style
 
 SIZE = (64, 128)
 STREET = [name for name, spec in DOMAINS.items() if spec.kind == "street"]
 AERIAL = [name for name, spec in DOMAINS.items() if spec.kind == "aerial"]
 COLLECTIONS = [name for name, spec in DOMAINS.items() if spec.kind == "collection"]
-ROOT = Path(synthetic.__file__).parents[3]
+ROOT = Path(synthetic.__file__).parents[2]
 
 
 @cache
@@ -35,21 +32,6 @@ def val(domain: str) -> tuple[Scene, ...]:
 def fingerprint(scene: Scene) -> str:
     arrays = (scene.image, scene.label, scene.coarse, scene.depth)
     return hashlib.sha256(b"".join(a.tobytes() for a in arrays) + str(scene.object).encode()).hexdigest()
-
-
-def test_the_world_holds_the_benchmarks_domains() -> None:
-    assert synthetic.WORLDS == {"street": "synthetic-v1", "aerial": "synthetic-v2", "collection": "synthetic-v1"}
-    assert set(DOMAINS) == {
-        "gtav", "cityscapes", "bdd100k", "mapillary", "acdc-night", "acdc-snow", "acdc-fog", "acdc-rain",
-        "potsdam-rgb", "potsdam-irrg", "vaihingen-irrg", "proxy", "web",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_same_arguments_same_arrays(domain: str) -> None:
-    first = fingerprint(draw(domain, "train", 3, SIZE))
-    draw("web", "train", 9, (32, 64))
-    assert fingerprint(draw(domain, "train", 3, SIZE)) == first
 
 
 def test_another_process_draws_the_same() -> None:
@@ -100,26 +82,11 @@ def test_every_class_shows_in_a_small_validation_split(domain: str) -> None:
     assert np.all(counts[: DOMAINS[domain].classes] >= 40), counts[: DOMAINS[domain].classes]
 
 
-@pytest.mark.parametrize("domain", STREET)
-def test_every_street_class_is_large_enough_to_score(domain: str) -> None:
-    labels = np.concatenate([scene.label.ravel() for scene in val(domain)])
-    counts = np.bincount(labels, minlength=256)[:19]
-    assert np.all(counts >= 60), counts
-    assert counts[0] > 0.25 * labels.size
-
-
 def test_rare_classes_take_turns_within_any_sixteen_indices() -> None:
     rare = [12, 14, 15, 16, 17, 18]
     for start in range(0, 33):
         seen = np.concatenate([scene.label.ravel() for scene in val("gtav")[start : start + 16]])
         assert np.all(np.bincount(seen, minlength=256)[rare] >= 60)
-
-
-def test_canvas_rounds_halves_up_on_either_side_of_zero() -> None:
-    canvas = Canvas(8, 8, ink(10, "sky", 0))
-    canvas.rect(-0.5, 0.5, 2.5, 2.4, ink(0, "asphalt", 0))
-    drawn = canvas.layout(None).thing
-    assert np.array_equal(np.argwhere(drawn == 0), [(1, 0), (1, 1), (1, 2)])
 
 
 @pytest.mark.parametrize("domain", STREET)
@@ -193,12 +160,6 @@ def test_domains_differ_by_the_causes_they_are_named_for() -> None:
         return float(np.mean([scene.image[np.isin(scene.label, (1, 9))].mean() for scene in val(name)]))
 
     assert ground("acdc-snow") > ground("acdc-rain")
-
-
-def test_styles_name_their_causes() -> None:
-    known = set(Style.__dataclass_fields__)
-    assert sorted(field for group in CAUSES.values() for field in group) == sorted(known)
-    assert all(set(box) <= known for boxes in BOXES.values() for _, box in boxes)
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 64), (33, 47), (128, 256), (256, 512)])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdbench.synthetic import DOMAINS, Scene, aerial, draw
-from kdbench.synthetic.canvas import Dice
-from kdbench.synthetic.things import AUTO, TREE
+from kdbench.synthetic.canvas import Rng
+from kdbench.synthetic.vocabulary import AUTO, TREE
 
 SIZE = (64, 128)
 AERIAL = [name for name, spec in DOMAINS.items() if spec.kind == "aerial"]
@@ -46,16 +46,9 @@ def test_no_transcendental_function_decides_a_label(monkeypatch: pytest.MonkeyPa
 
     for name in ("sin", "cos", "tan", "atan2", "exp", "log", "pow", "hypot"):
         monkeypatch.setattr(math, name, refuse)
-    layout = aerial.aerial(Dice("rational"), aerial.Town(), 1, *SIZE)
+    layout = aerial.aerial(Rng("rational"), aerial.AerialConfig(), 1, *SIZE)
     assert np.any(layout.thing == AUTO)
     assert np.any(layout.thing == TREE)
-
-
-@pytest.mark.parametrize("t", [-1.0, -0.25, 0.0, 0.1, 1.0])
-def test_a_turn_is_a_unit_vector(t: float) -> None:
-    x, y = aerial._turn(t)
-    assert x * x + y * y == pytest.approx(1)
-    assert math.atan2(y, x) == pytest.approx(2 * math.atan(t))
 
 
 def test_an_l_shape_stays_within_its_footprint() -> None:
@@ -67,9 +60,9 @@ def test_an_l_shape_stays_within_its_footprint() -> None:
 
 
 def test_roofs_are_flat_or_slope() -> None:
-    tones = {town: set[int]() for town in (0.0, 1.0)}
+    tones = {config: set[int]() for config in (0.0, 1.0)}
     for flat in tones:
         for index in range(4):
-            layout = aerial.aerial(Dice("roofs", index), aerial.Town(flat=flat, trees=0), index, *SIZE)
+            layout = aerial.aerial(Rng("roofs", index), aerial.AerialConfig(flat=flat, trees=0), index, *SIZE)
             tones[flat] |= set(np.unique(layout.tone[layout.thing == 21] & 15).tolist())
     assert len(tones[0.0]) > len(tones[1.0])

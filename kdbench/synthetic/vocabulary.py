@@ -1,4 +1,4 @@
-"""Vocabulary of the synthetic world: what a pixel is (thing) and what it is made of (look)."""
+"""Vocabulary of the synthetic world: what a pixel is (thing) and what it is made of (material)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FLAT[AUTO] = 0.25
 
 Colour = tuple[int, int, int]
 
-# Sixteen colours each: objects of one look differ from each other by their variant.
+# Sixteen colours each: objects of one material differ from each other by their variant.
 _SPREADS: Final[dict[str, tuple[Colour, ...]]] = {
     "paint": (
         (225, 225, 225), (185, 188, 192), (40, 42, 46), (110, 114, 120), (168, 30, 32), (28, 60, 130), (210, 212, 215),
@@ -93,7 +93,7 @@ _SPREADS: Final[dict[str, tuple[Colour, ...]]] = {
 }  # fmt: skip
 
 
-class Look(NamedTuple):
+class Material(NamedTuple):
     """A material: mean colour (or a spread of them) and how it answers to light and weather."""
 
     colour: Colour
@@ -107,76 +107,76 @@ class Look(NamedTuple):
     lit: float = 1.0  # share of its variants that glow
 
 
-_LOOKS: Final[dict[str, Look]] = {
-    "void": Look((40, 42, 44), grain=0.03),
-    "sky": Look((150, 185, 225), grain=0.0, blotch=0.0, nir=0.25),
-    "asphalt": Look((92, 92, 96), grain=0.045, blotch=0.06, snow=0.42),
-    "marking": Look((205, 205, 198), grain=0.03, snow=0.4),
-    "paving": Look((152, 142, 136), grain=0.06, blotch=0.05, snow=0.85),
-    "kerb": Look((176, 172, 166), snow=0.7),
-    "facade": Look((0, 0, 0), "facade", grain=0.045, blotch=0.06, snow=0.06),
-    "window": Look((64, 76, 92), grain=0.08, blotch=0.12, nir=0.15, glow=0.75, lit=0.3),
-    "shop": Look((96, 84, 80), "any", grain=0.15, glow=0.55, lit=0.7),
-    "roof": Look((0, 0, 0), "roof", grain=0.045, blotch=0.06, snow=1.0),
-    "tiles": Look((0, 0, 0), "tiles", grain=0.055, blotch=0.06, snow=1.0),
-    "wall": Look((150, 128, 116), grain=0.09, blotch=0.08, snow=0.15),
-    "fence": Look((132, 112, 92), grain=0.1, snow=0.1),
-    "rail": Look((206, 204, 198), grain=0.05),
-    "pole": Look((112, 114, 116), grain=0.04),
-    "lamp": Look((230, 226, 210), grain=0.0, glow=2.4),
-    "tl-body": Look((36, 40, 36), grain=0.02),
-    "tl-red": Look((235, 50, 40), grain=0.0, glow=1.6),
-    "tl-amber": Look((250, 190, 40), grain=0.0, glow=1.6),
-    "tl-green": Look((60, 225, 130), grain=0.0, glow=1.6),
-    "sign-red": Look((206, 36, 40), grain=0.02, glow=0.15),
-    "sign-blue": Look((30, 80, 180), grain=0.02, glow=0.15),
-    "sign-white": Look((238, 238, 234), grain=0.02, glow=0.15),
-    "sign-yellow": Look((244, 204, 40), grain=0.02, glow=0.15),
-    "leaf": Look((72, 106, 48), grain=0.16, blotch=0.14, nir=0.68, withered=((124, 106, 88), 0.52), snow=0.5),
-    "needle": Look((44, 78, 50), grain=0.14, blotch=0.12, nir=0.52, withered=((60, 78, 56), 0.51), snow=0.6),
-    "trunk": Look((84, 66, 50), grain=0.1),
-    "grass": Look((122, 140, 66), grain=0.07, blotch=0.1, nir=0.7, withered=((146, 140, 92), 0.64), snow=1.0),
-    "soil": Look((150, 124, 90), grain=0.08, blotch=0.1, snow=0.9),
-    "skin": Look((206, 160, 130), grain=0.03),
-    "hair": Look((60, 44, 34), grain=0.05),
-    "cloth": Look((0, 0, 0), "cloth", grain=0.07, nir=0.55),
-    "helmet": Look((0, 0, 0), "any", grain=0.02),
-    "paint": Look((0, 0, 0), "paint", grain=0.02, blotch=0.03, snow=0.2),
-    "glass": Look((46, 56, 66), grain=0.05, blotch=0.12, nir=0.12, glow=0.1, lit=0.5),
-    "tyre": Look((28, 28, 30), grain=0.05),
-    "tail": Look((200, 30, 30), grain=0.0, glow=1.5),
-    "head": Look((240, 236, 220), grain=0.0, glow=2.6),
-    "transit": Look((0, 0, 0), "transit", grain=0.02, snow=0.15),
-    "cargo": Look((214, 212, 206), "paint", grain=0.03, snow=0.15),
-    "metal": Look((150, 152, 156), grain=0.05),
-    "frame": Look((0, 0, 0), "any", grain=0.02),
-    "bin": Look((70, 84, 74), grain=0.06, snow=0.2),
-    "rubble": Look((158, 146, 128), grain=0.22, blotch=0.15, snow=0.7),
-    "water": Look((58, 92, 110), grain=0.05, blotch=0.08, nir=0.04),
-    "pool": Look((96, 176, 200), grain=0.02, nir=0.05),
-    "court": Look((172, 88, 62), grain=0.03, snow=1.0),
-    "panel": Look((38, 48, 82), grain=0.03, nir=0.12, snow=0.7),
-    "plain": Look((0, 0, 0), "any", grain=0.06, blotch=0.06),
-    "fur": Look((150, 112, 72), "", grain=0.15, blotch=0.1),
+_MATERIALS: Final[dict[str, Material]] = {
+    "void": Material((40, 42, 44), grain=0.03),
+    "sky": Material((150, 185, 225), grain=0.0, blotch=0.0, nir=0.25),
+    "asphalt": Material((92, 92, 96), grain=0.045, blotch=0.06, snow=0.42),
+    "marking": Material((205, 205, 198), grain=0.03, snow=0.4),
+    "paving": Material((152, 142, 136), grain=0.06, blotch=0.05, snow=0.85),
+    "kerb": Material((176, 172, 166), snow=0.7),
+    "facade": Material((0, 0, 0), "facade", grain=0.045, blotch=0.06, snow=0.06),
+    "window": Material((64, 76, 92), grain=0.08, blotch=0.12, nir=0.15, glow=0.75, lit=0.3),
+    "shop": Material((96, 84, 80), "any", grain=0.15, glow=0.55, lit=0.7),
+    "roof": Material((0, 0, 0), "roof", grain=0.045, blotch=0.06, snow=1.0),
+    "tiles": Material((0, 0, 0), "tiles", grain=0.055, blotch=0.06, snow=1.0),
+    "wall": Material((150, 128, 116), grain=0.09, blotch=0.08, snow=0.15),
+    "fence": Material((132, 112, 92), grain=0.1, snow=0.1),
+    "rail": Material((206, 204, 198), grain=0.05),
+    "pole": Material((112, 114, 116), grain=0.04),
+    "lamp": Material((230, 226, 210), grain=0.0, glow=2.4),
+    "tl-body": Material((36, 40, 36), grain=0.02),
+    "tl-red": Material((235, 50, 40), grain=0.0, glow=1.6),
+    "tl-amber": Material((250, 190, 40), grain=0.0, glow=1.6),
+    "tl-green": Material((60, 225, 130), grain=0.0, glow=1.6),
+    "sign-red": Material((206, 36, 40), grain=0.02, glow=0.15),
+    "sign-blue": Material((30, 80, 180), grain=0.02, glow=0.15),
+    "sign-white": Material((238, 238, 234), grain=0.02, glow=0.15),
+    "sign-yellow": Material((244, 204, 40), grain=0.02, glow=0.15),
+    "leaf": Material((72, 106, 48), grain=0.16, blotch=0.14, nir=0.68, withered=((124, 106, 88), 0.52), snow=0.5),
+    "needle": Material((44, 78, 50), grain=0.14, blotch=0.12, nir=0.52, withered=((60, 78, 56), 0.51), snow=0.6),
+    "trunk": Material((84, 66, 50), grain=0.1),
+    "grass": Material((122, 140, 66), grain=0.07, blotch=0.1, nir=0.7, withered=((146, 140, 92), 0.64), snow=1.0),
+    "soil": Material((150, 124, 90), grain=0.08, blotch=0.1, snow=0.9),
+    "skin": Material((206, 160, 130), grain=0.03),
+    "hair": Material((60, 44, 34), grain=0.05),
+    "cloth": Material((0, 0, 0), "cloth", grain=0.07, nir=0.55),
+    "helmet": Material((0, 0, 0), "any", grain=0.02),
+    "paint": Material((0, 0, 0), "paint", grain=0.02, blotch=0.03, snow=0.2),
+    "glass": Material((46, 56, 66), grain=0.05, blotch=0.12, nir=0.12, glow=0.1, lit=0.5),
+    "tyre": Material((28, 28, 30), grain=0.05),
+    "tail": Material((200, 30, 30), grain=0.0, glow=1.5),
+    "head": Material((240, 236, 220), grain=0.0, glow=2.6),
+    "transit": Material((0, 0, 0), "transit", grain=0.02, snow=0.15),
+    "cargo": Material((214, 212, 206), "paint", grain=0.03, snow=0.15),
+    "metal": Material((150, 152, 156), grain=0.05),
+    "frame": Material((0, 0, 0), "any", grain=0.02),
+    "bin": Material((70, 84, 74), grain=0.06, snow=0.2),
+    "rubble": Material((158, 146, 128), grain=0.22, blotch=0.15, snow=0.7),
+    "water": Material((58, 92, 110), grain=0.05, blotch=0.08, nir=0.04),
+    "pool": Material((96, 176, 200), grain=0.02, nir=0.05),
+    "court": Material((172, 88, 62), grain=0.03, snow=1.0),
+    "panel": Material((38, 48, 82), grain=0.03, nir=0.12, snow=0.7),
+    "plain": Material((0, 0, 0), "any", grain=0.06, blotch=0.06),
+    "fur": Material((150, 112, 72), "", grain=0.15, blotch=0.1),
 }
 
-LOOK: Final[dict[str, int]] = {name: index for index, name in enumerate(_LOOKS)}
-LOOKS: Final = len(_LOOKS)
+MATERIAL: Final[dict[str, int]] = {name: index for index, name in enumerate(_MATERIALS)}
+MATERIALS: Final = len(_MATERIALS)
 
 
 def _base(withered: bool = False) -> NDArray[np.float32]:
-    """Colours before any style: (LOOKS, 16, 3), 0..1."""
-    table = np.empty((LOOKS, 16, 3), np.float32)
-    for row, look in zip(table, _LOOKS.values(), strict=True):
-        colour = look.withered[0] if withered and look.withered else look.colour
-        row[:] = _SPREADS[look.spread] if look.spread else colour
-        if not look.spread:
+    """Colours before any style: (MATERIALS, 16, 3), 0..1."""
+    table = np.empty((MATERIALS, 16, 3), np.float32)
+    for row, material in zip(table, _MATERIALS.values(), strict=True):
+        colour = material.withered[0] if withered and material.withered else material.colour
+        row[:] = _SPREADS[material.spread] if material.spread else colour
+        if not material.spread:
             row *= np.linspace(0.93, 1.07, 16, dtype=np.float32)[:, None]
     return table / 255.0
 
 
 def _column(field: str) -> NDArray[np.float32]:
-    return np.array([getattr(look, field) for look in _LOOKS.values()], np.float32)
+    return np.array([getattr(material, field) for material in _MATERIALS.values()], np.float32)
 
 
 BASE: Final = _base()
@@ -184,7 +184,7 @@ GRAIN: Final = _column("grain")
 BLOTCH: Final = _column("blotch")
 NIR: Final = _column("nir")
 WITHERED: Final = _base(withered=True)
-WITHERED_NIR: Final = np.array([x.withered[1] if x.withered else x.nir for x in _LOOKS.values()], np.float32)
+WITHERED_NIR: Final = np.array([x.withered[1] if x.withered else x.nir for x in _MATERIALS.values()], np.float32)
 SNOW: Final = _column("snow")
-# (LOOKS, 16): which variants of a look are switched on at night.
+# (MATERIALS, 16): which variants of a material are switched on at night.
 GLOW: Final = _column("glow")[:, None] * (np.arange(16)[None] < 16 * _column("lit")[:, None])

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from kdbench.synthetic import DOMAINS, Scene, draw
-from kdbench.synthetic.canvas import Dice
-from kdbench.synthetic.looks import BOXES
+from kdbench.synthetic.appearances import BOXES
+from kdbench.synthetic.canvas import Rng
 from kdbench.synthetic.styles import BANDS, CAUSES, Ranges, Style, colours
-from kdbench.synthetic.things import LOOK
+from kdbench.synthetic.vocabulary import MATERIAL
 
 SIZE = (64, 128)
 INTEGERS = ("palette", "bands")
@@ -61,16 +61,16 @@ def test_bands_are_a_matter_of_the_sensor() -> None:
 
 @pytest.mark.parametrize("bands", range(len(BANDS)))
 def test_bands_select_from_infrared_red_green_blue(bands: int) -> None:
-    rgb, _ = colours(Style(), Dice("x"))
-    table, _ = colours(Style(bands=bands), Dice("x"))
+    rgb, _ = colours(Style(), Rng("x"))
+    table, _ = colours(Style(bands=bands), Rng("x"))
     for channel, source in enumerate(BANDS[bands]):
         assert source == 0 or np.allclose(table[channel], rgb[source - 1], atol=1e-5)
 
 
 def test_infrared_is_high_on_plants_and_absent_on_water() -> None:
-    table, _ = colours(Style(bands=1), Dice("x"))
-    infrared = {name: float(table[0, 16 * k : 16 * k + 16].mean()) for name, k in LOOK.items()}
-    red = {name: float(table[1, 16 * k : 16 * k + 16].mean()) for name, k in LOOK.items()}
+    table, _ = colours(Style(bands=1), Rng("x"))
+    infrared = {name: float(table[0, 16 * k : 16 * k + 16].mean()) for name, k in MATERIAL.items()}
+    red = {name: float(table[1, 16 * k : 16 * k + 16].mean()) for name, k in MATERIAL.items()}
     assert infrared["water"] < 0.1 < infrared["asphalt"] < infrared["needle"] < infrared["leaf"]
     assert all(infrared[name] > 1.3 * red[name] for name in ("grass", "leaf", "needle"))
     # Minerals and paints answer about as they do in red.
