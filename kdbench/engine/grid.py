@@ -33,13 +33,13 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.method import MethodConfig
 from kdbench.models.pretrained import Pretrained, Weights
-from kdbench.models.registry import Pair, parse_pair
+from kdbench.models.registry import Pair, find_model, parse_pair
 from kdbench.models.toy import ToyModels
 from kdbench.names import domain_name, model_name
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
-from kdbench.records import SIDE_FILE, Record, read_record, record_path
+from kdbench.records import SIDE_FILE, Record, Resolved, read_record, record_path
 from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_config, variant
 from kdbench.units import amount
 
@@ -123,6 +123,22 @@ def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
                 for cell in _group(context, benchmark, pair, seed, references, methods, spec.references):
                     cells.setdefault(_identity(cell), replace(cell, labels=labels))
     return list(cells.values())
+
+
+def recorded_cell(recorded: Resolved, protocol: Protocol) -> Cell:
+    """Return the cell that a record is of, under its protocol, with today's method and models."""
+    plugin = load_method(recorded.method).usable() if recorded.student else None
+    return Cell(
+        protocol=protocol,
+        benchmark=load_benchmark(recorded.benchmark),
+        teacher=find_model(recorded.teacher),
+        student=find_model(recorded.student) if recorded.student else None,
+        method=plugin,
+        config=make_config(plugin, recorded.options) if plugin else MethodConfig(),
+        variant=recorded.variant,
+        seed=recorded.seed,
+        labels=parse_fraction(recorded.label_fraction),
+    )
 
 
 def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:

@@ -1,1 +1,1 @@
-"""`kdbench check`: what a project's CI gates on, one gate a file. Only smoke and contract import torch."""
+"""`kdbench check`: what a project's CI checks, one module a kind of check. Only smoke and contract import torch."""

@@ -10,20 +10,20 @@ from kdbench.report.board import boards
 from kdbench.report.entries import read
 from kdbench.report.formats import render
 from kdbench.report.views import tables
-from kdbench.tools.ci_checks.gate import NOWHERE, Gate, Outcome
+from kdbench.tools.ci_checks.result import NOWHERE, CheckResult
 
 PAGE = "boards.md"
 
 
-def gates(reference: Path | None) -> Iterator[Gate]:
+def check(reference: Path | None) -> Iterator[CheckResult]:
     """One line for every protocol whose boards are committed."""
     pages = sorted(reference.glob(f"*/{PAGE}")) if reference else []
     if not pages:
-        yield Gate("boards", Outcome.SKIP, f"no {PAGE} under {reference or 'no folder'}")
-    yield from map(_gate, pages)
+        yield CheckResult("boards", "skip", f"no {PAGE} under {reference or 'no folder'}")
+    yield from map(_check, pages)
 
 
-def _gate(page: Path) -> Gate:
+def _check(page: Path) -> CheckResult:
     name = f"boards {page.parent.name}"
     committed = page.read_text(encoding="utf-8", errors="replace")
     difference = _difference(committed.strip().splitlines(), text(page.parent).strip().splitlines())
@@ -32,8 +32,8 @@ def _gate(page: Path) -> Gate:
             f'kdbench leaderboard --protocol {page.parent.name} --results "$(mktemp -d)" --format markdown '
             f"--output {page}"
         )
-        return Gate(name, Outcome.FAIL, f"{difference}. Where the records are right: {repair}", page)
-    return Gate(name, Outcome.OK, f"{page} is what its records give")
+        return CheckResult(name, "FAIL", f"{difference}. Where the records are right: {repair}", page)
+    return CheckResult(name, "ok", f"{page} is what its records give")
 
 
 def text(folder: Path) -> str:

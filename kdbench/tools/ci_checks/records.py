@@ -1,4 +1,4 @@
-"""Every record validates, lies where its content says, and is of a known protocol and world and of the shipped zoo."""
+"""Checks that every record is valid, lies where its content says, and is of a known protocol and data source."""
 
 from __future__ import annotations
 
@@ -14,26 +14,22 @@ from kdbench.protocol import MINI, PROTOCOLS, find_protocol
 from kdbench.records import Record, read_record, record_files
 from kdbench.spec import assign_label_maps
 from kdbench.synthetic import WORLDS
-from kdbench.tools.ci_checks.gate import Gate, Outcome
+from kdbench.tools.ci_checks.result import CheckResult
 
 NAME = "records"
 
 
-def gates(folders: Sequence[Path]) -> Iterator[Gate]:
-    """One line, or one for every record with a fault."""
+def check(folders: Sequence[Path]) -> Iterator[CheckResult]:
+    """Yield one result, or one for every record with a fault."""
     files = [path for folder in folders for path in record_files(folder)]
     where = ", ".join(map(str, folders)) or "no folder"
-    faults = [Gate(NAME, Outcome.FAIL, fault, path) for path in files if (fault := _fault(path))]
-    if faults:
-        yield from faults
-    elif files:
-        yield Gate(
-            NAME,
-            Outcome.OK,
-            f"{len(files)} are valid, of known protocols and worlds and of the shipped stand-ins, under {where}",
-        )
-    else:
-        yield Gate(NAME, Outcome.SKIP, f"none under {where}")
+    faults = [CheckResult(NAME, "FAIL", fault, path) for path in files if (fault := _fault(path))]
+    yield from faults
+    if not files:
+        yield CheckResult(NAME, "skip", f"none under {where}")
+    elif not faults:
+        detail = f"{len(files)} under {where} are valid; protocols, data sources and toy models' weights are today's"
+        yield CheckResult(NAME, "ok", detail)
 
 
 def _fault(path: Path) -> str:
@@ -41,7 +37,7 @@ def _fault(path: Path) -> str:
         record = read_record(path)
     except KdbenchError as error:
         return str(error)
-    fault = _protocol(record) or _world(record) or _misplaced(path, record) or _weights(record)
+    fault = _protocol(record) or _data_source(record) or _misplaced(path, record) or _weights(record)
     return fault and f"{path} {fault}. Remove it and run its cell again."
 
 
@@ -55,14 +51,20 @@ def _protocol(record: Record) -> str:
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
 
 
-def _world(record: Record) -> str:
-    domains, known = record.result.domains if record.result else [], sorted({*WORLDS.values(), REAL})
-    strange = {record.spec.resolved.data_source, *(domain.data_source for domain in domains)} - set(known)
-    return f"is of the unknown world '{min(strange)}' (known: {', '.join(known)})" if strange else ""
+def _data_source(record: Record) -> str:
+    domains, known = record.result.domains if record.result else [], {*WORLDS.values(), REAL}
+    strange = {record.spec.resolved.data_source, *(domain.data_source for domain in domains)} - known
+    return f"is of the unknown data source '{min(strange)}' (known: {', '.join(sorted(known))})" if strange else ""
+
+
+def _misplaced(path: Path, record: Record) -> str:
+    """A copied file would take another record's place on a board."""
+    own = record.path()
+    return "" if path.resolve().parts[-len(own.parts) :] == own.parts else f"holds the record of {own}"
 
 
 def _weights(record: Record) -> str:
-    """Stand-ins alone: which of several real weights are right nobody here knows."""
+    """Compare toy models only: of real weights several may be right."""
     cell = record.spec.resolved
     if cell.model_set != MINI.model_set:
         return ""
@@ -73,9 +75,3 @@ def _weights(record: Record) -> str:
 @cache
 def _shipped(model: str) -> str:
     return read_card(SHIPPED, model).weights if model in TOY_MODELS else ""
-
-
-def _misplaced(path: Path, record: Record) -> str:
-    """A copied file would take another record's place on a board."""
-    own = record.path()
-    return "" if path.resolve().parts[-len(own.parts) :] == own.parts else f"holds the record of {own}"

@@ -15,7 +15,7 @@ from kdbench.metrics import domains, mean_of, role_miou
 from kdbench.report.comparison import Difference, judged
 from kdbench.report.entries import Entry, read
 from kdbench.report.statistics import ENOUGH
-from kdbench.tools.ci_checks.gate import NOWHERE, Gate, Outcome
+from kdbench.tools.ci_checks.result import NOWHERE, CheckResult
 
 NAME = "scores"
 TOLERANCE = 3.0
@@ -40,7 +40,7 @@ Methods = Mapping[str, Mapping[int, Entry]]
 """Entries by method and seed."""
 
 
-def gates(results: Path, reference: Path | None, earlier: Path) -> Iterator[Gate]:
+def check(results: Path, reference: Path | None, earlier: Path) -> Iterator[CheckResult]:
     """One line, or one for every method that fell back."""
     now, before = _places(read(results, reference).entries), _places(read(NOWHERE, earlier).entries)
     if not before:
@@ -52,10 +52,11 @@ def gates(results: Path, reference: Path | None, earlier: Path) -> Iterator[Gate
         for place in shared
         for method, difference in differences(now[place], before[place]).items()
     }
-    faults += [Gate(f"{NAME} {row}", Outcome.FAIL, fall) for row, each in found.items() if (fall := _fall(each))]
+    faults += [CheckResult(f"{NAME} {row}", "FAIL", fall) for row, each in found.items() if (fall := _fall(each))]
     if not found and not faults:
         repair = "Run its cells, or name the folder that holds their records with --results."
-        yield Gate(NAME, Outcome.FAIL, f"no cell of {earlier} is among today's records; nothing was compared. {repair}")
+        detail = f"no cell of {earlier} is among today's records; nothing was compared. {repair}"
+        yield CheckResult(NAME, "FAIL", detail)
     else:
         yield from faults or [_held(found)]
 
@@ -69,13 +70,13 @@ def _places(entries: list[Entry]) -> dict[Place, dict[str, dict[int, Entry]]]:
     return found
 
 
-def _incomparable(place: Place, now: Methods, before: Methods) -> Iterator[Gate]:
+def _incomparable(place: Place, now: Methods, before: Methods) -> Iterator[CheckResult]:
     """Cells that had a score and have none, or another measurement's."""
     for method in sorted(now.keys() & before.keys()):
         for seed in sorted(now[method].keys() & before[method].keys()):
             ours, theirs = now[method][seed], before[method][seed]
             if _score(theirs) is not None and (_score(ours) is None or _tested(ours) != _tested(theirs)):
-                yield Gate(f"{NAME} {place} {method} seed {seed}", Outcome.FAIL, _lost(ours), ours.path)
+                yield CheckResult(f"{NAME} {place} {method} seed {seed}", "FAIL", _lost(ours), ours.path)
 
 
 def _lost(entry: Entry) -> str:
@@ -118,7 +119,7 @@ def _fall(found: Difference) -> str:
     return ""
 
 
-def _held(found: Mapping[str, Difference]) -> Gate:
+def _held(found: Mapping[str, Difference]) -> CheckResult:
     lowest = min(found, key=lambda row: found[row].value)
     few = sum(each.verdict == "not resolvable" for each in found.values())
     said = [f"{len(found)} rows, lowest change {found[lowest].value:+z.2f} ({lowest})"]
@@ -126,7 +127,7 @@ def _held(found: Mapping[str, Difference]) -> Gate:
         said.append(f"{len(found) - few} not found worse over {ENOUGH} seeds and more")
     if few:
         said.append(f"{few} not resolvable below {ENOUGH} shared seeds, fallen by at most {TOLERANCE} points")
-    return Gate(NAME, Outcome.OK, "; ".join(said))
+    return CheckResult(NAME, "ok", "; ".join(said))
 
 
 def _seeds(count: int) -> str:

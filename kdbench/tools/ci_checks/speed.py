@@ -10,40 +10,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdbench.report.step_costs import FILE, MEASURE, Cost, read_costs
-from kdbench.tools.ci_checks.gate import Gate, Outcome
+from kdbench.tools.ci_checks.result import CheckResult
 
 RATIO = 1.5
 """How many times as long a step may take: above what measurements of the same code differ by on a busy machine."""
 NAME = "speed"
 
 
-def gates(results: Path, reference: Path | None, earlier: Path) -> Iterator[Gate]:
+def check(results: Path, reference: Path | None, earlier: Path) -> Iterator[CheckResult]:
     """One line, or one for every method that became slower. A run's file goes before the committed one."""
     old = earlier / FILE
     new = next((folder / FILE for folder in (results, reference) if folder and (folder / FILE).is_file()), None)
     if not old.is_file():
-        yield Gate(NAME, Outcome.SKIP, f"no {FILE} in {earlier}; nothing was compared")
+        yield CheckResult(NAME, "skip", f"no {FILE} in {earlier}; nothing was compared")
     elif new is None:
-        yield Gate(NAME, Outcome.FAIL, f"{old} has nothing to compare with. Measure: {MEASURE}", old)
+        yield CheckResult(NAME, "FAIL", f"{old} has nothing to compare with. Measure: {MEASURE}", old)
     else:
         yield from _compare(new, read_costs(new), read_costs(old))
 
 
-def _compare(path: Path, now: dict[str, Cost], before: dict[str, Cost]) -> Iterator[Gate]:
+def _compare(path: Path, now: dict[str, Cost], before: dict[str, Cost]) -> Iterator[CheckResult]:
     ratios = {method: now[method].steps / before[method].steps for method in sorted(now.keys() & before.keys())}
     slower = [method for method, ratio in ratios.items() if ratio > RATIO]
     for method in slower:
-        yield Gate(
+        yield CheckResult(
             NAME,
-            Outcome.FAIL,
+            "FAIL",
             f"{method}'s step takes {now[method].steps:.2f} undistilled steps, before {before[method].steps:.2f}: "
             f"{ratios[method]:.2f} times as long (allowed {RATIO}). Measure again on a quiet machine, then repair it.",
             path,
         )
     if not ratios:
-        yield Gate(NAME, Outcome.FAIL, f"{path} has no method in common with the earlier file. Measure: {MEASURE}")
+        yield CheckResult(NAME, "FAIL", f"{path} has no method in common with the earlier file. Measure: {MEASURE}")
     elif not slower:
         slowest = max(ratios, key=lambda method: ratios[method])
-        yield Gate(
-            NAME, Outcome.OK, f"{len(ratios)} methods, highest {ratios[slowest]:.2f} times ({slowest}; allowed {RATIO})"
+        yield CheckResult(
+            NAME, "ok", f"{len(ratios)} methods, highest {ratios[slowest]:.2f} times ({slowest}; allowed {RATIO})"
         )
