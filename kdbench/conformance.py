@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.parts import Networks, check_stages, views
+from kdbench.engine.parts import Networks, check_stages, stage_models
 from kdbench.errors import KdbenchError, describe
 from kdbench.method import Method, Stage, check_terms
 from kdbench.models.backbones import build_toy
@@ -63,7 +63,7 @@ class Bench:
         self.networks.freeze_all_but(stage.trains)
         torch.manual_seed(0)
         try:
-            return check_terms(stage.loss(batch, *views(self.networks, stage)))
+            return check_terms(stage.loss(batch, *stage_models(self.networks, stage)))
         except KdbenchError as error:
             raise KdbenchError(f"stage {stage.name}: {error}") from error
 
@@ -125,7 +125,7 @@ def passes_are_declared(bench: Bench) -> None:
     """A stage declares how often an image goes through the student: the equal track counts on it."""
     for stage in bench.stages():
         bench.networks.freeze_all_but(stage.trains)
-        batch, (student, teacher) = make_batch(stage), views(bench.networks, stage)
+        batch, (student, teacher) = make_batch(stage), stage_models(bench.networks, stage)
         stage.loss(batch, student, teacher)
         taken = student.images / len(batch.image)
         assert taken == stage.student_forwards, (

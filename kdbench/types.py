@@ -49,7 +49,7 @@ class Phase(StrEnum):
 
 @dataclass
 class Batch:
-    """One step's samples. Not frozen, because Fabric moves the tensors of mutable dataclasses only.
+    """One step's samples.
 
     image: (B, 3, H, W) float in [0, 1]. label: (B, H, W) int64, 255 = ignore; None where the phase withholds labels.
     domain, index: the samples' identity, B names and (B,) int64. progress: 0 to 1 through the stage, for warm-ups.
@@ -61,10 +61,9 @@ class Batch:
     index: Tensor
     progress: float = 0.0
 
-    def pieces(self, count: int) -> list[Batch]:
-        """Itself in so many consecutive pieces of nearly one size."""
-        size = len(self.index)
-        edges = [size * piece // count for piece in range(count + 1)]
+    def micro_batches(self, count: int) -> list[Batch]:
+        """Split into `count` consecutive batches of nearly one size."""
+        edges = [len(self.index) * number // count for number in range(count + 1)]
         return [
             Batch(
                 self.image[a:b], None if self.label is None else self.label[a:b], self.domain[a:b], self.index[a:b],

@@ -6,8 +6,8 @@ a restart in the middle and the method have no say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,26 +29,26 @@ PATIENCE = 20
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One place in a batch: the step, which sample stands there, and how often it stood there before in this step."""
+class SampleIndex:
+    """One place in a step's batch. again: how often the same sample stands earlier in that batch."""
 
     step: int
     sample: int
     again: int = 0
 
 
-class Order:
-    """The samples of every step: each pass over the data in a fresh order; a recipe's repeats stand side by side."""
+class Sampler:
+    """Chooses every step's samples: a fresh permutation for each pass over the data; repeats stand side by side."""
 
     def __init__(self, samples: int, recipe: Recipe, seed: int, phase: str) -> None:
         self._samples, self._recipe, self._purpose = samples, recipe, (seed, phase, "order")
         self._epoch = recipe.epoch(samples)
         self._passes: dict[int, list[int]] = {}
 
-    def step(self, step: int) -> list[Draw]:
-        """The batch of one step."""
+    def step(self, step: int) -> list[SampleIndex]:
+        """Return the samples of one step's batch."""
         samples = self._in_epochs(step) if self._recipe.epochs else self._in_passes(step)
-        return [Draw(step, sample, samples[:place].count(sample)) for place, sample in enumerate(samples)]
+        return [SampleIndex(step, sample, samples[:place].count(sample)) for place, sample in enumerate(samples)]
 
     def _in_passes(self, step: int) -> list[int]:
         places = range(step * self._recipe.batch, (step + 1) * self._recipe.batch)
@@ -68,20 +68,20 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A random view of one sample. broken: the errors of the samples that stood in its place and could not be read."""
+class Sample:
+    """A random view of one sample. skipped: the errors of unreadable samples that it replaces."""
 
     image: Tensor
     label: Tensor
     domain: str
     index: int
-    broken: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-class TrainingViews(Dataset[Seen | KdbenchError]):
+class TrainingViews(Dataset[Sample | KdbenchError]):
     """Random views of the samples of several domains, concatenated.
 
-    An error is passed on: a worker that raises it would wrap it into its traceback.
+    Errors are returned: a worker that raised one would wrap it into its traceback.
     """
 
     def __init__(self, sets: Sequence[DomainSet], recipe: Recipe, size: tuple[int, int], seed: int, phase: str) -> None:
@@ -92,18 +92,18 @@ class TrainingViews(Dataset[Seen | KdbenchError]):
     def __len__(self) -> int:
         return sum(len(samples) for samples in self._sets)
 
-    def __getitem__(self, draw: Draw) -> Seen | KdbenchError:
-        broken: list[str] = []
+    def __getitem__(self, drawn: SampleIndex) -> Sample | KdbenchError:
+        skipped: list[str] = []
         for place in range(PATIENCE):
-            samples, index = self._locate((draw.sample + place) % len(self))
+            samples, index = self._locate((drawn.sample + place) % len(self))
             try:
                 image, label = samples.read(index)
             except KdbenchError as error:
-                broken.append(str(error))
+                skipped.append(str(error))
                 continue
-            seed = seed_from(*self._purpose, draw.step, draw.sample, *[draw.again] * bool(draw.again))
-            return Seen(*self._view(image, label, seed), samples.domain, index, tuple(broken))
-        return KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {broken[0]}")
+            seed = seed_from(*self._purpose, drawn.step, drawn.sample, *[drawn.again] * bool(drawn.again))
+            return Sample(*self._view(image, label, seed), samples.domain, index, tuple(skipped))
+        return KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {skipped[0]}")
 
     def _locate(self, sample: int) -> tuple[DomainSet, int]:
         for samples in self._sets:
@@ -111,28 +111,6 @@ class TrainingViews(Dataset[Seen | KdbenchError]):
                 return samples, sample
             sample -= len(samples)
         raise IndexError(sample)
-
-
-@dataclass
-class SkippedFiles:
-    """Files that could not be read while a stage trained; more than `most` of them stop it."""
-
-    most: int
-    note: Callable[[str], None] = lambda text: None
-    errors: list[str] = field(default_factory=list)
-
-    def add(self, errors: Iterable[str]) -> None:
-        """Names each file once."""
-        for error in errors:
-            if error in self.errors:
-                continue
-            self.errors.append(error)
-            self.note(f"skipped ({len(self.errors)} of at most {self.most}): {error}")
-            if len(self.errors) > self.most:
-                raise KdbenchError(
-                    f"{len(self.errors)} training files cannot be read, and the protocol allows {self.most}. The last: "
-                    f"{error} `kdbench data verify` lists all of them."
-                )
 
 
 def training_batches(
@@ -146,49 +124,51 @@ def training_batches(
     *,
     workers: int = 0,
     device: torch.device | None = None,
-    broken: SkippedFiles | None = None,
-    mine: slice = slice(None),
+    skipped: list[str] | None = None,
+    share: slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of steps start..steps-1 on the device; labels only where the phase has them.
+    """Yield the batches of steps start..steps-1 on the device; labels only where the phase has them.
 
-    workers: processes that read ahead; the batches do not depend on their number. A sample that cannot be read is
-    replaced by the next one of the set and reported to `broken`. mine: the places of a batch that this process takes.
+    Args:
+        workers: processes that read ahead; the batches do not depend on their number.
+        skipped: gets the error of every sample that could not be read; the next sample of the set takes its place.
+        share: the places of each batch that this process takes.
     """
     views = TrainingViews(sets, recipe, size, seed, phase)
-    order = Order(len(views), recipe, seed, phase)
-    device, broken = device or torch.device("cpu"), broken or SkippedFiles(0)
+    sampler = Sampler(len(views), recipe, seed, phase)
+    device, skipped = device or torch.device("cpu"), [] if skipped is None else skipped
     loader: DataLoader[Any] = DataLoader(
         views,
-        batch_sampler=(order.step(step)[mine] for step in range(start, steps)),
+        batch_sampler=(sampler.step(step)[share] for step in range(start, steps)),
         collate_fn=partial(_collate, labelled=phase.labelled),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
     )
     for step, (batch, errors) in enumerate(loader, start):
-        broken.add(errors)
+        skipped += errors
         if isinstance(batch, KdbenchError):
             raise batch
-        # As bytes over the bus: a quarter of the floats.
+        # Bytes cross the bus: a quarter of the floats.
         batch.image = batch.image.to(device, non_blocking=True).float().div_(255)
         batch.label = None if batch.label is None else batch.label.to(device, non_blocking=True).long()
+        batch.index = batch.index.to(device, non_blocking=True)
         batch.progress = step / steps
         yield batch
 
 
-def _collate(seen: Sequence[Seen | KdbenchError], labelled: bool) -> tuple[Batch | KdbenchError, list[str]]:
-    for one in seen:
-        if isinstance(one, KdbenchError):
-            return one, []
-    return _stack([one for one in seen if isinstance(one, Seen)], labelled)
-
-
-def _stack(seen: Sequence[Seen], labelled: bool) -> tuple[Batch, list[str]]:
+def _collate(drawn: Sequence[Sample | KdbenchError], labelled: bool) -> tuple[Batch | KdbenchError, list[str]]:
+    """Stack samples to a batch, with the errors of those that were skipped; an error in their place is returned."""
+    samples: list[Sample] = []
+    for sample in drawn:
+        if isinstance(sample, KdbenchError):
+            return sample, []
+        samples.append(sample)
     batch = Batch(
-        image=torch.stack([one.image for one in seen]),
-        label=torch.stack([one.label for one in seen]) if labelled else None,
-        domain=tuple(one.domain for one in seen),
-        index=torch.tensor([one.index for one in seen]),
+        image=torch.stack([sample.image for sample in samples]),
+        label=torch.stack([sample.label for sample in samples]) if labelled else None,
+        domain=tuple(sample.domain for sample in samples),
+        index=torch.tensor([sample.index for sample in samples]),
         progress=0.0,
     )
-    return batch, [error for one in seen for error in one.broken]
+    return batch, [error for sample in samples for error in sample.skipped]

@@ -13,22 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.engine.parts import views
+from kdbench.engine.parts import stage_models
 from kdbench.engine.plan import Cell, Plan, Planned, RunContext, make_plan
 from kdbench.engine.sliding_window import class_scores
 from kdbench.types import Batch
 
 ADAM = 16
-"""Bytes a trained parameter: itself, its gradient and two moments, in single precision."""
+"""Bytes of a trained parameter: itself, its gradient and two moments, in single precision."""
 FROZEN = 4
-"""Half of it where the engine holds a frozen part in bfloat16."""
+"""Bytes of a frozen parameter; half of it where the engine holds the part in bfloat16."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """flops: floating point operations of a step's forward and backward passes, an image. memory: bytes for a batch.
+class StageCost:
+    """A stage's arithmetic and memory.
 
-    trained, parameters: how many learn, and how many there are.
+    flops: floating point operations of forward and backward pass per image. memory: bytes for a batch. trained,
+    parameters: how many parameters learn, and how many there are.
     """
 
     flops: float
@@ -36,13 +37,13 @@ class Cost:
     trained: int
     parameters: int
 
-    def of_all(self, step: Planned) -> int:
-        """Operations of all steps of a stage."""
+    def total_flops(self, step: Planned) -> int:
+        """Return the operations of all steps of the stage."""
         return round(self.flops * step.recipe.batch * step.steps)
 
 
 def stage_flops(context: RunContext, cell: Cell, names: Collection[str]) -> dict[str, int | None]:
-    """Operations of these stages; None, with a note, where a loss cannot do with two blank images.
+    """Count the operations of these stages; None, with a note, where a loss fails on blank images.
 
     Counted on networks of their own: nothing that a loss does to its modules reaches those that are trained.
     """
@@ -52,15 +53,15 @@ def stage_flops(context: RunContext, cell: Cell, names: Collection[str]) -> dict
     found: dict[str, int | None] = {}
     for step in [step for step in plan.stages if step.stage.name in names]:
         try:
-            found[step.stage.name] = cost_of(context, plan, step).of_all(step)
-        except Exception as error:  # a plug-in's own code: its training may do where one blank image does not
+            found[step.stage.name] = cost_of(context, plan, step).total_flops(step)
+        except Exception as error:  # a plug-in's own code, which may train where it fails here
             context.progress.note(f"{cell.name} · {step.stage.name}: operations are not counted ({error})")
             found[step.stage.name] = None
     return found
 
 
-def cost_of(context: RunContext, plan: Plan, step: Planned) -> Cost:
-    """Runs the stage's loss and its gradients once on blank images, on the processor, with random weights."""
+def cost_of(context: RunContext, plan: Plan, step: Planned) -> StageCost:
+    """Run the stage's loss and its gradients once on blank images, on the processor, with random weights."""
     networks, size = plan.networks, step.recipe.size(context.protocol.image_size)
     geometry = context.geometry(step.recipe, size)
     for segmentor in (networks.teacher, networks.student):
@@ -72,43 +73,43 @@ def cost_of(context: RunContext, plan: Plan, step: Planned) -> Cost:
     count = max(2, Fraction(step.stage.student_forwards).limit_denominator(8).denominator)
     label = torch.zeros(count, *size, dtype=torch.int64) if step.stage.phase.labelled else None
     batch = Batch(torch.zeros(count, 3, *size), label, ("blank",) * count, torch.arange(count))
-    kept = Kept(tensor for module in networks.modules().values() for tensor in module.state_dict().values())
-    with counted() as counter, torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-        terms = step.stage.loss(batch, *views(networks, step.stage))
+    saved = SavedTensors(tensor for module in networks.modules().values() for tensor in module.state_dict().values())
+    with counted() as counter, torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
+        terms = step.stage.loss(batch, *stage_models(networks, step.stage))
         torch.autograd.backward(torch.stack([term.float() for term in terms.values()]).sum())
     learning = sum(p.numel() for module in trained.values() for p in module.parameters())
     whole = sum(p.numel() for module in networks.modules().values() for p in module.parameters())
     for module in trained.values():
         module.zero_grad(set_to_none=True)
     each = 2 if context.protocol.precision.startswith("bf16") else 4
-    halved = sum(p.numel() for n in context.halved(step.stage) for p in networks.modules()[n].parameters())
-    memory = ADAM * learning + FROZEN * (whole - learning - halved / 2)
-    memory += kept.numbers / count * each * step.recipe.batch
-    return Cost(counter.get_total_flops() / count, float(memory), learning, whole)
+    bf16 = sum(p.numel() for n in context.bf16_parts(step.stage) for p in networks.modules()[n].parameters())
+    memory = ADAM * learning + FROZEN * (whole - learning - bf16 / 2)
+    memory += saved.numbers / count * each * step.recipe.batch
+    return StageCost(counter.get_total_flops() / count, float(memory), learning, whole)
 
 
 TIMED = 7
-"""Forward passes after one that is not timed. The quickest counts: whatever else a machine does only slows them."""
+"""Forward passes after one that is not timed. The quickest counts: other load only slows them."""
 
 
-class Inference(NamedTuple):
-    """Operations, and milliseconds on the lab's device, of one blank image of the protocol's size; None: not known."""
+class InferenceCost(NamedTuple):
+    """Operations, and milliseconds on the run's device, of one blank image of the protocol's size; None: not known."""
 
     flops: int | None = None
     latency_ms: float | None = None
 
 
 @torch.no_grad()
-def inference_of(context: RunContext, model: nn.Module) -> Inference:
-    """What is deployed, measured; where its code cannot do with a blank image, nothing is known of it, with a note."""
+def inference_of(context: RunContext, model: nn.Module) -> InferenceCost:
+    """Measure what is deployed; where its code fails on a blank image, note that and return nothing known."""
     try:
         return _inference(context, model)
     except Exception as error:  # hours of training are not lost for it
         context.progress.note(f"inference is not measured ({error})")
-        return Inference()
+        return InferenceCost()
 
 
-def _inference(context: RunContext, model: nn.Module) -> Inference:
+def _inference(context: RunContext, model: nn.Module) -> InferenceCost:
     device = context.fabric.device
     image = torch.zeros(1, 3, *context.protocol.image_size, device=device)
     with context.fabric.autocast():
@@ -121,12 +122,12 @@ def _inference(context: RunContext, model: nn.Module) -> Inference:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(1000 * (time.perf_counter() - started))
-    return Inference(counter.get_total_flops(), round(min(times), 3))
+    return InferenceCost(counter.get_total_flops(), round(min(times), 3))
 
 
 @contextlib.contextmanager
 def counted() -> Iterator[FlopCounterMode]:
-    """Counts operations, a product with its sum as two. Attention's fused path of torch.nn would not be seen."""
+    """Count operations, a multiply-add as two. torch.nn's fused attention, which no counter sees, is off meanwhile."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -136,9 +137,11 @@ def counted() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-class Peak:
-    """The most memory that a GPU's tensors take while it is open, in MB; nothing is known of a CPU, whose process holds
-    the libraries and whatever ran in it before."""
+class PeakMemory:
+    """Measures the most memory that tensors take on a GPU from its making on.
+
+    A CPU's is not known: its process holds the libraries and whatever ran in it before.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -147,21 +150,21 @@ class Peak:
 
     @property
     def megabytes(self) -> float | None:
-        """So far (2**20 bytes)."""
+        """The peak so far, in MiB."""
         return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1) if self._device.type == "cuda" else None
 
 
-class Kept:
-    """Numbers that the forward pass keeps for the backward pass, weights left out, each storage once."""
+class SavedTensors:
+    """Counts what a forward pass saves for the backward pass: elements of each storage once, weights left out."""
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         self.numbers = 0
         self._seen = {weight.untyped_storage().data_ptr() for weight in weights}
 
     def add(self, tensor: Tensor) -> Tensor:
-        """One more tensor."""
-        place = tensor.untyped_storage().data_ptr()
-        if place not in self._seen:
-            self._seen.add(place)
+        """Count a tensor, as torch.autograd.graph.saved_tensors_hooks packs it."""
+        storage = tensor.untyped_storage().data_ptr()
+        if storage not in self._seen:
+            self._seen.add(storage)
             self.numbers += tensor.numel()
         return tensor

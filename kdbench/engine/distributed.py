@@ -1,11 +1,12 @@
-"""One run on several processes: torchrun's or SLURM's, or those that `--devices` starts."""
+"""Runs on several processes, torchrun's, SLURM's or those that `--devices` starts: shares, exchange, failures."""
 
 from __future__ import annotations
 
 import datetime
 import math
 import os
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,16 +19,20 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from torch.utils import deterministic
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, describe
 
-WAIT = datetime.timedelta(days=7)
-"""How long a process waits for the others."""
-PATIENCE = datetime.timedelta(minutes=5)
-"""How long a process waits at a cell's end, where the others are no more than some writing behind."""
+TIMEOUT = datetime.timedelta(days=7)
+"""For everything but a cell's end: processes wait while another run trains a stage, or one reads all test images."""
+END_TIMEOUT = datetime.timedelta(minutes=5)
+"""At a cell's end, where no process is more than some writing behind."""
+STRANDED = (
+    "(The other processes wait in the middle of a step, so that this cell ends the run. The same command goes on from "
+    "the last checkpoint.)"
+)
 
 
 def processes(devices: int, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Processes on each node, and nodes: what a launcher has started, else as many as were asked for on this one."""
+    """Return processes per node, and nodes: what a launcher has started, else as many as were asked for here."""
     if not launched(environment):
         return devices, 1
     if "LOCAL_WORLD_SIZE" in environment:
@@ -38,17 +43,17 @@ def processes(devices: int, environment: Mapping[str, str] = os.environ) -> tupl
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun or srun started this process as one of several."""
+    """Say whether torchrun or srun started this process as one of several."""
     # A shell inside an allocation has SLURM_NTASKS too, without having been started by srun as one of its tasks.
     srun = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in environment
     return "LOCAL_WORLD_SIZE" in environment or srun
 
 
 def make_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """Fabric with its processes running, and kernels that add in a fixed order where there are such."""
+    """Start the processes and return their Fabric; on a CPU, choose kernels that add in a fixed order."""
     each, nodes = processes(devices)
     _check_device(device, each)
-    fabric = _launched(device, each, nodes, precision)
+    fabric = _launch(device, each, nodes, precision)
     _fix_order(fabric.device)
     return fabric
 
@@ -64,7 +69,7 @@ def _check_device(device: str, each: int) -> None:
 
 
 def _fix_order(device: torch.device) -> None:
-    """Bit-identical reruns are promised on a CPU, and need kernels that add in a fixed order, where there are such.
+    """Choose kernels that add in a fixed order on a CPU, where reruns are promised to be bit-identical.
 
     A GPU would pay for them and not keep the promise: every bilinear resizing would go through a slow decomposition.
     """
@@ -73,30 +78,29 @@ def _fix_order(device: torch.device) -> None:
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _launched(device: str, each: int, nodes: int, precision: str) -> Fabric:
+def _launch(device: str, each: int, nodes: int, precision: str) -> Fabric:
     if each * nodes == 1:
         return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
     # A stage may train a part of which its loss reads a part: an encoder without its mask token.
-    # Waiting is long where another run holds a stage, or one process reads all test images.
-    strategy = DDPStrategy(find_unused_parameters=True, timeout=WAIT)
+    strategy = DDPStrategy(find_unused_parameters=True, timeout=TIMEOUT)
     # Else an allocation's variables alone, without srun, would be taken for processes that nobody started.
     plugins = None if launched() else [LightningEnvironment()]
     fabric = Fabric(
         accelerator=device, devices=each, num_nodes=nodes, strategy=strategy, precision=precision, plugins=plugins
     )
     fabric.launch()
-    _aside()
+    _end_group()
     return fabric
 
 
 @cache
-def _aside() -> Any:
-    """All processes as a second group, free while the first waits for somebody; all have to make it at once."""
-    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+def _end_group() -> Any:
+    """Return all processes as a second group, free while the first waits; all have to make it at once."""
+    return torch.distributed.new_group(backend="gloo", timeout=END_TIMEOUT)
 
 
 def check_shares(batches: Mapping[str, int], count: int) -> None:
-    """Raises where so many processes cannot take equal shares of every phase's batch."""
+    """Raise where so many processes cannot take equal shares of every phase's batch."""
     uneven = [f"{phase} has batches of {batch}" for phase, batch in batches.items() if batch % count]
     if uneven:
         fitting = ", ".join(map(str, _equal(batches)))
@@ -106,7 +110,7 @@ def check_shares(batches: Mapping[str, int], count: int) -> None:
 
 
 def check_smallest(what: str, needed: int, phase: str, batches: Mapping[str, int], count: int) -> None:
-    """Raises where a process's share of a phase's batch is smaller than a loss needs."""
+    """Raise where a process's share of a phase's batch is smaller than a loss needs."""
     each = batches[phase] // count
     if each >= needed:
         return
@@ -119,52 +123,77 @@ def check_smallest(what: str, needed: int, phase: str, batches: Mapping[str, int
 
 
 def _equal(batches: Mapping[str, int]) -> list[int]:
-    """Numbers of processes that can take equal shares of every batch."""
+    """Return the numbers of processes that can take equal shares of every batch."""
     common = math.gcd(*batches.values())
     return [number for number in range(1, common + 1) if common % number == 0]
 
 
 def share(fabric: Fabric, batch: int) -> slice:
-    """Which places of a batch this process trains on (check_shares has found that they divide it)."""
+    """Return the places of a batch that this process trains on (check_shares has found that they divide it)."""
     each = batch // fabric.world_size
     return slice(fabric.global_rank * each, (fabric.global_rank + 1) * each)
 
 
-def gathered(fabric: Fabric, thing: Any) -> list[Any]:
-    """What every process gives, in their order."""
+def gathered(fabric: Fabric, value: Any) -> list[Any]:
+    """Return the values of all processes, in their order."""
     if fabric.world_size == 1:
-        return [thing]
+        return [value]
     found: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(found, thing)
+    torch.distributed.all_gather_object(found, value)
     return found
+
+
+def gather_interleaved(fabric: Fabric, rows: np.ndarray) -> np.ndarray:
+    """Gather rank-strided rows (n, ...) of all processes back into list order."""
+    if fabric.world_size == 1:
+        return rows
+    shares = gathered(fabric, rows)
+    whole = np.zeros((sum(map(len, shares)), *rows.shape[1:]), rows.dtype)
+    for rank, share_of_rank in enumerate(shares):
+        whole[rank :: fabric.world_size] = share_of_rank
+    return whole
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a cell in one process. place: the lines of code that it came through."""
+    """What ended a cell in one process. trace: the lines of code that the error came through."""
 
     text: str
-    place: tuple[str, ...]
+    trace: tuple[str, ...]
 
 
-def failures(fabric: Fabric, mine: Failure | None) -> list[Failure | None] | None:
-    """How every process ended a cell; None where the others do not come to say so, because they wait for this one."""
+def failure_of(error: Exception, rank: int) -> Failure:
+    """Describe what ended a cell in the process of that rank."""
+    frames = [frame for cause in _causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    trace = tuple(f"{frame.filename}:{frame.lineno}" for frame in frames)
+    # An exchange of gradients may be under way in a backward pass: no two processes are then surely at one line.
+    backward = any(frame.name == "backward" for frame in frames)
+    return Failure(describe(error), (*trace, f"process {rank}") if backward else trace)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def all_failures(fabric: Fabric, mine: Failure | None) -> list[Failure | None] | None:
+    """Return how every process ended a cell; None where the others do not say so, because they wait for this one."""
     if fabric.world_size == 1:
         return [mine]
     found: list[Failure | None] = [None] * fabric.world_size
     try:
-        torch.distributed.all_gather_object(found, mine, group=_aside())
+        torch.distributed.all_gather_object(found, mine, group=_end_group())
     except RuntimeError:
         return None
     return found
 
 
-def gather_interleaved(fabric: Fabric, rows: np.ndarray) -> np.ndarray:
-    """All processes' rows (n, ...), where each has every so-manieth of a list, in the list's order."""
-    if fabric.world_size == 1:
-        return rows
-    pieces = gathered(fabric, rows)
-    whole = np.zeros((sum(map(len, pieces)), *rows.shape[1:]), rows.dtype)
-    for rank, piece in enumerate(pieces):
-        whole[rank :: fabric.world_size] = piece
-    return whole
+def explain_failures(mine: Failure | None, everywhere: Sequence[Failure | None] | None, in_step: bool) -> str:
+    """Return a record's error. in_step: all processes came to the same end, so that another cell can begin."""
+    if everywhere is None:
+        return f"{mine.text if mine else 'Another process does not come to its end.'} {STRANDED}"
+    if in_step:
+        return next(found.text for found in everywhere if found)
+    ends = (f"process {rank}: {found.text if found else 'done'}" for rank, found in enumerate(everywhere))
+    return f"The processes ended apart, which ends the run. {'; '.join(ends)}"

@@ -20,10 +20,9 @@ from kdbench.data.datasets import ADAPTERS
 from kdbench.data.sources import DataSources
 from kdbench.data.subset import parse_fraction
 from kdbench.engine.costs import cost_of
-from kdbench.engine.distributed import check_shares, make_fabric, processes
+from kdbench.engine.distributed import check_shares, failure_of, make_fabric, processes
 from kdbench.engine.event_log import EventLog
-from kdbench.engine.failures import failure_of
-from kdbench.engine.memory import release
+from kdbench.engine.memory import release_memory
 from kdbench.engine.plan import Cell, Plan, RunContext, make_plan, strides
 from kdbench.engine.preflight import all_stages, check_batches, check_together, models_of
 from kdbench.engine.runner import CellRun, Outcome
@@ -191,7 +190,7 @@ def run_grid(spec: RunSpec, context: RunContext, cells: list[Cell]) -> Iterator[
         for cell in cells:
             done = _run_cell(spec, context, cell, trackers)
             if not done.cached:
-                release()
+                release_memory()
             yield done
 
 
@@ -262,7 +261,7 @@ def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generat
         yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
         if state == "to do":
             cost = cost_of(context, plan, step)
-            whole = cost.of_all(step)
+            whole = cost.total_flops(step)
             total += whole
             yield (
                 f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "

@@ -1,4 +1,4 @@
-"""A batch's gradients, in as many pieces as the memory of the devices asks for."""
+"""A batch's gradients, in as many micro-batches as the devices' memory asks for."""
 
 from __future__ import annotations
 
@@ -14,73 +14,82 @@ from kdbench.engine.distributed import gathered
 from kdbench.errors import KdbenchError
 from kdbench.types import Batch
 
-ProtocolOverrides = dict[str, Tensor]
-Loss = Callable[[Any], tuple[Tensor, ProtocolOverrides]]
-"""A batch or a piece of it to the sum to minimise, and its terms."""
-REHEARSED = 2
-"""Steps that are rehearsed, but for one process on a CPU: from the second on the optimiser's moments take memory."""
+Terms = dict[str, Tensor]
+Loss = Callable[[Any], tuple[Tensor, Terms]]
+"""From a batch to the sum to minimise, and its terms."""
+PROBED_STEPS = 2
+"""Steps whose memory is probed first, but for one process on a CPU: the optimiser's moments come with the second."""
 
 
-def release() -> None:
-    """Gives back what finished networks hold: an encoder and the hook on its stem hold each other until collected."""
+def release_memory() -> None:
+    """Free what finished networks hold: an encoder and the hook on its stem hold each other until collected."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 class Gradients:
-    """Forward and backward pass of a stage's batches; where memory runs out, in twice as many pieces from then on.
+    """Computes gradients batch by batch; where memory runs out, in twice as many micro-batches from then on.
 
     A process whose memory runs out leaves the exchange of gradients, in which the others then wait for it. So several
-    processes rehearse the first steps, each for itself, and agree on the pieces; later it is fatal to them.
-    loss: the module, as Fabric has set it up; module: the same, bare. images: how many have gone through the student.
-    smallest: images that the loss needs at once.
+    processes probe the memory of the first steps, each for itself, and agree on the micro-batches; running out later
+    is fatal to them.
     """
 
     def __init__(
-        self, fabric: Fabric, loss: nn.Module, module: nn.Module, what: str, images: Callable[[], int], smallest: int
+        self,
+        fabric: Fabric,
+        loss: nn.Module,
+        module: nn.Module,
+        what: str,
+        student_forwards: Callable[[], int],
+        smallest_batch: int,
     ) -> None:
-        self.pieces = 1
-        self.passes = 0
-        """Images through the student, where memory held them to the end."""
-        self._fabric, self._loss, self._module = fabric, loss, module
-        self._what, self._images, self._smallest = what, images, smallest
-        # A pass that fails later leaves its mark in batch statistics and memories; a rehearsed one does not.
-        self._rehearsals = REHEARSED if fabric.world_size > 1 or fabric.device.type != "cpu" else 0
+        """loss: the module as Fabric has set it up; module: the same, bare. student_forwards: failed passes included.
 
-    def __call__(self, batch: Any, seed: int) -> ProtocolOverrides:
-        """Leaves the gradients of the whole batch with the parameters. Returns the terms.
-
-        seed: of masks and dropout, which are drawn inside the loss.
+        smallest_batch: images that the loss needs at once.
         """
-        if self._rehearsals:
-            self._rehearse(batch, seed)
-            self._rehearsals -= 1
+        self.micro_batches = 1
+        self.student_forwards = 0
+        """Images through the student, failed passes left out."""
+        self._fabric, self._loss, self._module = fabric, loss, module
+        self._what, self._all_forwards, self._smallest_batch = what, student_forwards, smallest_batch
+        # A pass that fails later leaves its mark in batch statistics and memories; a probe does not.
+        self._probes = PROBED_STEPS if fabric.world_size > 1 or fabric.device.type != "cpu" else 0
+
+    def __call__(self, batch: Any, seed: int) -> Terms:
+        """Leave the whole batch's gradients with the parameters. Returns the terms.
+
+        seed: of the masks and the dropout that are drawn inside the loss.
+        """
+        if self._probes:
+            self._probe_memory(batch, seed)
+            self._probes -= 1
         while True:
-            before = self._images()
+            before = self._all_forwards()
             try:
                 terms = self._pass(self._loss, batch, seed)
             except torch.OutOfMemoryError as error:
                 if self._fabric.world_size > 1:
                     raise KdbenchError(
                         f"{self._what}: the memory of process {self._fabric.global_rank} ran out over a batch of the "
-                        f"size that it held at first, {len(batch.index)} images in {self.pieces} pieces. See what else "
-                        "takes memory on its device; the same command goes on from the last checkpoint."
+                        f"size that it held at first, {len(batch.index)} images in {self.micro_batches} micro-batches. "
+                        "See what else takes memory on its device; the same command goes on from the last checkpoint."
                     ) from error
             else:
-                self.passes += self._images() - before
+                self.student_forwards += self._all_forwards() - before
                 return terms
             # Outside the handler, which keeps the failed pass's tensors alive.
             self._halve(batch)
 
-    def _rehearse(self, batch: Any, seed: int) -> None:
-        """Finds the pieces that fit in all processes; nothing else is left of it, in buffers or gradients."""
+    def _probe_memory(self, batch: Any, seed: int) -> None:
+        """Find the micro-batches that fit in all processes, and leave buffers and gradients as they were."""
         while not all(gathered(self._fabric, self._fits(batch, seed))):
             self._halve(batch)
 
     def _fits(self, batch: Any, seed: int) -> bool:
         buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         try:
-            self._pass(self._alone, batch, seed)
+            self._pass(self._loss_of_this_process, batch, seed)
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -89,41 +98,40 @@ class Gradients:
                 buffer.copy_(before)
         return True
 
-    def _alone(self, batch: Any) -> tuple[Tensor, ProtocolOverrides]:
-        """The loss without any exchange between processes."""
+    def _loss_of_this_process(self, batch: Any) -> tuple[Tensor, Terms]:
         with self._fabric.autocast():
-            found: tuple[Tensor, ProtocolOverrides] = self._module(batch)
+            found: tuple[Tensor, Terms] = self._module(batch)
         return found
 
     def _halve(self, batch: Any) -> None:
         self._module.zero_grad()
-        release()
-        # What pretraining learns from is no Batch, and is not cut.
-        held = f"{len(batch.index)} images in {self.pieces} pieces" if isinstance(batch, Batch) else "a batch"
-        if not isinstance(batch, Batch) or len(batch.index) // (2 * self.pieces) < self._smallest:
-            least = f", and the loss needs {self._smallest} images at once" if self._smallest > 1 else ""
+        release_memory()
+        # What pretraining learns from is no Batch, and is not split.
+        held = f"{len(batch.index)} images in {self.micro_batches} micro-batches" if isinstance(batch, Batch) else ""
+        if not held or len(batch.index) // (2 * self.micro_batches) < self._smallest_batch:
+            least = f", and the loss needs {self._smallest_batch} images at once" if self._smallest_batch > 1 else ""
             raise KdbenchError(
-                f"{self._what}: the device's memory does not hold {held}{least}. Take a device with more memory, or "
-                "smaller networks."
+                f"{self._what}: the device's memory does not hold {held or 'a batch'}{least}. Take a device with more "
+                "memory, or smaller networks."
             )
-        self.pieces *= 2
+        self.micro_batches *= 2
 
-    def _pass(self, loss: Loss, batch: Any, seed: int) -> ProtocolOverrides:
+    def _pass(self, loss: Loss, batch: Any, seed: int) -> Terms:
         torch.manual_seed(seed)
-        if self.pieces > 1:
-            return self._accumulated(loss, batch)
+        if self.micro_batches > 1:
+            return self._accumulate(loss, batch)
         total, terms = loss(batch)
         self._fabric.backward(total)
         return terms
 
-    def _accumulated(self, loss: Loss, batch: Any) -> ProtocolOverrides:
-        """As one batch for losses that are means over samples; batch statistics are those of the pieces."""
-        whole: ProtocolOverrides = {}
-        *others, last = batch.pieces(self.pieces)
-        for piece in (*others, last):
-            part = len(piece.index) / len(batch.index)
-            with self._fabric.no_backward_sync(self._loss, enabled=piece is not last):
-                total, terms = loss(piece)
+    def _accumulate(self, loss: Loss, batch: Any) -> Terms:
+        """As one batch for losses that are means over samples; batch statistics are those of the micro-batches."""
+        whole: Terms = {}
+        *others, last = batch.micro_batches(self.micro_batches)
+        for micro_batch in (*others, last):
+            part = len(micro_batch.index) / len(batch.index)
+            with self._fabric.no_backward_sync(self._loss, enabled=micro_batch is not last):
+                total, terms = loss(micro_batch)
                 self._fabric.backward(total * part)
             for name, term in terms.items():
                 whole[name] = whole.get(name, torch.zeros_like(term)) + part * term

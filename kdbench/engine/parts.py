@@ -1,4 +1,4 @@
-"""What trains and what does not: a cell's parts by name, where and how their weights lie, how a loss sees them."""
+"""A cell's networks: loads weights, freezes what does not train, shows models to a loss, compiles encoders."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ CHANNELS_LAST = ("cpu", "cuda")
 """Devices on which convolutional networks are faster with the channels last."""
 
 
-def hold_products(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps the weights of a module's matrix products and convolutions in a precision; norms and buffers stay."""
+def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of a module's matrix products and convolutions; norms and buffers stay."""
     for layer in module.modules():
         if type(layer) in PRODUCTS:
             layer.to(dtype)
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a part holds: whose weights, brought to which geometry, in bfloat16 or not."""
+class LoadedState:
+    """What a part was loaded with: whose weights, adapted to which geometry, in bfloat16 or not."""
 
     key: str
     geometry: Geometry | None
-    halved: bool
+    bf16: bool
 
 
 @dataclass
@@ -56,10 +56,10 @@ class Networks:
     teacher: Segmentor
     student: Segmentor | None = None
     method: Method | None = None
-    _held: dict[str, Held] = field(default_factory=dict)
+    _loaded: dict[str, LoadedState] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Every part and every module of the method, by the name that stages use."""
+        """Return every part and every module of the method, by the name that stages use."""
         found: dict[str, nn.Module] = {
             Part.TEACHER_ENCODER: self.teacher.encoder,
             Part.TEACHER_DECODER: self.teacher.decoder,
@@ -74,28 +74,28 @@ class Networks:
         self,
         sources: Mapping[str, WeightSource],
         geometry: Geometry | None = None,
-        halved: frozenset[str] = frozenset(),
+        bf16_parts: frozenset[str] = frozenset(),
     ) -> None:
-        """Puts weights in place, reading only what is not there already, and brings encoders to a geometry.
+        """Load weights, reading only what is not there already, and adapt encoders to a geometry.
 
-        halved: the parts that are held in bfloat16 (PRODUCTS), until they are wanted whole again and read anew.
+        bf16_parts: held in bfloat16 (PRODUCTS) until they are wanted in single precision again and read anew.
         """
         modules = self.modules()
-        for name, origin in sources.items():
-            held = Held(origin.key, geometry if name in ENCODERS else None, name in halved)
-            if self._held.get(name) == held:
+        for name, source in sources.items():
+            wanted = LoadedState(source.key, geometry if name in ENCODERS else None, name in bf16_parts)
+            if self._loaded.get(name) == wanted:
                 continue
             module = modules[name]
-            hold_products(module, torch.float32)
-            module.load_state_dict(dict(origin.state()), strict=True)
+            cast_products(module, torch.float32)
+            module.load_state_dict(dict(source.state()), strict=True)
             if isinstance(module, Encoder) and geometry is not None:
                 module.adapt(geometry)
-            if held.halved:
-                hold_products(module, torch.bfloat16)
-            self._held[name] = held
+            if wanted.bf16:
+                cast_products(module, torch.bfloat16)
+            self._loaded[name] = wanted
 
     def place(self, device: torch.device) -> None:
-        """Moves all parts to a device, the weights of convolutional networks in the order that is fast there."""
+        """Move all parts to a device, convolutional networks with the channels last where that is fast."""
         for module in self.modules().values():
             module.to(device)
         for segmentor in (self.teacher, self.student):
@@ -103,12 +103,12 @@ class Networks:
                 segmentor.to(memory_format=torch.channels_last)
 
     def forget(self, names: frozenset[str]) -> None:
-        """After training: what these parts hold is no longer what was loaded."""
+        """Note that these parts no longer hold what was loaded, as after training."""
         for name in names:
-            self._held.pop(name, None)
+            self._loaded.pop(name, None)
 
     def freeze_all_but(self, trains: frozenset[str]) -> dict[str, nn.Module]:
-        """Gradients and training mode for what trains; all else frozen and in eval mode. Returns what trains."""
+        """Put what trains into training mode, freeze all else in eval mode. Returns what trains."""
         modules = self.modules()
         for name, module in modules.items():
             module.requires_grad_(name in trains)
@@ -117,7 +117,7 @@ class Networks:
 
 
 def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) -> None:
-    """Raises where a method's stages cannot be run, before anything is trained."""
+    """Raise where a method's stages cannot be run, before anything is trained."""
     direct = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
     who = type(method).__name__
     if isinstance(stages, Stage):
@@ -140,7 +140,7 @@ def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) ->
 
 
 def _check_loss(method: Method, stage: Stage) -> None:
-    """A stage's key covers the code and the knobs of a loss that is the method's own or a plain function, no others."""
+    """Raise where a loss is neither the method's own nor a plain function: a stage's key could not cover its code."""
     owner = getattr(stage.loss, "__self__", None)
     name = getattr(stage.loss, "__qualname__", "")
     plain = inspect.isfunction(stage.loss) and "<" not in name
@@ -155,19 +155,17 @@ Encode = Callable[..., Features]
 """As Segmentor.encode."""
 
 
-class View:
-    """A segmentor as a stage's loss sees it: only the parts in play, frozen encoders without graph, images counted.
+class StageModel:
+    """A segmentor as a stage's loss sees it: only the stage's parts, frozen encoders without graph, images counted.
 
-    compiled: what runs in the encoder's place.
+    compiled: runs in the encoder's place.
     """
 
     def __init__(
         self, segmentor: Segmentor | None, stage: Stage, encoder: Part, decoder: Part, compiled: Encode | None = None
     ) -> None:
-        self._segmentor = segmentor
-        self._stage = stage
-        self._encoder, self._decoder = encoder, decoder
-        self._compiled = compiled
+        self._segmentor, self._stage = segmentor, stage
+        self._encoder, self._decoder, self._compiled = encoder, decoder, compiled
         self.images = 0
 
     @property
@@ -203,13 +201,71 @@ class View:
         return self._segmentor
 
 
-def views(networks: Networks, stage: Stage, compiled: Mapping[Part, Encode] | None = None) -> tuple[View, View]:
-    """The student's and the teacher's view for a stage; compiled: encoders that torch has compiled."""
+def stage_models(
+    networks: Networks, stage: Stage, compiled: Mapping[Part, Encode] | None = None
+) -> tuple[StageModel, StageModel]:
+    """Return student and teacher as the stage's loss sees them; compiled: encoders that torch has compiled."""
 
-    def view(segmentor: Segmentor | None, encoder: Part, decoder: Part) -> View:
-        return View(segmentor, stage, encoder, decoder, (compiled or {}).get(encoder))
+    def model(segmentor: Segmentor | None, encoder: Part, decoder: Part) -> StageModel:
+        return StageModel(segmentor, stage, encoder, decoder, (compiled or {}).get(encoder))
 
     return (
-        view(networks.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER),
-        view(networks.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER),
+        model(networks.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER),
+        model(networks.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER),
     )
+
+
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Relative tolerance between compiled and eager features. Fused kernels round elsewhere; a rounding is 2^-8 in bfloat16
+and 2^-11 where CUDA convolves float32 in TF32, and some of them add up over the blocks."""
+
+
+def compile_encoder(encoder: Encoder, name: str, size: tuple[int, int], precision: torch.dtype) -> Encode:
+    """Compile an encoder in the mode that it is in; its state dict keeps its names.
+
+    Raises where it cannot be compiled, or where its features of two random images (height, width), with or without
+    hidden positions, are not the eager ones. There is no quiet return to the eager network: a stage's key, which is
+    known before anything is compiled, says how the stage was computed.
+    """
+    # Else dropout would be drawn by other generators than the eager network's.
+    compiled = torch.compile(encoder, options={"fallback_random": True})
+    image, mask = _trial(encoder, size)
+    for hidden in (None, mask):
+        try:
+            found = _feature_maps(compiled, encoder, image, hidden)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise KdbenchError(f"{name} cannot be compiled here ({reason}). Run it without --compile.") from error
+        for expected, got in zip(_feature_maps(encoder, encoder, image, hidden), found, strict=True):
+            apart = ((got - expected).norm(dim=1).max() / expected.norm(dim=1).mean()).item()
+            # A comparison that NaN does not pass.
+            if not apart <= ROUNDING[precision]:
+                raise KdbenchError(
+                    f"compiling {name} changes its features{' of masked images' * (hidden is not None)} by up to "
+                    f"{apart:.2g} of their length; {ROUNDING[precision]} is rounding. Run it without --compile."
+                )
+    return compiled
+
+
+def _trial(encoder: Encoder, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return two random images and masks, one of which hides half of its grid; the number of images is left open."""
+    generator = torch.Generator().manual_seed(0)
+    grid = (-(-side // encoder.spec.final_stride) for side in size)
+    mask = torch.rand(2, *grid, generator=generator) < 0.5
+    mask[0] = False
+    image, mask = (t.to(encoder.mean.device) for t in (torch.rand(2, 3, *size, generator=generator), mask))
+    for tensor in (image, mask):
+        # What is compared is then what trains: another batch size needs no other kernels.
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return image, mask
+
+
+def _feature_maps(run: Encode, encoder: Encoder, image: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Return all that decoders and losses read; the encoder's statistics are left as they were."""
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(encoder.training):
+        features = run(image, mask)
+    for name, buffer in encoder.named_buffers():
+        buffer.copy_(before[name])
+    return [map_.detach().float() for map_ in (*features.levels, features.final, features.pooled)]

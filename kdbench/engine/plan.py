@@ -82,8 +82,8 @@ class RunContext:
         """What a recipe brings encoders to, for images of a size."""
         return None if recipe.patch is None else Geometry(recipe.patch, size, self.protocol.resampling)
 
-    def halved(self, stage: Stage) -> frozenset[str]:
-        """What a stage holds in bfloat16: the frozen teacher's encoder, where products are rounded so anyway.
+    def bf16_parts(self, stage: Stage) -> frozenset[str]:
+        """Return the parts that a stage holds in bfloat16: the frozen teacher's encoder under mixed precision.
 
         Not its decoder, which may choose single precision for some of its layers, as Mask2Former's does.
         """
@@ -270,7 +270,7 @@ def _plan_stage(
         decoder=context.protocol.decoder if stage.parts & DECODERS else None,
         # Masks and batch statistics are drawn within a process.
         processes=context.fabric.world_size,
-        halved=sorted(context.halved(stage)),
+        bf16_parts=sorted(context.bf16_parts(stage)),
         compiled=context.compiled,
     )
     kept = tuple(max(1, round(steps * share)) for share in keep)

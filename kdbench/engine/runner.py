@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,19 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdbench.data.loading import SkippedFiles, training_batches
-from kdbench.engine.compiling import compile_encoder
-from kdbench.engine.costs import Inference, Peak, inference_of, stage_flops
-from kdbench.engine.distributed import Failure, failures, share
+from kdbench.data.loading import training_batches
+from kdbench.engine.costs import InferenceCost, PeakMemory, inference_of, stage_flops
+from kdbench.engine.distributed import Failure, all_failures, explain_failures, failure_of, share
 from kdbench.engine.environment import host, peak_memory
 from kdbench.engine.evaluation import DomainTest
 from kdbench.engine.event_log import EventLog
-from kdbench.engine.failures import explain, failure_of
 from kdbench.engine.keys import ENGINE_VERSION, environment, weights_digest
-from kdbench.engine.parts import Encode, views
+from kdbench.engine.parts import Encode, compile_encoder, stage_models
 from kdbench.engine.plan import Cell, Plan, Planned, RunContext, make_plan, strides
 from kdbench.engine.revision import revision
-from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.models.registry import Pair
@@ -61,7 +58,7 @@ class CellRun:
         self._seconds: dict[str, float] = {}
         self._memory: dict[str, float] = {}
         self._flops: dict[str, int | None] = {}
-        self._inference = Inference()
+        self._inference = InferenceCost()
         self._cached: list[str] = []
         self._key, self._footnote = "", ""
         self._weights: dict[str, str] = {}
@@ -98,11 +95,11 @@ class CellRun:
             outcome = self._run()
         except Exception as error:
             failure = failure_of(error, self._context.fabric.global_rank)
-        everywhere = failures(self._context.fabric, failure)
+        everywhere = all_failures(self._context.fabric, failure)
         if everywhere is not None and not any(everywhere):
             return outcome
-        in_step = everywhere is not None and len({found and found.place for found in everywhere}) == 1
-        return Outcome(self._record("failed", error=explain(failure, everywhere, in_step)), {}, in_step)
+        in_step = everywhere is not None and len({found and found.trace for found in everywhere}) == 1
+        return Outcome(self._record("failed", error=explain_failures(failure, everywhere, in_step)), {}, in_step)
 
     def _run(self) -> Outcome:
         self.prepare()
@@ -165,10 +162,10 @@ class CellRun:
             data={samples.domain: samples.data_source for samples in step.sets},
             steps=summary["steps"],
             images=summary["images"],
-            student_forwards=summary["passes"],
-            skipped_files=len(summary["broken"]),
+            student_forwards=summary["student_forwards"],
+            skipped_files=summary["skipped_files"],
             flops=self._flops.get(step.stage.name),
-            micro_batches=summary.get("pieces", 1),
+            micro_batches=summary["micro_batches"],
             strides=summary["strides"],
             losses=summary["losses"],
         )
@@ -176,35 +173,35 @@ class CellRun:
     def _train(self, step: Planned, what: str) -> dict[str, Any]:
         networks, stage = self.plan.networks, step.stage
         size = step.recipe.size(self._context.protocol.image_size)
-        networks.load(step.inputs, self._context.geometry(step.recipe, size), self._context.halved(stage))
+        networks.load(step.inputs, self._context.geometry(step.recipe, size), self._context.bf16_parts(stage))
         seen = strides(networks, stage)
         trained = networks.freeze_all_but(stage.trains)
         before = {name: weights_digest(module) for name, module in trained.items()}
         networks.forget(stage.trains)
         networks.place(self._context.fabric.device)
-        student, teacher = views(networks, stage, self._compiled(step, size))
+        student, teacher = stage_models(networks, stage, self._compiled(step, size))
         seed, context = self._cell.seed, self._context
-        skipped = SkippedFiles(sys.maxsize)
-        job = Job(
+        skipped: list[str] = []
+        job = TrainingJob(
             what=what,
             module=LossModule(trained, lambda batch: stage.loss(batch, student, teacher)),
             recipe=step.recipe,
             steps=step.steps,
             batches=lambda start: training_batches(
                 step.sets, step.recipe, step.steps, size, seed, stage.phase, start,
-                workers=context.workers, device=context.fabric.device, broken=skipped,
-                mine=share(context.fabric, step.recipe.batch),
+                workers=context.workers, device=context.fabric.device, skipped=skipped,
+                share=share(context.fabric, step.recipe.batch),
             ),
             randomness=(seed, stage.phase),
-            keep=step.kept,
+            snapshots=step.kept,
             checkpoint_every=self._context.protocol.checkpoint_every,
             epoch=step.recipe.epoch(sum(map(len, step.sets))),
-            smallest=stage.smallest_batch,
-            passes=lambda: student.images * context.fabric.world_size,
-            skipped=skipped.errors,
-            broken=SkippedFiles(context.protocol.most_broken, context.progress.note),
+            smallest_batch=stage.smallest_batch,
+            student_forwards=lambda: student.images * context.fabric.world_size,
+            skipped=skipped,
+            most_skipped=context.protocol.most_broken,
         )  # fmt: skip
-        peak = Peak(context.fabric.device)
+        peak = PeakMemory(context.fabric.device)
         heard = self._event_log.stage(stage.name, self.plan.before(step), context.progress)
         summary = train(self._context.fabric, job, step.folder, heard)
         summary |= {"memory_mb": peak.megabytes, "flops": self._flops.get(stage.name), "strides": seen}

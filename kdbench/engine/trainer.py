@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from kdbench.data.loading import SkippedFiles
 from kdbench.engine.distributed import gathered
 from kdbench.engine.memory import Gradients
 from kdbench.engine.store import StageFolder
@@ -26,12 +25,13 @@ from kdbench.protocol import Recipe
 from kdbench.types import ENCODERS
 
 REPORT_EVERY = 10
-"""Steps between two looks at the losses: each look waits for the device."""
+"""Steps between two reports of the losses: each waits for the device."""
 CURVE_POINTS = 10
+"""Means that a record keeps of each loss term."""
 
 
 class LossModule(nn.Module):
-    """What trains, with the loss as its forward: the one module that Fabric wraps and that processes synchronise.
+    """Holds what trains and has the loss as its forward: the one module that Fabric wraps and processes synchronise.
 
     Frozen networks are reached through the loss alone, so they are neither wrapped nor saved.
     """
@@ -42,22 +42,26 @@ class LossModule(nn.Module):
         self._loss = loss
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum to minimise, and its terms, detached."""
+        """Return the sum to minimise, and its terms, detached."""
         terms = check_terms(self._loss(batch))
         total = torch.stack([term.float() for term in terms.values()]).sum()
         return total, {name: term.detach().float() for name, term in terms.items()}
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return what trains by part name."""
+        return {name.replace("/", "."): module for name, module in self.trained.items()}
+
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """The trained parts' state dicts by part name."""
-        return {name.replace("/", "."): module.state_dict() for name, module in self.trained.items()}
+        """Return the state dicts of what trains by part name."""
+        return {name: module.state_dict() for name, module in self.parts().items()}
 
 
 @dataclass
 class LossLog:
     """Every step's losses, fetched from the device in groups.
 
-    gather: from one process's list of steps to those of all. Their mean counts, as it does for the gradients, and
-    a loss that is not finite in one of them stops all.
+    gather: collects the lists of steps of all processes. Their means are kept, as it is for gradients; a loss that is
+    not finite in one process stops all.
     """
 
     gather: Callable[[list[dict[str, float]]], list[list[dict[str, float]]]] = lambda steps: [steps]
@@ -65,11 +69,11 @@ class LossLog:
     _pending: list[dict[str, Tensor]] = field(default_factory=list)
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """One step's terms."""
+        """Add one step's terms."""
         self._pending.append(terms)
 
     def flush(self, what: str) -> dict[str, float]:
-        """Fetches what is pending; a loss that is not finite stops the stage. Returns the latest terms."""
+        """Fetch what is pending; raise where a loss is not finite. Returns the latest terms."""
         if self._pending:
             names = list(dict.fromkeys(name for terms in self._pending for name in terms))
             nothing = torch.zeros_like(next(iter(self._pending[0].values())))
@@ -79,8 +83,8 @@ class LossLog:
             ]).tolist()  # fmt: skip
             self._pending.clear()
             mine = [dict(zip(names, row, strict=True)) for row in rows]
-            for everywhere in zip(*self.gather(mine), strict=True):
-                self._append(what, _mean_terms(everywhere))
+            for processes in zip(*self.gather(mine), strict=True):
+                self._append(what, _mean_terms(processes))
         return {name: values[-1] for name, values in self.curves.items() if values}
 
     def _append(self, what: str, terms: dict[str, float]) -> None:
@@ -88,19 +92,20 @@ class LossLog:
         if not all(map(math.isfinite, terms.values())):
             shown = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
             raise KdbenchError(
-                f"{what}: the loss is not finite at step {step} ({shown}). Lower the weight of the term that grew "
-                "(--set KNOB=VALUE) or look for a division or a logarithm without a floor in its loss; then run again."
+                f"{what}: the loss is not finite at step {step} ({shown}). Lower the weight of the term that "
+                "grew (--set OPTION=VALUE) or look for a division or a logarithm without a floor in its loss; then run "
+                "again."
             )
         for name in dict.fromkeys((*self.curves, *terms)):
             self.curves.setdefault(name, [0.0] * step).append(terms.get(name, 0.0))
 
     def summary(self) -> dict[str, list[float]]:
-        """Each term's mean over tenths of the stage, to five digits."""
+        """Return each term's means over tenths of the stage, to five digits."""
         return {name: [float(f"{mean:.5g}") for mean in _means(values)] for name, values in self.curves.items()}
 
 
 def _mean_terms(processes: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of one step's terms; where a process has none of a name, it counts as zero there."""
+    """Return the processes' mean of one step's terms; a term that a process lacks counts as zero."""
     names = dict.fromkeys(name for terms in processes for name in terms)
     return {name: sum(terms.get(name, 0.0) for terms in processes) / len(processes) for name in names}
 
@@ -111,14 +116,14 @@ def _means(values: list[float]) -> list[float]:
 
 
 def lr_scale(recipe: Recipe, step: int, steps: int, epoch: int = 1) -> float:
-    """The schedule's factor on the rate: linear warm-up, then decay. epoch: steps of one, where epochs are counted."""
+    """Return the schedule's factor on the learning rate: linear warm-up, then decay. epoch: its steps."""
     if step < recipe.warmup:
         return (step + 1) / (recipe.warmup + 1)
     done = (step - recipe.warmup) / max(1, steps - recipe.warmup)
     if recipe.schedule == "poly":
         return float((1 - done) ** 0.9)
     if recipe.schedule in ("cosine-epochs", "cosine-epochs-on-time"):
-        # Late, the first two epochs have the full rate: the scheduler is told an epoch's number when that is over.
+        # The late variant tells the scheduler an epoch's number when that epoch is over: two have the full rate.
         late = recipe.schedule == "cosine-epochs"
         done = max(0, step // epoch - late) / max(1, steps // epoch)
     floor = recipe.min_lr / recipe.lr
@@ -131,7 +136,7 @@ QUERIES = ("queries_features.weight", "queries_embedder.weight", "transformer.le
 
 
 def is_decayed(rule: str, module: nn.Module) -> dict[str, bool]:
-    """Which parameters of a part weight decay touches (Recipe.decay), by name."""
+    """Say of each parameter of a part, by name, whether weight decay touches it (Recipe.decay)."""
     norms = {
         f"{m}.{p}".lstrip(".")
         for m, found in module.named_modules()
@@ -146,7 +151,7 @@ def is_decayed(rule: str, module: nn.Module) -> dict[str, bool]:
 
 
 def make_optimizer(trained: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with a group per part and kind of parameter, decayed or not."""
+    """Return AdamW with one group per part for decayed parameters and one for the others."""
     groups = []
     for name, module in trained.items():
         touched = is_decayed(recipe.decay, module)
@@ -158,127 +163,151 @@ def make_optimizer(trained: Mapping[str, nn.Module], recipe: Recipe) -> torch.op
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
 
 
+@dataclass
+class SkippedFiles:
+    """Files that could not be read while a stage trained; more than `most` of them stop it."""
+
+    most: int
+    note: Callable[[str], None] = lambda text: None
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, errors: Iterable[str]) -> None:
+        """Note each new error; raise where there are too many."""
+        for error in errors:
+            if error in self.errors:
+                continue
+            self.errors.append(error)
+            self.note(f"skipped ({len(self.errors)} of at most {self.most}): {error}")
+            if len(self.errors) > self.most:
+                raise KdbenchError(
+                    f"{len(self.errors)} training files cannot be read, and the protocol allows {self.most}. The last: "
+                    f"{error} `kdbench data verify` lists all of them."
+                )
+
+
 @dataclass(frozen=True)
-class Job:
-    """One stage's training, as the loop needs it. batches: first step -> that step's batch and all later ones."""
+class TrainingJob:
+    """One stage's training, as the loop needs it."""
 
     what: str
+    """Named in progress and errors."""
     module: LossModule
     recipe: Recipe
     steps: int
     batches: Callable[[int], Iterator[Any]]
+    """From a first step to the batches of that step and all later ones, on the device."""
     randomness: tuple[Any, ...]
-    keep: tuple[int, ...]
-    """The steps after which what trains is kept."""
+    """What the random draws inside the loss depend on, beside the step."""
+    snapshots: tuple[int, ...]
+    """The steps after which the trained parts are kept."""
     checkpoint_every: int
     epoch: int = 1
     """Steps of one pass over the data, where the recipe counts in them."""
-    smallest: int = 1
-    """Images that the loss needs at once: memory cuts no batch into smaller pieces."""
-    passes: Callable[[], int] = lambda: 0
-    """Images that have gone through the student so far, in passes that memory did not hold too."""
-    skipped: Sequence[str] = ()
+    smallest_batch: int = 1
+    """Images that the loss needs at once: no micro-batch has fewer."""
+    student_forwards: Callable[[], int] = lambda: 0
+    """Images that have gone through the student so far, failed passes included."""
+    skipped: list[str] = field(default_factory=list)
     """Errors of the files that `batches` has skipped in this process so far."""
-    broken: SkippedFiles = field(default_factory=lambda: SkippedFiles(0))
-    """Those of all processes, which stop together where they are too many."""
+    most_skipped: int = 0
+    """Files that all processes together may skip."""
 
 
-def train(fabric: Fabric, job: Job, folder: StageFolder, progress: Progress) -> dict[str, Any]:
-    """Trains to the end, from the folder's checkpoint where there is one. Returns losses, steps, passes and seconds."""
-    module, optimizer = fabric.setup(job.module, make_optimizer(_by_part(job.module), job.recipe))
-    log = LossLog(partial(gathered, fabric))
-    gradients = Gradients(fabric, module, job.module, job.what, job.passes, job.smallest)
-    begun, seconds = _resume(job, optimizer, gradients, log, folder)
+def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progress) -> dict[str, Any]:
+    """Train to the end, from the folder's checkpoint where there is one. Returns what stage.json says of training."""
+    run = _Training(fabric, job, SkippedFiles(job.most_skipped, progress.note))
+    begun, seconds = run.resume(folder.load_checkpoint())
     started = time.perf_counter()
     progress.begin(job.what, job.steps)
     try:
         for step, batch in enumerate(job.batches(begun), begun):
-            log.add(_step(fabric, module, optimizer, gradients, batch, job, step))
+            run.step(step, batch)
             done = step + 1
-            if done == 1:
-                _tell_unreached(job, optimizer.optimizer, progress)
+            if done == 1 and (unreached := run.unreached()):
+                # A loss term may begin late, so this is an error only where a whole stage has moved nothing.
+                progress.note(f"{job.what}: no gradient has reached {', '.join(unreached)} in the first step")
             if done % REPORT_EVERY == 0 or done == job.steps:
-                progress.advance(done, _look(fabric, job, log))
-            for number in [number for number, kept in enumerate(job.keep) if kept == done]:
-                _look(fabric, job, log)
+                progress.advance(done, run.synchronise())
+            for number in [number for number, kept in enumerate(job.snapshots) if kept == done]:
+                run.synchronise()
                 if fabric.is_global_zero:
                     folder.save_point(number, job.module.states())
             if done % job.checkpoint_every == 0 and done < job.steps:
-                _look(fabric, job, log)
-                spent = seconds + time.perf_counter() - started
+                run.synchronise()
                 if fabric.is_global_zero:
-                    folder.save_checkpoint(_checkpoint(job, optimizer, gradients, log, done, spent))
+                    folder.save_checkpoint(run.checkpoint(done, seconds + time.perf_counter() - started))
     finally:
         progress.end()
     return {
-        "losses": log.summary(),
+        "losses": run.losses.summary(),
         "steps": job.steps,
         "images": job.steps * job.recipe.batch,
-        "passes": gradients.passes,
-        "broken": job.broken.errors,
-        "pieces": gradients.pieces,
+        "student_forwards": run.gradients.student_forwards,
+        "skipped_files": len(run.skipped.errors),
+        "micro_batches": run.gradients.micro_batches,
         "seconds": seconds + time.perf_counter() - started,
     }
 
 
-def _tell_unreached(job: Job, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """A term may begin late, so it is an error only where a whole stage has moved nothing: long after this."""
-    parts = {name: [p for p in part.parameters() if p.requires_grad] for name, part in _by_part(job.module).items()}
-    unreached = [name for name, held in parts.items() if held and not any(p in optimizer.state for p in held)]
-    if unreached:
-        progress.note(f"{job.what}: no gradient has reached {', '.join(unreached)} in the first step")
+class _Training:
+    """A job's module and optimiser as Fabric has set them up, with all that a checkpoint holds."""
 
+    def __init__(self, fabric: Fabric, job: TrainingJob, skipped: SkippedFiles) -> None:
+        self.fabric, self.job, self.skipped = fabric, job, skipped
+        self.module, self.optimizer = fabric.setup(job.module, make_optimizer(job.module.parts(), job.recipe))
+        self.losses = LossLog(partial(gathered, fabric))
+        self.gradients = Gradients(fabric, self.module, job.module, job.what, job.student_forwards, job.smallest_batch)
 
-def _look(fabric: Fabric, job: Job, log: LossLog) -> dict[str, float]:
-    """Brings the skipped files and the losses of all processes together. Returns the latest terms."""
-    for errors in gathered(fabric, list(job.skipped)):
-        job.broken.add(errors)
-    return log.flush(job.what)
+    def step(self, step: int, batch: Any) -> None:
+        """Take one step of the optimiser."""
+        scale = lr_scale(self.job.recipe, step, self.job.steps, self.job.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        # A fresh seed a step makes what is drawn inside the loss a function of the step alone.
+        rank = ("process", self.fabric.global_rank) if self.fabric.global_rank else ()
+        self.losses.add(self.gradients(batch, seed_from(*self.job.randomness, "step", step, *rank)))
+        if self.job.recipe.clip is not None:
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=self.job.recipe.clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
+    def synchronise(self) -> dict[str, float]:
+        """Bring the skipped files and losses of all processes together. Returns the latest losses."""
+        for errors in gathered(self.fabric, self.job.skipped):
+            self.skipped.add(errors)
+        return self.losses.flush(self.job.what)
 
-def _step(
-    fabric: Fabric, module: nn.Module, optimizer: Any, gradients: Gradients, batch: Any, job: Job, step: int
-) -> dict[str, Tensor]:
-    scale = lr_scale(job.recipe, step, job.steps, job.epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * scale
-    # A fresh seed a step makes what is drawn inside the loss a function of the step alone.
-    rank = ("process", fabric.global_rank) if fabric.global_rank else ()
-    terms = gradients(fabric.to_device(batch), seed_from(*job.randomness, "step", step, *rank))
-    if job.recipe.clip is not None:
-        fabric.clip_gradients(module, optimizer, max_norm=job.recipe.clip, error_if_nonfinite=False)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return terms
+    def unreached(self) -> list[str]:
+        """Return the parts that train and have had no gradient yet."""
+        state = self.optimizer.optimizer.state
+        learning = {
+            name: [p for p in part.parameters() if p.requires_grad] for name, part in self.job.module.parts().items()
+        }
+        return [name for name, held in learning.items() if held and not any(p in state for p in held)]
 
+    def checkpoint(self, step: int, seconds: float) -> dict[str, Any]:
+        """Return all that a killed stage needs to continue bit for bit."""
+        return {
+            "step": step,
+            "trained": self.job.module.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "curves": self.losses.curves,
+            "student_forwards": self.gradients.student_forwards,
+            "micro_batches": self.gradients.micro_batches,
+            "skipped": list(self.skipped.errors),
+            "seconds": seconds,
+        }
 
-def _by_part(module: LossModule) -> dict[str, nn.Module]:
-    return {name.replace("/", "."): part for name, part in module.trained.items()}
-
-
-def _checkpoint(
-    job: Job, optimizer: Any, gradients: Gradients, log: LossLog, done: int, seconds: float
-) -> dict[str, Any]:
-    return {
-        "step": done,
-        "trained": job.module.trained.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "curves": log.curves,
-        "passes": gradients.passes,
-        "pieces": gradients.pieces,
-        "broken": list(job.broken.errors),
-        "seconds": seconds,
-    }
-
-
-def _resume(job: Job, optimizer: Any, gradients: Gradients, log: LossLog, folder: StageFolder) -> tuple[int, float]:
-    """Puts back what the checkpoint holds, where there is one. Returns the first step to take and the seconds spent."""
-    state = folder.load_checkpoint()
-    if state is None:
-        return 0, 0.0
-    job.module.trained.load_state_dict(state["trained"])
-    optimizer.load_state_dict(state["optimizer"])
-    gradients.passes, gradients.pieces = int(state["passes"]), int(state["pieces"])
-    log.curves = state["curves"]
-    job.broken.errors[:] = state["broken"]
-    return int(state["step"]), float(state["seconds"])
+    def resume(self, checkpoint: dict[str, Any] | None) -> tuple[int, float]:
+        """Put a checkpoint back, where there is one. Returns the first step to take and the seconds spent."""
+        if checkpoint is None:
+            return 0, 0.0
+        self.job.module.trained.load_state_dict(checkpoint["trained"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.losses.curves = checkpoint["curves"]
+        self.gradients.student_forwards = int(checkpoint["student_forwards"])
+        self.gradients.micro_batches = int(checkpoint["micro_batches"])
+        self.skipped.errors = list(checkpoint["skipped"])
+        return int(checkpoint["step"]), float(checkpoint["seconds"])

@@ -15,7 +15,7 @@ from kdbench.engine.distributed import make_fabric
 from kdbench.engine.keys import key_of
 from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import Store
-from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.metrics import hits, miou
 from kdbench.models.backbones import TOY_IMAGE_SIZE, build_toy
 from kdbench.models.registry import MODELS
@@ -76,18 +76,18 @@ def _network(classes: int) -> Segmentor:
     return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, classes), "distances", "decoder"))
 
 
-def _job(name: str, model: Segmentor, samples: RenderedSet) -> Job:
+def _job(name: str, model: Segmentor, samples: RenderedSet) -> TrainingJob:
     def loss(batch: Batch) -> dict[str, torch.Tensor]:
         assert batch.label is not None
         return model.task_loss(model(batch.image), batch.label)
 
-    return Job(
+    return TrainingJob(
         what=f"reference network on synthetic {name}-like",
         module=LossModule({"model": model}, loss),
         recipe=RECIPE,
         steps=RECIPE.steps,
         batches=lambda start: training_batches([samples], RECIPE, RECIPE.steps, TOY_IMAGE_SIZE, 0, Phase.TASK, start),
         randomness=("distances",),
-        keep=(RECIPE.steps,),
+        snapshots=(RECIPE.steps,),
         checkpoint_every=200,
     )

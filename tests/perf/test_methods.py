@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kdbench.conformance import make_bench
-from kdbench.engine.parts import views
+from kdbench.engine.parts import stage_models
 from kdbench.engine.trainer import make_optimizer
 from kdbench.method import FIT_TEACHER, Stage
 from kdbench.models.registry import parse_pair
@@ -50,7 +50,7 @@ def stepper(method: str) -> Callable[[], float]:
     stage = next(stage for stage in bench.method.stages() if stage is not FIT_TEACHER)
     trained = bench.networks.freeze_all_but(stage.trains)
     optimizer = make_optimizer(trained, MINI.recipes[stage.phase])
-    student, teacher = views(bench.networks, stage)
+    student, teacher = stage_models(bench.networks, stage)
     batch = batch_of(stage, bench.method.pair.classes)
 
     def step() -> float:

@@ -26,10 +26,10 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from kdbench.conformance import CLASSES
-from kdbench.engine.parts import Networks, views
+from kdbench.engine.parts import Networks, stage_models
 from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import Job, LossModule, make_optimizer, train
+from kdbench.engine.trainer import LossModule, TrainingJob, make_optimizer, train
 from kdbench.method import Stage
 from kdbench.models.backbones import build_toy
 from kdbench.models.geometry import Geometry
@@ -97,9 +97,9 @@ def paired(benchmark, ours: Callable[[], object], bare: Callable[[], object], ro
 def trainer(nets: Networks, stage: Stage, recipe: Recipe, data: list[Batch], folder: Path) -> Callable[[], Any]:
     """Takes a stage's steps over some batches, through the engine's loop."""
     trained = nets.freeze_all_but(stage.trains)
-    job = Job(
-        what="perf", module=LossModule(trained, lambda b: stage.loss(b, *views(nets, stage))), recipe=recipe,
-        steps=len(data), batches=lambda start: iter(data), randomness=(0,), keep=(), checkpoint_every=10**9,
+    job = TrainingJob(
+        what="perf", module=LossModule(trained, lambda b: stage.loss(b, *stage_models(nets, stage))), recipe=recipe,
+        steps=len(data), batches=lambda start: iter(data), randomness=(0,), snapshots=(), checkpoint_every=10**9,
     )  # fmt: skip
     fabric = Fabric(accelerator="cpu", devices=1)
     return lambda: train(fabric, job, StageFolder(folder / "stage"), Silent())
@@ -194,7 +194,7 @@ def test_proxy_step_of_real_networks_against_bare_arithmetic(benchmark, build_ne
     ours, by_hand = trainer(nets, stage, recipe, data, tmp_path), proxy_step_by_hand(nets, recipe)
 
     torch.manual_seed(0)
-    expected = sum(term.item() for term in stage.loss(data[0], *views(nets, stage)).values())
+    expected = sum(term.item() for term in stage.loss(data[0], *stage_models(nets, stage)).values())
     torch.manual_seed(0)
     assert by_hand(data[0]).item() == pytest.approx(expected, rel=1e-4)
     print(f"\nproxy step {PAIR}: {paired(benchmark, ours, lambda: [*map(by_hand, data)], rounds=3)}")

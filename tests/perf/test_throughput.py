@@ -19,10 +19,10 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from kdbench.engine.costs import Peak, counted
-from kdbench.engine.parts import Networks, hold_products, views
+from kdbench.engine.costs import PeakMemory, counted
+from kdbench.engine.parts import Networks, cast_products, stage_models
 from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.models.backbones import build_toy
 from kdbench.models.geometry import Geometry
 from kdbench.models.real import build_real
@@ -41,7 +41,7 @@ class Row:
     pair: str
     pixels: str
     batch: int
-    pieces: int
+    micro_batches: int
     images_a_second: float
     rate: float
     peak_memory_gb: float | None
@@ -81,26 +81,26 @@ def measured(
     assert nets.method is not None
     device, stage = fabric.device, nets.method.stages()[0]
     trained = nets.freeze_all_but(stage.trains)
-    hold_products(nets.teacher.encoder, torch.bfloat16)
+    cast_products(nets.teacher.encoder, torch.bfloat16)
     nets.place(device)
     images = torch.rand(recipe.batch, 3, *size, device=device)
     batch = Batch(images, None, ("somewhere",) * recipe.batch, torch.arange(recipe.batch))
 
     def run(count: int) -> dict[str, float]:
-        module = LossModule(trained, lambda piece: stage.loss(piece, *views(nets, stage)))
-        job = Job("throughput", module, recipe, count, lambda start: iter([batch] * count), (0,), (), count)
+        module = LossModule(trained, lambda piece: stage.loss(piece, *stage_models(nets, stage)))
+        job = TrainingJob("throughput", module, recipe, count, lambda start: iter([batch] * count), (0,), (), count)
         return train(fabric, job, StageFolder(folder), Silent())
 
     run(WARM)
-    peak = Peak(device)
+    peak = PeakMemory(device)
     done = run(steps)
     memory = peak.megabytes
-    few = fabric.to_device(batch.pieces(recipe.batch // 2)[0])
+    few = fabric.to_device(batch.micro_batches(recipe.batch // 2)[0])
     with counted() as counter, fabric.autocast():
-        torch.stack(list(stage.loss(few, *views(nets, stage)).values())).sum().backward()
+        torch.stack(list(stage.loss(few, *stage_models(nets, stage)).values())).sum().backward()
     a_second = steps * recipe.batch / done["seconds"]
     return Row(
-        pair, "x".join(map(str, size)), recipe.batch, int(done["pieces"]), a_second,
+        pair, "x".join(map(str, size)), recipe.batch, int(done["micro_batches"]), a_second,
         a_second * counter.get_total_flops() / len(few.index) / rate, None if memory is None else memory / 1024,
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def test_the_measurement_runs_at_a_small_size_without_a_gpu(
     recipe = MINI.recipes[Phase.PROXY].model_copy(update={"batch": 4})
     nets = build_networks("gkd", PAIRS[0], build_toy)
     row = measured(PAIRS[0], nets, recipe, (32, 64), fabric, product_rate(fabric.device, 64), 2, tmp_path)
-    assert (row.batch, row.pieces, row.peak_memory_gb) == (4, 1, None)
+    assert (row.batch, row.micro_batches, row.peak_memory_gb) == (4, 1, None)
     assert row.images_a_second > 0
     assert row.rate > 0
     assert "32x64" in table([row])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.loading import Order
+from kdbench.data.loading import Sampler
 from kdbench.data.rendered import RenderedSet
 from kdbench.data.transforms import make_view
 from kdbench.identity import seed_from
@@ -40,9 +40,9 @@ def lessons(
 ) -> Iterator[Lesson]:
     """The batches of steps start to the recipe's end; a function of the step alone."""
     view = make_view(recipe.augmentation, size)
-    order = Order(len(samples), recipe, 0, "pretraining")
+    sampler = Sampler(len(samples), recipe, 0, "pretraining")
     for step in range(start, recipe.steps):
-        chosen = [draw.sample for draw in order.step(step)]
+        chosen = [draw.sample for draw in sampler.step(step)]
         drawn = [
             [view(*_read(samples, index), seed_from("pretraining", step, index, number)) for index in chosen]
             for number in range(views)

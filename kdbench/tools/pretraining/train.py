@@ -11,7 +11,7 @@ from kdbench.data.rendered import RenderedSet
 from kdbench.engine.distributed import make_fabric
 from kdbench.engine.keys import environment, key_of
 from kdbench.engine.store import StageFolder, Store
-from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.models.backbones import TOY_IMAGE_SIZE, Encoder, build_toy
 from kdbench.models.card import Card
 from kdbench.models.registry import MODELS
@@ -86,15 +86,17 @@ class School:
         )
         return self.store.stage(f"pretrained-{course.role}-{key}")
 
-    def _job(self, course: Course, objective: Objective, samples: RenderedSet) -> Job:
-        return Job(
+    def _job(self, course: Course, objective: Objective, samples: RenderedSet) -> TrainingJob:
+        return TrainingJob(
             what=f"pretraining mini:{course.role} ({course.objective})",
             module=LossModule(dict(objective.named_children()), objective.loss),
             recipe=course.recipe,
             steps=course.recipe.steps,
-            batches=lambda start: lessons(samples, course.recipe, TOY_IMAGE_SIZE, objective.views, start),
+            batches=lambda start: map(
+                self.fabric.to_device, lessons(samples, course.recipe, TOY_IMAGE_SIZE, objective.views, start)
+            ),
             randomness=("pretraining",),
-            keep=(course.recipe.steps,),
+            snapshots=(course.recipe.steps,),
             checkpoint_every=CHECKPOINT_EVERY,
         )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.data.loading import Order, SkippedFiles, training_batches
+from kdbench.data.loading import Sampler, training_batches
 from kdbench.data.transforms import RandomView
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Augmentation, Recipe
@@ -45,11 +45,11 @@ def batches(phase: Phase = Phase.TASK, seed: int = 0, start: int = 0, recipe: Re
 
 
 def test_every_pass_shows_every_sample_once_in_another_order() -> None:
-    order = Order(8, RECIPE, 0, "task")
-    passes = [[draw.sample for step in (2 * n, 2 * n + 1) for draw in order.step(step)] for n in range(3)]
+    sampler = Sampler(8, RECIPE, 0, "task")
+    passes = [[draw.sample for step in (2 * n, 2 * n + 1) for draw in sampler.step(step)] for n in range(3)]
     assert all(sorted(seen) == list(range(8)) for seen in passes)
     assert passes[0] != passes[1] != passes[2]
-    ragged = Order(5, RECIPE, 0, "task")
+    ragged = Sampler(5, RECIPE, 0, "task")
     assert Counter(draw.sample for step in range(5) for draw in ragged.step(step)) == dict.fromkeys(range(5), 4)
 
 
@@ -58,17 +58,17 @@ def test_repeated_augmentation_as_deits_sampler_with_four_processes() -> None:
     assert (recipe.epoch(600), recipe.length(600)) == (8, 16)  # 600 images: 512 views
     assert Recipe(epochs=100, batch=512, lr=0.1, repeats=3).length(1281167) == 250_200  # ImageNet, formula sheet 5.5
     assert Recipe(epochs=300, batch=128, lr=0.1, repeats=3).length(24966) == 58_200  # GTAV
-    order = Order(600, recipe, 0, "proxy")
-    ours = [[draw.sample for draw in order.step(step)] for step in range(8)]
+    sampler = Sampler(600, recipe, 0, "proxy")
+    ours = [[draw.sample for draw in sampler.step(step)] for step in range(8)]
     # The sampler by its description: an order, each image three times in a row, every fourth place to a process, which
     # stops after its share of 512 and cuts it into batches of 16.
-    copies = [sample for sample in order._pass(0) for _ in range(3)]
+    copies = [sample for sample in sampler._pass(0) for _ in range(3)]
     shares = [copies[process::4][: 512 // 4] for process in range(4)]
     for step, seen in enumerate(ours):
         theirs = [sample for share in shares for sample in share[16 * step : 16 * (step + 1)]]
         assert Counter(seen) == Counter(theirs)
-    assert [draw.again for draw in order.step(0)][:3] == [0, 1, 2]
-    assert order.step(8) != order.step(0)
+    assert [draw.again for draw in sampler.step(0)][:3] == [0, 1, 2]
+    assert sampler.step(8) != sampler.step(0)
 
 
 def test_every_sample_carries_its_domain_and_index() -> None:
@@ -157,20 +157,14 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_cannot_be_read_is_replaced_by_its_neighbour_and_counted_once(workers: int) -> None:
-    said: list[str] = []
-    broken = SkippedFiles(2, said.append)
+def test_what_cannot_be_read_is_replaced_by_its_neighbour_and_named(workers: int) -> None:
+    skipped: list[str] = []
     sets = (Holed("a", 6, {1, 2}),)
-    seen = [
-        b.index.tolist() for b in training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=broken)
-    ]
-    assert {1, 2}.isdisjoint(index for step in seen for index in step)
-    assert sorted(broken.errors) == ["sample 1 is broken", "sample 2 is broken"]
-    assert said[0].startswith("skipped (1 of at most 2): sample")
-    with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
-        list(training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, broken=SkippedFiles(1)))
+    batches = training_batches(sets, RECIPE, 6, SIZE, 0, Phase.TASK, workers=workers, skipped=skipped)
+    assert {1, 2}.isdisjoint(index for batch in batches for index in batch.index.tolist())
+    assert set(skipped) == {"sample 1 is broken", "sample 2 is broken"}
 
 
 def test_a_set_without_a_readable_sample_is_an_error() -> None:
     with pytest.raises(KdbenchError, match="neighbours cannot be read, the first: sample"):
-        list(training_batches((Holed("a", 3, {0, 1, 2}),), RECIPE, 6, SIZE, 0, Phase.TASK, broken=SkippedFiles(10)))
+        list(training_batches((Holed("a", 3, {0, 1, 2}),), RECIPE, 6, SIZE, 0, Phase.TASK))

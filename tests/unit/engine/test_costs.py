@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from kdbench.engine import costs
-from kdbench.engine.costs import Inference, Kept, Peak, cost_of, counted, inference_of, stage_flops
+from kdbench.engine.costs import InferenceCost, PeakMemory, SavedTensors, cost_of, counted, inference_of, stage_flops
 from kdbench.engine.grid import Done, expand, make_context
-from kdbench.engine.parts import views
+from kdbench.engine.parts import stage_models
 from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS
@@ -60,12 +60,12 @@ def test_a_frozen_teacher_takes_half_the_memory_where_it_is_held_in_bfloat16(
 
 def test_what_the_backward_pass_needs_is_counted_once() -> None:
     weight = torch.nn.Parameter(torch.ones(5, 5))
-    kept = Kept([weight])
+    saved = SavedTensors([weight])
     x = torch.ones(3, 5)
-    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
         (x @ weight).mul(x @ weight.detach().t()).sum()
     # x for the weight's gradient, and the second product for the first one's; the weight itself is left out.
-    assert kept.numbers == 3 * 5 + 3 * 5
+    assert saved.numbers == 3 * 5 + 3 * 5
 
 
 class Heard(Silent):
@@ -107,10 +107,10 @@ def test_images_that_pass_the_student_twice_are_counted_as_often(
     seen = []
 
     def counted(*given: Any) -> tuple[Any, Any]:
-        seen.append(views(*given))
+        seen.append(stage_models(*given))
         return seen[-1]
 
-    monkeypatch.setattr(costs, "views", counted)
+    monkeypatch.setattr(costs, "stage_models", counted)
     plan = make_plan(context, cells[0])
     for step in plan.stages:
         cost_of(context, plan, step)
@@ -149,14 +149,14 @@ def test_what_is_deployed_is_counted_and_timed(plan_cells: Callable[..., tuple[R
 
 
 def test_nothing_is_known_of_the_memory_of_a_stage_on_a_cpu() -> None:
-    assert Peak(torch.device("cpu")).megabytes is None
+    assert PeakMemory(torch.device("cpu")).megabytes is None
 
 
 def test_the_peak_of_a_gpu_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"most": 7 * 2**20}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=2**20))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
-    peak = Peak(torch.device("cuda"))
+    peak = PeakMemory(torch.device("cuda"))
     held["most"] += 2**19
     assert peak.megabytes == 1.5
 
@@ -179,5 +179,5 @@ def test_what_is_deployed_and_cannot_do_with_a_blank_image_costs_no_cell(
     def model(image: torch.Tensor) -> SegOutput:
         raise ValueError("blank")
 
-    assert inference_of(replace(context, progress=heard), model) == Inference()  # type: ignore[arg-type]
+    assert inference_of(replace(context, progress=heard), model) == InferenceCost()  # type: ignore[arg-type]
     assert heard.notes == ["inference is not measured (blank)"]

@@ -1,4 +1,4 @@
-"""How parts lie in memory and what runs them: channels last, a halved teacher, compiled encoders."""
+"""How parts lie in memory and what runs them: channels last, a teacher in bfloat16, compiled encoders."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine import parts
-from kdbench.engine.compiling import compile_encoder
 from kdbench.engine.grid import Done
-from kdbench.engine.parts import Networks, WeightSource, views
+from kdbench.engine.parts import Networks, WeightSource, compile_encoder, stage_models
 from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.errors import KdbenchError
 from kdbench.method import Stage, task_loss
@@ -93,7 +92,7 @@ def test_convolutional_networks_alone_lie_with_their_channels_last_and_stay_so()
 # --- the frozen teacher in bfloat16
 
 
-HALVED = frozenset({Part.TEACHER_ENCODER})
+BF16 = frozenset({Part.TEACHER_ENCODER})
 
 
 def size_of(module: nn.Module) -> int:
@@ -103,10 +102,10 @@ def size_of(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("role", ["dinov2-l", "eva02-b", "resnet50", "mit-b0"])
 @torch.no_grad()
-def test_a_halved_teacher_is_the_one_that_autocast_computes(role: str) -> None:
+def test_a_bf16_teacher_is_the_one_that_autocast_computes(role: str) -> None:
     """Not near it: bit for bit, because norms, positions and statistics stay in single precision."""
     whole, networks = encoder(role).eval(), Networks(segmentor(role))
-    networks.load({Part.TEACHER_ENCODER: WeightSource("weights", whole.state_dict)}, halved=HALVED)
+    networks.load({Part.TEACHER_ENCODER: WeightSource("weights", whole.state_dict)}, bf16_parts=BF16)
     networks.freeze_all_but(frozenset())
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = networks.teacher.encode(images()), whole(images())
@@ -118,7 +117,7 @@ def test_a_halved_teacher_is_the_one_that_autocast_computes(role: str) -> None:
     assert kinds == {torch.float32}
 
 
-def test_a_halved_part_is_read_anew_where_it_is_wanted_whole() -> None:
+def test_a_bf16_part_is_read_anew_where_it_is_wanted_whole() -> None:
     whole, networks = segmentor("dinov2-s"), Networks(segmentor("dinov2-s"))
     read = []
 
@@ -127,8 +126,8 @@ def test_a_halved_part_is_read_anew_where_it_is_wanted_whole() -> None:
         return whole.encoder.state_dict()
 
     origin = {Part.TEACHER_ENCODER: WeightSource("weights", state)}
-    for halved, reads in ((HALVED, 1), (HALVED, 1), (frozenset[str](), 2), (frozenset[str](), 2), (HALVED, 3)):
-        networks.load(origin, halved=halved)
+    for bf16_parts, reads in ((BF16, 1), (BF16, 1), (frozenset[str](), 2), (frozenset[str](), 2), (BF16, 3)):
+        networks.load(origin, bf16_parts=bf16_parts)
         assert len(read) == reads
     networks.load(origin)
     for name, tensor in networks.teacher.encoder.state_dict().items():
@@ -136,44 +135,44 @@ def test_a_halved_part_is_read_anew_where_it_is_wanted_whole() -> None:
         assert torch.equal(tensor, whole.encoder.state_dict()[name]), name
 
 
-def test_what_is_halved_is_the_frozen_teacher_under_mixed_precision(
+def test_what_is_held_in_bfloat16_is_the_frozen_teacher_under_mixed_precision(
     plan_cells: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smoke = PROTOCOLS["smoke"]
-    for precision, expected in (("32-true", []), ("bf16-mixed", [HALVED] * 2)):
+    for precision, expected in (("32-true", []), ("bf16-mixed", [BF16] * 2)):
         monkeypatch.setitem(PROTOCOLS, "smoke", smoke.model_copy(update={"precision": precision}))
         context, cells = plan_cells(methods=("logit_kd",))
         fit, joint = (step.stage for step in make_plan(context, cells[0]).stages)
-        assert [names for names in (context.halved(fit), context.halved(joint)) if names] == expected
+        assert [names for names in (context.bf16_parts(fit), context.bf16_parts(joint)) if names] == expected
 
 
-def test_the_teachers_own_row_does_not_change_where_it_is_halved_in_training(
+def test_the_teachers_own_row_does_not_change_where_it_is_held_in_bfloat16_in_training(
     run_cells: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     smoke = PROTOCOLS["smoke"].model_copy(update={"precision": "bf16-mixed"})
     monkeypatch.setitem(PROTOCOLS, "smoke", smoke)
     held: list[torch.dtype] = []
-    whole = parts.hold_products
+    whole = parts.cast_products
 
     def counted(module: nn.Module, dtype: torch.dtype) -> None:
         held.append(dtype)
         whole(module, dtype)
 
-    monkeypatch.setattr(parts, "hold_products", counted)
+    monkeypatch.setattr(parts, "cast_products", counted)
     found = []
-    for folder in ("halved", "plain"):
+    for folder in ("bf16", "plain"):
         if folder == "plain":
-            monkeypatch.setattr(RunContext, "halved", lambda self, stage: frozenset())
+            monkeypatch.setattr(RunContext, "bf16_parts", lambda self, stage: frozenset())
         held.clear()
         teacher, student = run_cells(
             methods=("logit_kd",), references=True, store=tmp_path / folder, results=tmp_path / f"{folder}-results"
         )[::2]
-        assert (torch.bfloat16 in held) == (folder == "halved")
+        assert (torch.bfloat16 in held) == (folder == "bf16")
         assert teacher.record.result is not None, teacher.record.error
         assert student.record.result is not None, student.record.error
         found.append([teacher.record.result.domains, student.record.result.domains])
-    for halved, plain in zip(*found, strict=True):
-        assert [domain.confusion.tolist() for domain in halved] == [domain.confusion.tolist() for domain in plain]
+    for bf16, plain in zip(*found, strict=True):
+        assert [domain.confusion.tolist() for domain in bf16] == [domain.confusion.tolist() for domain in plain]
 
 
 # --- compiled encoders
@@ -264,7 +263,7 @@ def test_a_loss_sees_what_was_compiled() -> None:
     network, scaled = Small().eval(), Small("scaled").eval()
     scaled.load_state_dict(network.state_dict())
     networks = Networks(segmentor("dinov2-s"), Segmentor(network, nn.Identity()))
-    student, _ = views(networks, FIT_STUDENT, {Part.STUDENT_ENCODER: torch.compile(scaled)})
+    student, _ = stage_models(networks, FIT_STUDENT, {Part.STUDENT_ENCODER: torch.compile(scaled)})
     seen = student.encode(images(), hidden(network))
     expected = network(1.1 * images(), hidden(network))
     assert torch.allclose(seen.final, expected.final, atol=1e-5)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kdbench.engine import grid
-from kdbench.engine.distributed import check_shares, failures, gather_interleaved, make_fabric, processes, share
+from kdbench.engine.distributed import all_failures, check_shares, gather_interleaved, make_fabric, processes, share
 from kdbench.engine.event_log import SUFFIX, read_lines
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
@@ -75,19 +75,19 @@ def test_one_process_gathers_what_it_has() -> None:
     alone: Any = SimpleNamespace(world_size=1)
     rows = np.arange(6).reshape(3, 2)
     assert gather_interleaved(alone, rows) is rows
-    assert failures(alone, None) == [None]
+    assert all_failures(alone, None) == [None]
 
 
 GRADIENTS = """
 import sys, numpy as np, torch, torch.nn.functional as F
 from kdbench.engine.distributed import gather_interleaved, make_fabric, share
 from kdbench.engine.trainer import LossModule
-from kdbench.models.backbones import build_stand_in
+from kdbench.models.backbones import build_toy
 from kdbench.models.segmentor import seeded
-from kdbench.models.registry import ROLES
+from kdbench.models.registry import MODELS
 
 fabric = make_fabric("cpu", 1, "32-true")
-encoder = seeded(lambda: build_stand_in(ROLES["deit-s"]), "test")
+encoder = seeded(lambda: build_toy(MODELS["deit-s"]), "test")
 images = torch.rand(4, 3, 64, 128, generator=torch.Generator().manual_seed(0))
 module = LossModule({"student.encoder": encoder}, lambda x: {"square": encoder(x).final.square().mean()})
 wrapped = fabric.setup(module)
@@ -158,10 +158,9 @@ BOOKS = """
 import json, sys
 from pathlib import Path
 import torch
-from kdbench.data.loading import Broken
 from kdbench.engine.distributed import make_fabric
 from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.engine.trainer import TrainingJob, LossModule, train
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
 from kdbench.types import Batch
@@ -180,8 +179,9 @@ def loss(batch):
     terms = {"seen": batch.image.mean() + 0 * weight(batch.image).sum()}
     return terms if rank == 0 else {**terms, "late": torch.tensor(4.0)}
 
-job = Job("books", LossModule({"p": weight}, loss), Recipe(steps=20, batch=2, lr=0.1), 20, batches, (0,), (20,), 7,
-          skipped=skipped, broken=Broken(int(sys.argv[2])))
+recipe = Recipe(steps=20, batch=2, lr=0.1)
+job = TrainingJob("books", LossModule({"p": weight}, loss), recipe, 20, batches, (0,), (20,), 7,
+          skipped=skipped, most_skipped=int(sys.argv[2]))
 folder = StageFolder(Path(f"{sys.argv[1]}-stage"))
 try:
     said = train(fabric, job, folder, Silent())
@@ -199,7 +199,7 @@ def test_losses_are_means_over_processes_and_skipped_files_are_their_sum(tmp_pat
     one, two = (json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1))
     # Tenths of twenty steps: the mean of steps 2 i and 2 i + 1, five more than in the first process alone.
     assert one["losses"] == two["losses"] == {"seen": [2 * i + 5.5 for i in range(10)], "late": [2.0] * 10}
-    assert sorted(one["broken"]) == sorted(two["broken"]) == ["a", "b", "c"]
+    assert one["skipped_files"] == two["skipped_files"] == 3
     started(*TWO, str(script), str(tmp_path / "stopped"), "2")
     for rank in (0, 1):
         said = (tmp_path / f"stopped-{rank}").read_text()
@@ -211,11 +211,10 @@ import json, sys
 from pathlib import Path
 import torch
 from torch import nn
-from kdbench.data.loading import Broken
 from kdbench.engine import memory
 from kdbench.engine.distributed import make_fabric
 from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import Job, LossModule, train
+from kdbench.engine.trainer import TrainingJob, LossModule, train
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
 from kdbench.types import Batch
@@ -244,10 +243,10 @@ def stage(name, holds, norm):
         return {"error": (found - 1).square().mean()}
 
     recipe = Recipe(steps=STEPS, batch=2 * SHARE, lr=0.1)
-    job = Job(name, LossModule({"p": network}, loss), recipe, STEPS, batches, (0,), (STEPS,), 99,
-              passes=lambda: sum(seen))
+    job = TrainingJob(name, LossModule({"p": network}, loss), recipe, STEPS, batches, (0,), (STEPS,), 99,
+              student_forwards=lambda: sum(seen))
     said = train(fabric, job, StageFolder(Path(sys.argv[1]) / f"{name}-stage"), Silent())
-    return {"pieces": said["pieces"], "passes": said["passes"], "losses": said["losses"],
+    return {"micro_batches": said["micro_batches"], "passes": said["student_forwards"], "losses": said["losses"],
             "state": {name: tensor.tolist() for name, tensor in network.state_dict().items()}}
 
 def attempt(*arguments):
@@ -264,9 +263,9 @@ found = {
     "none": attempt("none", lambda step: 0, False),
     "norms": attempt("norms", plenty, True),
 }
-memory.REHEARSED = 0
-found["unrehearsed"] = attempt("unrehearsed", plenty, True)
-memory.REHEARSED = 2
+memory.PROBED_STEPS = 0
+found["unprobed"] = attempt("unprobed", plenty, True)
+memory.PROBED_STEPS = 2
 Path(sys.argv[1], f"found-{rank}").write_text(json.dumps(found))
 late = attempt("late", lambda step: SHARE if step < 2 else 2, False)
 Path(sys.argv[1], f"late-{rank}").write_text(late)
@@ -275,16 +274,16 @@ raise SystemExit(9)
 
 
 @pytest.mark.slow
-def test_where_the_memory_of_one_process_runs_out_all_agree_on_the_pieces(tmp_path: Path) -> None:
+def test_where_the_memory_of_one_process_runs_out_all_agree_on_the_micro_batches(tmp_path: Path) -> None:
     script = tmp_path / "memory.py"
     script.write_text(MEMORY, encoding="utf-8")
     started(*TWO, str(script), str(tmp_path), expected=1)
     one, two = (json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1))
     for found in (one, two):
-        # A rehearsal leaves nothing behind: neither gradients nor batch statistics, which are each process's own.
-        assert found.pop("norms") == found.pop("unrehearsed")
+        # Probing leaves nothing behind: neither gradients nor batch statistics, which are each process's own.
+        assert found.pop("norms") == found.pop("unprobed")
     assert one == two
-    assert {name: one[name]["pieces"] for name in ("plenty", "tight", "moments")} == {
+    assert {name: one[name]["micro_batches"] for name in ("plenty", "tight", "moments")} == {
         "plenty": 1,
         "tight": 2,
         "moments": 4,
@@ -293,7 +292,7 @@ def test_where_the_memory_of_one_process_runs_out_all_agree_on_the_pieces(tmp_pa
         assert one[name]["passes"] == one["plenty"]["passes"] == 4 * 4
         for key, values in one["plenty"]["state"].items():
             assert np.allclose(one[name]["state"][key], values, atol=1e-6), (name, key)
-    assert "none: the device's memory does not hold 4 images in 4 pieces" in one["none"]
+    assert "none: the device's memory does not hold 4 images in 4 micro-batches" in one["none"]
     late = (tmp_path / "late-1").read_text()
     assert "late: the memory of process 1 ran out over a batch of the size that it held at first" in late
     assert "the same command goes on from the last checkpoint" in late
@@ -313,8 +312,8 @@ class Bad(Method):
 # A cell's end is waited for as short as a test can wait.
 IMPATIENT = """
 import datetime
-from kdbench.engine import processes
-processes.PATIENCE = datetime.timedelta(seconds=20)
+from kdbench.engine import distributed
+distributed.END_TIMEOUT = datetime.timedelta(seconds=20)
 from kdbench.cli import main
 main()
 """

@@ -14,11 +14,11 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from kdbench.conformance import make_bench
-from kdbench.engine import checks
+from kdbench.engine import preflight
 from kdbench.engine.distributed import check_smallest
 from kdbench.engine.grid import describe
 from kdbench.engine.memory import Gradients
-from kdbench.engine.parts import views
+from kdbench.engine.parts import stage_models
 from kdbench.errors import KdbenchError
 from kdbench.method import FIT_TEACHER, Stage
 from kdbench.models.registry import parse_pair
@@ -75,9 +75,9 @@ def test_a_share_that_gives_a_loss_nothing_is_refused_before_anything_is_looked_
     plan_cells: Callable[..., tuple], paired: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, cells = plan_cells(methods=(paired(2),))
-    monkeypatch.setattr(checks, "check_sets", lambda *arguments: pytest.fail("data sets were opened"))
+    monkeypatch.setattr(preflight, "check_sets", lambda *arguments: pytest.fail("data sets were opened"))
     words = r"g2c · paired_2, stage 'joint': .*2 images at least, .* 1 of a batch of 4\. Start one of 1, 2 processes\."
-    for refused in (checks._check, lambda *arguments: list(describe(*arguments))):
+    for refused in (preflight._check, lambda *arguments: list(describe(*arguments))):
         with pytest.raises(KdbenchError, match=words):
             refused(on(context, 4), cells)
 
@@ -86,9 +86,9 @@ def test_a_share_of_as_many_images_runs_and_other_stages_have_no_part_in_it(
     plan_cells: Callable[..., tuple], paired: Callable[[int], str]
 ) -> None:
     context, cells = plan_cells(methods=(paired(2),))
-    checks.check_batches(on(context, 2), checks.all_stages(context, cells))
+    preflight.check_batches(on(context, 2), preflight.all_stages(context, cells))
     context, cells = plan_cells(methods=(paired(1),))
-    checks.check_batches(on(context, 4), checks.all_stages(context, cells))
+    preflight.check_batches(on(context, 4), preflight.all_stages(context, cells))
     assert FIT_TEACHER.smallest_batch == 1
 
 
@@ -112,8 +112,8 @@ def own_terms(name: str, images: int = 0) -> list[tuple[Stage, dict[str, Tensor]
             batch = random_batch(stage, images or stage.smallest_batch, bench.method.pair.classes)
             torch.manual_seed(2)
             # A memory may begin empty, so that the first image has nothing to be compared with.
-            stage.loss(replace(batch, image=1 - batch.image), *views(bench.networks, stage))
-            found.append((stage, stage.loss(batch, *views(bench.networks, stage))))
+            stage.loss(replace(batch, image=1 - batch.image), *stage_models(bench.networks, stage))
+            found.append((stage, stage.loss(batch, *stage_models(bench.networks, stage))))
     return found
 
 
@@ -169,15 +169,15 @@ def test_what_a_pass_that_failed_has_remembered_is_forgotten() -> None:
     assert module.seen == 8
 
 
-@pytest.mark.parametrize(("smallest", "pieces"), [(1, 4), (2, 4), (3, None)])
-def test_memory_cuts_no_batch_into_pieces_that_say_nothing(smallest: int, pieces: int | None) -> None:
+@pytest.mark.parametrize(("smallest", "micro_batches"), [(1, 4), (2, 4), (3, None)])
+def test_memory_cuts_no_batch_into_micro_batches_that_say_nothing(smallest: int, micro_batches: int | None) -> None:
     module = Small(2)
     fabric = Fabric(accelerator="cpu", devices=1)
     gradients = Gradients(fabric, fabric.setup(module), module, "toy", lambda: 0, smallest)
     batch = random_batch(FIT_TEACHER, 8, 2)
-    if pieces is None:
-        with pytest.raises(KdbenchError, match=r"8 images in 2 pieces, and the loss needs 3 images at once\. Take"):
+    if micro_batches is None:
+        with pytest.raises(KdbenchError, match=r"8 images in 2 micro-batches, .* needs 3 images at once\. Take"):
             gradients(batch, 0)
     else:
         gradients(batch, 0)
-        assert gradients.pieces == pieces
+        assert gradients.micro_batches == micro_batches

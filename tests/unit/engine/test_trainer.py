@@ -14,9 +14,8 @@ from lightning.fabric import Fabric
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from kdbench.data.loading import SkippedFiles
 from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import Job, LossLog, LossModule, is_decayed, lr_scale, make_optimizer, train
+from kdbench.engine.trainer import LossLog, LossModule, TrainingJob, is_decayed, lr_scale, make_optimizer, train
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
@@ -29,7 +28,7 @@ class Killed(BaseException):
     """Stands in for a process that ends in the middle of a step."""
 
 
-def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -> tuple[Job, nn.Module]:
+def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -> tuple[TrainingJob, nn.Module]:
     """A small regression with dropout and batch statistics, so that randomness and buffers matter."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
@@ -45,20 +44,20 @@ def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -
                 raise Killed
             yield {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step)), "step": step}
 
-    made = Job(
+    made = TrainingJob(
         what="toy",
         module=LossModule({"student.encoder": network}, loss),
         recipe=RECIPE,
         steps=RECIPE.steps,
         batches=batches,
         randomness=(0, "toy"),
-        keep=(RECIPE.steps // 2, RECIPE.steps),
+        snapshots=(RECIPE.steps // 2, RECIPE.steps),
         checkpoint_every=2,
     )
     return made, network
 
 
-def run(made: Job, folder: Path) -> dict[str, Any]:
+def run(made: TrainingJob, folder: Path) -> dict[str, Any]:
     return train(Fabric(accelerator="cpu", devices=1), made, StageFolder(folder), Silent())
 
 
@@ -81,7 +80,7 @@ def test_a_killed_stage_ends_bit_for_bit_as_an_unbroken_one(tmp_path: Path, kill
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_repair(tmp_path: Path) -> None:
     made, _ = job(loss_at={7: math.nan})
-    with pytest.raises(KdbenchError, match=r"not finite at step 7 \(error = nan, size = .*--set KNOB=VALUE"):
+    with pytest.raises(KdbenchError, match=r"not finite at step 7 \(error = nan, size = .*--set OPTION=VALUE"):
         run(made, tmp_path)
 
 
@@ -94,7 +93,7 @@ def test_the_step_of_a_bad_loss_is_right_after_a_resume(tmp_path: Path) -> None:
         run(made, tmp_path)
 
 
-def small_memory(holds: int, killed_at: int | None = None) -> tuple[Job, nn.Module]:
+def small_memory(holds: int, killed_at: int | None = None) -> tuple[TrainingJob, nn.Module]:
     """A regression that is a mean over samples, on a device that holds so many of them; images are counted."""
     network, seen = nn.Linear(3, 1), []
     network.load_state_dict({"weight": torch.full((1, 3), 0.5), "bias": torch.zeros(1)})
@@ -114,36 +113,36 @@ def small_memory(holds: int, killed_at: int | None = None) -> tuple[Job, nn.Modu
 
     recipe = Recipe(steps=3, batch=6, lr=0.1)
     module = LossModule({"part": network}, loss)
-    return Job("toy", module, recipe, 3, batches, (0,), (3,), 1, passes=lambda: sum(seen)), network
+    return TrainingJob("toy", module, recipe, 3, batches, (0,), (3,), 1, student_forwards=lambda: sum(seen)), network
 
 
-def test_where_memory_runs_out_the_batch_goes_through_in_pieces(tmp_path: Path) -> None:
+def test_where_memory_runs_out_the_batch_goes_through_in_micro_batches(tmp_path: Path) -> None:
     whole, expected = small_memory(6)
-    assert run(whole, tmp_path / "whole")["pieces"] == 1
+    assert run(whole, tmp_path / "whole")["micro_batches"] == 1
     tight, found = small_memory(2)
     summary = run(tight, tmp_path / "tight")
-    assert summary["pieces"] == 4  # of one and two samples: halves of three did not fit
-    assert summary["passes"] == 3 * 6
+    assert summary["micro_batches"] == 4  # of one and two samples: halves of three did not fit
+    assert summary["student_forwards"] == 3 * 6
     assert summary["losses"]["error"] == pytest.approx(run(*small_memory(6)[:1], tmp_path / "again")["losses"]["error"])
     for name, tensor in expected.state_dict().items():
         assert torch.allclose(tensor, found.state_dict()[name], atol=1e-6), name
     none, _ = small_memory(0)
-    with pytest.raises(KdbenchError, match=r"toy: the device's memory does not hold 6 images in 4 pieces"):
+    with pytest.raises(KdbenchError, match=r"toy: the device's memory does not hold 6 images in 4 micro-batches"):
         run(none, tmp_path / "none")
 
 
-def test_a_resumed_stage_goes_on_in_the_pieces_that_fitted(tmp_path: Path) -> None:
+def test_a_resumed_stage_goes_on_in_the_micro_batches_that_fitted(tmp_path: Path) -> None:
     broken, _ = small_memory(2, killed_at=2)
     with pytest.raises(Killed):
         run(broken, tmp_path)
     roomier, _ = small_memory(6)
     summary = run(roomier, tmp_path)
-    assert (summary["pieces"], summary["passes"]) == (4, 3 * 6)
+    assert (summary["micro_batches"], summary["student_forwards"]) == (4, 3 * 6)
 
 
 def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
     module = nn.Linear(1, 1)
-    made = Job("toy", LossModule({"p": module}, lambda b: {}), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5)
+    made = TrainingJob("toy", LossModule({"p": module}, lambda b: {}), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5)
     with pytest.raises(KdbenchError, match="returned no terms"):
         run(made, tmp_path)
 
@@ -158,7 +157,9 @@ def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_loss_that_is_no_dict_of_scalars_is_told_so(tmp_path: Path, returned: Any, message: str) -> None:
     module = nn.Linear(1, 1)
-    made = Job("toy", LossModule({"p": module}, lambda b: returned), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5)
+    made = TrainingJob(
+        "toy", LossModule({"p": module}, lambda b: returned), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5
+    )
     with pytest.raises(KdbenchError, match=message):
         run(made, tmp_path)
 
@@ -251,7 +252,7 @@ def test_the_optimizer_is_adamw_on_the_schedule(tmp_path: Path) -> None:
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, -2.0]]))
     x = torch.tensor([[0.5, 0.25]])
-    made = Job("toy", LossModule({"p": module}, lambda b: {"l": module(b["x"]).square().sum()}), recipe, 3,
+    made = TrainingJob("toy", LossModule({"p": module}, lambda b: {"l": module(b["x"]).square().sum()}), recipe, 3,
                lambda s: iter([{"x": x}] * 3), (0,), (3,), 9)  # fmt: skip
     run(made, tmp_path)
     w, m, v = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
@@ -287,7 +288,7 @@ def test_losses_of_several_processes_are_their_mean_and_a_bad_one_stops_all() ->
 
 
 def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many(tmp_path: Path) -> None:
-    def skipping(most: int) -> Job:
+    def skipping(most: int) -> TrainingJob:
         made, skipped, plain = job()[0], list[str](), job()[0].batches
 
         def batches(start: int) -> Iterator[Any]:
@@ -295,9 +296,9 @@ def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many
                 skipped[:] = ["one", "two", "one"][: step + 1]
                 yield batch
 
-        return replace(made, batches=batches, skipped=skipped, broken=SkippedFiles(most))
+        return replace(made, batches=batches, skipped=skipped, most_skipped=most)
 
-    assert run(skipping(2), tmp_path / "few")["broken"] == ["one", "two"]
+    assert run(skipping(2), tmp_path / "few")["skipped_files"] == 2
     with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
         run(skipping(1), tmp_path / "many")
 
