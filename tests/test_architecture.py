@@ -166,6 +166,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
     [
         "kdbench.cli",
         "kdbench.report.board",
+        "kdbench.report.frame",
         "kdbench.report.formats",
         "kdbench.protocol",
         "kdbench.spec",
