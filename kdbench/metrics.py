@@ -11,13 +11,13 @@ from kdbench.records import DomainResult, Record
 
 
 def hits(confusion: np.ndarray) -> np.ndarray:
-    """True positives, false positives, false negatives (..., 3, K) of confusion matrices (..., K, K)."""
+    """Return true positives, false positives and false negatives (..., 3, K) of confusion matrices (..., K, K)."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)
     return np.stack([right, confusion.sum(-2) - right, confusion.sum(-1) - right], axis=-2)
 
 
-def points(domain: DomainResult) -> np.ndarray:
-    """Hits (P, 3, K) of every kept point of a domain, the last one last."""
+def snapshots(domain: DomainResult) -> np.ndarray:
+    """Return hits (P, 3, K) of every snapshot of a domain, the last one last."""
     truth = domain.confusion.sum(1)
     missed = truth - domain.earlier[:, 0]
     earlier = np.concatenate([domain.earlier, missed[:, None]], axis=1)
@@ -25,57 +25,57 @@ def points(domain: DomainResult) -> np.ndarray:
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """IoU (..., K) in percent from hits (..., 3, K); nan for an absent class."""
+    """Return IoU (..., K) in percent from hits (..., 3, K); nan for an absent class."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(100.0 * counts[..., 0, :] / counts.sum(-2))
 
 
 def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean over what is no nan; nan where nothing else is (numpy's warns then)."""
+    """Return the mean over what is not nan; nan where all is (numpy's nanmean would warn)."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(known, values, 0.0).sum(axis) / known.sum(axis))
 
 
 def mious(counts: np.ndarray) -> np.ndarray:
-    """Mean IoU (...) in percent from hits (..., 3, K); nan where nothing was labelled or predicted."""
+    """Return mean IoU (...) in percent from hits (..., 3, K); nan where nothing was labelled or predicted."""
     return known_mean(class_iou(counts), axis=-1)
 
 
 def miou(counts: np.ndarray) -> float:
-    """The same of hits (3, K)."""
+    """Return the mean IoU in percent from hits (3, K)."""
     return float(mious(counts))
 
 
 def labelled_iou(domain: DomainResult) -> np.ndarray:
-    """IoU (K) in percent at the last point of the classes that the domain's labels show; nan for all others."""
+    """Return IoU (K) in percent at the last snapshot; nan for classes that the domain's labels do not show."""
     return np.where(domain.confusion.sum(1) > 0, class_iou(hits(domain.confusion)), np.nan)
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
-    """Share of labelled pixels that are right, in percent."""
+    """Return the share of labelled pixels that are right, in percent."""
     total = confusion.sum()
     return float(100.0 * np.trace(confusion) / total) if total else float("nan")
 
 
 def domain_miou(domain: DomainResult) -> float:
-    """mIoU of a domain at the last point."""
+    """Return the mIoU of a domain in percent at the last snapshot."""
     return miou(hits(domain.confusion))
 
 
 def domains(record: Record, role: str) -> list[DomainResult]:
-    """A record's target or source domains, in the benchmark's order."""
+    """Return a record's target or source domains, in the benchmark's order."""
     return [domain for domain in record.result.domains if domain.role == role] if record.result else []
 
 
 def role_miou(record: Record, role: str) -> float:
-    """Mean mIoU over a record's targets or sources in percent; nan where there are none or one has no score."""
+    """Return the mean mIoU of a record's targets or sources in percent; nan where one has no score."""
     scores = [domain_miou(domain) for domain in domains(record, role)]
     return sum(scores) / len(scores) if scores else nan
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:
-    """The plain mean, only where nothing is missing."""
+    """Return the mean; None where a value is missing."""
     there = list(values)
     known = [value for value in there if value is not None and isfinite(value)]
     return sum(known) / len(known) if known and len(known) == len(there) else None

@@ -1,8 +1,9 @@
-"""The record that a cell leaves: typed, versioned, with the request as passed and as resolved. No torch here."""
+"""The record that a cell leaves: typed and versioned, with the request as passed and as resolved. No torch here."""
 
 from __future__ import annotations
 
 import base64
+import glob
 import json
 import lzma
 from collections.abc import Iterator
@@ -26,14 +27,14 @@ FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 16, "lc": 0, "lp": 0, "pb
 
 
 def pack(array: np.ndarray) -> dict[str, Any]:
-    """Integers as compressed text: a full confusion matrix in a few hundred characters."""
+    """Compress integers to text: a full confusion matrix takes a few hundred characters."""
     planes = array.astype("<i8").reshape(-1, 1).view("u1").T
     content = lzma.compress(planes.tobytes(), lzma.FORMAT_RAW, filters=FILTERS)
     return {"shape": list(array.shape), "lzma": base64.b85encode(content).decode()}
 
 
 def unpack(value: Any) -> np.ndarray:
-    """The array of a packed value."""
+    """Return the array of a packed value."""
     if isinstance(value, np.ndarray):
         return value
     try:
@@ -44,17 +45,6 @@ def unpack(value: Any) -> np.ndarray:
         raise ValueError(f"not packed counts: {error}") from error
 
 
-FIRST_IDS = {
-    "smoke-54761713": "smoke-v1", "smoke-equal-e5d04e46": "smoke-v1-equal",
-    "mini-bc929c0b": "mini-v1", "mini-equal-10c4a91a": "mini-v1-equal",
-    "paper-443c8e49": "paper-v1", "paper-pseudo-inverse-12777e69": "paper-v1-pseudo-inverse",
-    "paper-equal-97c5959d": "paper-v1-equal", "paper-equal-pseudo-inverse-c6b12abe": "paper-v1-equal-pseudo-inverse",
-    "paper-text-ca6f376b": "paper-text-v1", "paper-text-pseudo-inverse-8e5bcc5a": "paper-text-v1-pseudo-inverse",
-    "paper-text-equal-c1986246": "paper-text-v1-equal",
-    "paper-text-equal-pseudo-inverse-081decf7": "paper-text-v1-equal-pseudo-inverse",
-}  # fmt: skip
-"""Ids of records made before protocols had versions: a hash of the protocol's content stood in place of the version."""
-ProtocolId = Annotated[str, BeforeValidator(lambda id: FIRST_IDS.get(id, id))]
 Packed = Annotated[np.ndarray, BeforeValidator(unpack), PlainSerializer(pack)]
 
 
@@ -64,7 +54,7 @@ class _Model(BaseModel):
 
 @dataclass(frozen=True, order=True)
 class CellId:
-    """Names one cell: one method on one benchmark with one pair and seed, under one protocol.
+    """Name one cell: one method on one benchmark with one pair and seed, under one protocol.
 
     student is None, and method `teacher`, for the teacher's own row. label_fraction: share of source labels, `1/16`.
     """
@@ -90,12 +80,25 @@ class CellId:
         return f"{self.method}[{self.variant}]" if self.variant else self.method
 
     @property
+    def name(self) -> str:
+        """`benchmark · method[variant]`, as messages and progress show it."""
+        return f"{self.benchmark} · {self.label}"
+
+    @property
     def path(self) -> Path:
         """protocol/data source/benchmark[@fraction]/pair/method[@variant]-sSEED.json, below a results folder."""
+        return self._path(f"s{self.seed}")
+
+    @property
+    def paths_of_all_seeds(self) -> str:
+        """The same as a glob pattern over seeds; it may match other cells too."""
+        return glob.escape(str(self._path(""))).removesuffix(".json") + "s*.json"
+
+    def _path(self, seed: str) -> Path:
         pair = f"{file_name(self.teacher)}--{file_name(self.student or 'none')}"
         variant = f"@{self.variant}" if self.variant else ""
         labels = "" if self.label_fraction == "1" else f"@{self.label_fraction.replace('/', '-')}"
-        name = f"{self.method}{variant}-s{self.seed}.json"
+        name = f"{self.method}{variant}-{seed}.json"
         return Path(self.protocol_id, self.data_source, f"{self.benchmark}{labels}", pair, name)
 
 
@@ -103,7 +106,7 @@ class Resolved(_Model):
     """What was run. Everything that a board groups, orders and labels by stands here."""
 
     protocol: str
-    protocol_id: ProtocolId
+    protocol_id: str
     decoder: str
     data_source: str
     benchmark: str
@@ -126,7 +129,7 @@ class Resolved(_Model):
 
     @property
     def id(self) -> CellId:
-        """The cell that was run."""
+        """Return the cell that was run."""
         return CellId(**{field.name: getattr(self, field.name) for field in fields(CellId)})
 
 
@@ -138,10 +141,11 @@ class Spec(_Model):
 
 
 class DomainResult(_Model):
-    """One domain's counts.
+    """One domain's counts of pixels.
 
-    confusion (K, K): the last kept point. earlier (P - 1, 2, K): true and false positives of the points before it; with
-    the ground truth's totals, which all points share, they give any IoU (scores.points) and fit into a small record.
+    confusion (K, K): at the last snapshot; rows ground truth, columns prediction. earlier (P - 1, 2, K): true and false
+    positives at the snapshots before it; with the ground truth's totals, which all share, they give any IoU
+    (metrics.snapshots).
     """
 
     domain: str
@@ -152,21 +156,17 @@ class DomainResult(_Model):
     earlier: Packed
 
 
-class StageResult(_Model):
-    """What a stage did.
+class StageCounts(_Model):
+    """What a stage did; bit-identical on a rerun on the same machine.
 
-    data: the domains that it trained on, with their data sources. skipped_files: training files that could not be read
-    and were replaced by others. micro_batches: pieces of a batch, where memory did not hold it whole.
-    strides: of the maps of each encoder in play, teacher and student, in pixels of the image, fine to coarse and each
-    once; a loss that compares maps of other strides resizes one of them. An older record does not know.
-    flops: floating point operations of all its steps, forward and back, as counted on the real modules; None where they
-    were not counted. losses: each term's means over tenths of the stage.
+    images: views that it trained on. student_forwards: images through the student, an image twice where a loss does so.
+    flops: floating point operations of all its steps, forward and backward, counted on the real modules; None where
+    that failed. skipped_files: training files that could not be read; others took their places. micro_batches: parts
+    that a batch was cut into, where memory did not hold it whole. strides: of each encoder's maps, in pixels of the
+    image, fine to coarse; a loss that compares maps of different strides resizes one of them. losses: each term's means
+    over tenths of the stage. Older records lack flops and strides.
     """
 
-    name: str
-    phase: str
-    key: str
-    data: dict[str, str]
     steps: int
     images: int
     student_forwards: int
@@ -177,8 +177,26 @@ class StageResult(_Model):
     losses: dict[str, list[float]]
 
 
+class StageSummary(StageCounts):
+    """What a finished stage leaves in the store (stage.json). memory_mb: peak of a GPU's tensors; None on a CPU."""
+
+    seconds: float
+    memory_mb: float | None = None
+    versions: dict[str, str] = {}
+    revision: str = ""
+
+
+class StageResult(StageCounts):
+    """A stage in a record. data: domain -> its data source."""
+
+    name: str
+    phase: str
+    key: str
+    data: dict[str, str]
+
+
 class Result(_Model):
-    """Bit-identical on a rerun on the same machine. inference_flops: of what is deployed, for one image."""
+    """What a cell computed; bit-identical on a rerun. inference_flops: of the deployed segmentor, for one image."""
 
     domains: list[DomainResult]
     stages: list[StageResult]
@@ -189,10 +207,10 @@ class Result(_Model):
 class RunInfo(_Model):
     """How the run went; differs from run to run.
 
-    stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; the memory of a GPU's
-    tensors at their peak, on a CPU nothing. peak_memory_mb: the largest of these, or what the process has taken so far
-    (on a GPU its tensors), other cells' work in it included. latency_ms: of what is deployed, an image of the
-    protocol's size.
+    stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; memory on a GPU only.
+    cached: stages that the store had. peak_memory_mb: the largest of stage_memory_mb, or of what the process (on a GPU:
+    its tensors) has taken so far, for other cells too. latency_ms: of the deployed segmentor for one image of the
+    protocol's size. versions: of the engine (`engine`; unknown in older records) and of libraries.
     """
 
     started: str
@@ -218,14 +236,24 @@ class Record(_Model):
     run: RunInfo
 
     def path(self) -> Path:
-        """Where it lies below the results folder."""
-        return record_path(self.spec.resolved)
+        """Return its place below the results folder."""
+        return self.spec.resolved.id.path
 
     def to_json(self) -> str:
-        """As it is written."""
+        """Return the record as it is written."""
         return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
+_PROTOCOL_IDS_IN_2 = {
+    "smoke-54761713": "smoke-v1", "smoke-equal-e5d04e46": "smoke-v1-equal",
+    "mini-bc929c0b": "mini-v1", "mini-equal-10c4a91a": "mini-v1-equal",
+    "paper-443c8e49": "paper-v1", "paper-pseudo-inverse-12777e69": "paper-v1-pseudo-inverse",
+    "paper-equal-97c5959d": "paper-v1-equal", "paper-equal-pseudo-inverse-c6b12abe": "paper-v1-equal-pseudo-inverse",
+    "paper-text-ca6f376b": "paper-text-v1", "paper-text-pseudo-inverse-8e5bcc5a": "paper-text-v1-pseudo-inverse",
+    "paper-text-equal-c1986246": "paper-text-v1-equal",
+    "paper-text-equal-pseudo-inverse-081decf7": "paper-text-v1-equal-pseudo-inverse",
+}  # fmt: skip
+"""Ids of schema 1, where a hash of the protocol's content stood in place of its version."""
 _RENAMED_IN_2 = {
     "world": "data_source", "zoo": "model_set", "knobs": "options", "remark": "footnote",
     "student_passes": "student_forwards", "broken": "skipped_files", "pieces": "micro_batches",
@@ -233,7 +261,7 @@ _RENAMED_IN_2 = {
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """A record of schema 1 in the names and values of schema 2."""
+    """Return a record of schema 1 in the names and values of schema 2."""
 
     def renamed(part: dict[str, Any]) -> dict[str, Any]:
         return {_RENAMED_IN_2.get(name, name): value for name, value in part.items()}
@@ -244,19 +272,15 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
         passed["budget"] = "published" if passed.pop("track") == "paper" else "equal"
     if resolved["model_set"] == "mini-v1":
         resolved["model_set"] = "toy-v1"
+    resolved["protocol_id"] = _PROTOCOL_IDS_IN_2.get(resolved["protocol_id"], resolved["protocol_id"])
     if result is not None:
         for part in ("domains", "stages"):
             result[part] = [renamed(each) for each in result[part]]
     return content | {"schema_version": 2, "spec": {"passed": passed, "resolved": resolved}}
 
 
-def record_path(cell: Resolved) -> Path:
-    """Where a cell's record lies below the results folder."""
-    return cell.id.path
-
-
 def read_record(path: Path) -> Record:
-    """A record from its file; one that does not validate is an error that names the file and the first fault."""
+    """Read a record; one that does not validate raises KdbenchError, which names the file and the first fault."""
     try:
         content = json.loads(path.read_bytes())
         record = Record.model_validate(_upgrade(content) if content.get("schema_version") == 1 else content)
@@ -271,7 +295,7 @@ def read_record(path: Path) -> Record:
 
 
 def _check_shapes(record: Record) -> None:
-    """Every domain has counts of the cell's classes, at as many kept points as the others."""
+    """Raise ValueError unless every domain has counts of the cell's classes, at as many snapshots as the others."""
     domains, classes = record.result.domains if record.result else [], len(record.spec.resolved.classes)
     earlier = {len(domain.earlier) for domain in domains}
     for domain in domains:
@@ -279,10 +303,10 @@ def _check_shapes(record: Record) -> None:
         if not fits or len(earlier) > 1:
             raise ValueError(
                 f"result.domains.{domain.domain}: counts {domain.confusion.shape} and {domain.earlier.shape} do not fit"
-                f" {classes} classes and the points of the other domains"
+                f" {classes} classes and the snapshots of the other domains"
             )
 
 
 def record_files(folder: Path) -> Iterator[Path]:
-    """Every record's file below a folder, in a fixed order."""
+    """Yield every record's file below a folder, in a fixed order."""
     yield from sorted(folder.rglob("*-s[0-9]*.json")) if folder.is_dir() else ()

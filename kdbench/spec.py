@@ -1,13 +1,14 @@
-"""The request: what was typed, and how text becomes knobs, variants and lists. No torch here."""
+"""The request of a run, parsed once from text; and how options become a method's Config and a variant's name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from kdbench.errors import KdbenchError, unknown
 from kdbench.identity import digest
@@ -17,44 +18,8 @@ if TYPE_CHECKING:
     from kdbench.plugins import MethodPlugin
 
 
-class RunSpec(BaseModel):
-    """A `kdbench run` as typed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    methods: tuple[str, ...]
-    pairs: tuple[str, ...]
-    benchmarks: tuple[str, ...]
-    protocol: str = "mini"
-    budget: Literal["published", "equal"] = "published"
-    resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
-    seeds: tuple[int, ...] = (0,)
-    data_root: Path | None = None
-    settings: tuple[str, ...] = ()
-    label: str = ""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
-    workers: int | None = None
-    weights_dir: Path | None = None
-    label_fraction: str = "1"
-    label_maps: tuple[str, ...] = ()
-    results: Path
-    store: Path
-    fresh: bool = False
-    references: bool = True
-    compiled: bool = False
-    watch: tuple[str, ...] = ()
-    """The trackers that hear of losses and tests besides the JSON lines."""
-
-    def passed(self) -> dict[str, Any]:
-        """What a record keeps of the request: all but the places on this machine, and who looks on."""
-        return self.model_dump(
-            mode="json", exclude={"results", "store", "data_root", "workers", "devices", "weights_dir", "watch"}
-        ) | {"real": bool(self.data_root)}
-
-
 def split_list(text: str, everything: Iterable[str] | None = None) -> tuple[str, ...]:
-    """A comma-separated list in its order, without repeats; `all` stands for everything."""
+    """Split a comma-separated list, without repeats; `all` stands for everything."""
     if everything is not None and text.strip() == "all":
         return tuple(everything)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -63,59 +28,137 @@ def split_list(text: str, everything: Iterable[str] | None = None) -> tuple[str,
     return names
 
 
-def assign_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`knob=value` texts by method; with several methods a knob is written `method.knob=value`."""
-    assigned: dict[str, dict[str, str]] = {name: {} for name in methods}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not (name and equals):
-            raise KdbenchError(f"--set {setting}: write knob=value, e.g. --set temperature=2.")
-        method, dot, knob = name.rpartition(".")
-        if not dot:
-            if len(methods) > 1:
-                raise KdbenchError(f"--set {setting}: several methods run, so write method.knob=value.")
-            if not methods:
-                raise KdbenchError(f"--set {setting}: no method runs.")
-            method = methods[0]
-        method = method.replace("-", "_")
-        if method not in assigned:
-            raise unknown(f"method (in --set {setting})", method, methods)
-        assigned[method][knob] = value
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Parse seeds from numbers and ranges: `0,1` or `0-4`."""
+    seeds: list[int] = []
+    for part in split_list(text):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas, or 0-4.")
+        seeds += range(int(first), int(last) + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_fraction(value: str | Fraction) -> Fraction:
+    """Parse `1/16` or `0.25`; above 0 and at most 1."""
+    try:
+        fraction = Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not 0 < fraction <= 1:
+        raise KdbenchError(f"--label-fraction '{value}': write a part of the labelled images such as 1/16, at most 1.")
+    return fraction
+
+
+def parse_label_maps(texts: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Parse `dataset=table` texts."""
+    return _parse_assignments(texts, "--label-map", "dataset=table, e.g. --label-map mapillary=robustnet")
+
+
+def parse_settings(texts: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Parse `option=value` and `method.option=value` texts."""
+    return _parse_assignments(texts, "--set", "option=value, e.g. --set temperature=2")
+
+
+def _parse_assignments(texts: Sequence[str] | Mapping[str, str], flag: str, form: str) -> dict[str, str]:
+    if isinstance(texts, Mapping):
+        return dict(texts)
+    assigned = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise KdbenchError(f"{flag} {text}: write {form}.")
+        assigned[name] = value
     return assigned
 
 
-def assign_label_maps(texts: Sequence[str]) -> dict[str, str]:
-    """`dataset=table` texts by data set."""
-    assigned = {}
-    for text in texts:
-        dataset, equals, table = text.partition("=")
-        if not (dataset and equals and table):
-            raise KdbenchError(f"--label-map {text}: write dataset=table, e.g. --label-map mapillary=robustnet.")
-        assigned[dataset] = table
+def _parsed(parse: Callable[[str], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+Names = Annotated[tuple[str, ...], _parsed(split_list)]
+Seeds = Annotated[tuple[int, ...], _parsed(parse_seeds)]
+_AsTexts = PlainSerializer(lambda assigned: [f"{name}={value}" for name, value in assigned.items()])
+
+
+class RunSpec(BaseModel):
+    """What a run was asked for. Fields take text as the command line has it, or parsed values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    methods: Names
+    pairs: Names
+    benchmarks: Names
+    protocol: str = "mini"
+    budget: Literal["published", "equal"] = "published"
+    resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
+    seeds: Seeds = (0,)
+    data_root: Path | None = None
+    settings: Annotated[dict[str, str], BeforeValidator(parse_settings), _AsTexts] = {}
+    """`option` or `method.option` -> value."""
+    label: str = ""
+    """The variant's name in place of its settings (`--as`)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    workers: int | None = None
+    weights_dir: Path | None = None
+    label_fraction: Annotated[Fraction, BeforeValidator(parse_fraction), PlainSerializer(str)] = Fraction(1)
+    label_maps: Annotated[dict[str, str], BeforeValidator(parse_label_maps), _AsTexts] = {}
+    """Data set -> table of its labels."""
+    results: Path
+    store: Path
+    fresh: bool = False
+    references: bool = True
+    compiled: bool = False
+    watch: tuple[str, ...] = ()
+    """Trackers that get losses and scores."""
+
+    def passed(self) -> dict[str, Any]:
+        """Return what a record keeps of the request: all but places on this machine and trackers."""
+        return self.model_dump(
+            mode="json", exclude={"results", "store", "data_root", "workers", "devices", "weights_dir", "watch"}
+        ) | {"real": bool(self.data_root)}
+
+
+def assign_settings(settings: Mapping[str, str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return each method's options; with several methods an option is written `method.option`."""
+    assigned: dict[str, dict[str, str]] = {name: {} for name in methods}
+    for name, value in settings.items():
+        method, dot, option = name.rpartition(".")
+        if not dot:
+            if len(methods) != 1:
+                repair = "several methods run, so write method.option=value" if methods else "no method runs"
+                raise KdbenchError(f"--set {name}={value}: {repair}.")
+            method = methods[0]
+        method = method.replace("-", "_")
+        if method not in assigned:
+            raise unknown(f"method (in --set {name}={value})", method, methods)
+        assigned[method][option] = value
     return assigned
 
 
 def make_config(plugin: MethodPlugin, values: Mapping[str, Any]) -> MethodConfig:
-    """A method's knobs from text; an unknown one, a wrong type or a value out of range is an error with the limits."""
+    """Return a method's Config; an unknown option, a wrong type or a value out of range raises KdbenchError."""
     config = plugin.method.Config
     for name in values:
         if name not in config.model_fields:
-            raise unknown(f"knob of method '{plugin.name}'", name, config.model_fields)
+            raise unknown(f"option of method '{plugin.name}'", name, config.model_fields)
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = str((*first["loc"], "")[0])
         if name not in config.model_fields:
-            raise KdbenchError(f"the knobs of method '{plugin.name}' do not fit together: {first['msg']}.") from error
+            raise KdbenchError(f"the options of method '{plugin.name}' do not fit together: {first['msg']}.") from error
         raise KdbenchError(
-            f"knob '{name}' of method '{plugin.name}' cannot be '{first['input']}': {first['msg']}. "
+            f"option '{name}' of method '{plugin.name}' cannot be '{first['input']}': {first['msg']}. "
             f"The default is {config.model_fields[name].default}."
         ) from error
 
 
 def variant(config: MethodConfig, label: str = "") -> str:
-    """A variant's name: its label, or the sorted knobs that are off their defaults."""
+    """Return a variant's name: its label, or the sorted options that are off their defaults."""
     if label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", label):
         raise KdbenchError(f"--as '{label}': a label has letters, digits and . _ = + - only.")
     changed = {

@@ -1,10 +1,10 @@
-"""How amounts are shown: three digits and a prefix."""
+"""Show amounts with three digits and a prefix."""
 
 from __future__ import annotations
 
 
 def amount(number: float, unit: str) -> str:
-    """A number from a thousandth on with a prefix: 3.2 T, 41 G, 6.7 m."""
+    """Format a number from a thousandth on: 3.2 T, 41 G, 6.7 m."""
     number *= 1000
     for prefix in ("m", "", "k", "M", "G", "T", "P", "E"):
         shown = f"{number:.3g}"

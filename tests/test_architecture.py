@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,23 @@ def test_weights_are_never_unpickled() -> None:
                 if ast.unparse(node.func.value) == "torch":
                     assert given.get("weights_only") == "True", path
         assert not {"pickle", "joblib", "dill"} & {name.split(".")[0] for name in imports(path)}
+
+
+SHARED_CLASS_NAMES = {
+    "Benchmark", "Cell", "Cost", "Entry", "Layout", "Look", "Place", "Scene", "Seen", "Segmentor", "Style", "View",
+    "_Model",
+}  # fmt: skip
+"""Names that several classes still have; this list only shrinks."""
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = Counter(
+        node.name
+        for path in HARNESS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in names.items() if count > 1} <= SHARED_CLASS_NAMES
 
 
 def test_only_the_command_line_prints_and_exits() -> None:

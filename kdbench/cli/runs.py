@@ -21,7 +21,6 @@ from kdbench.cli.shared import (
     StoreOption,
     complain,
     out,
-    parse_seeds,
     resumable,
     servable,
     usable_methods,
@@ -30,7 +29,7 @@ from kdbench.errors import KdbenchError
 from kdbench.files import save_atomically
 from kdbench.models.registry import NAMED_PAIRS, parse_pair
 from kdbench.paths import default_results, default_store
-from kdbench.spec import RunSpec, split_list
+from kdbench.spec import RunSpec, parse_fraction, parse_label_maps, parse_seeds, parse_settings, split_list
 from kdbench.types import Phase
 
 
@@ -107,10 +106,10 @@ def run(
         resampling=resampling,
         seeds=parse_seeds(seed),
         data_root=data_root,
-        settings=tuple(set_ or ()),
+        settings=parse_settings(set_ or ()),
         label=as_,
-        label_fraction=label_fraction,
-        label_maps=tuple(label_map or ()),
+        label_fraction=parse_fraction(label_fraction),
+        label_maps=parse_label_maps(label_map or ()),
         workers=workers,
         weights_dir=weights_dir,
         device=device,
@@ -140,7 +139,8 @@ def _trackers(watch: str | None) -> tuple[str, ...]:
 
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     from kdbench.cli.console import progress_for
-    from kdbench.engine.grid import describe, expand, make_context, run_grid
+    from kdbench.engine.grid import expand, make_context, run_grid
+    from kdbench.engine.preflight import describe
     from kdbench.engine.tracking import DEFAULT, logdir
     from kdbench.report.lines import result_line
 
@@ -165,7 +165,7 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
             succeeded.append(done.cell)
         console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
     console.print()
-    asked = Asked(spec.results, context.protocol.id, [cell.benchmark.name for cell in cells], list(spec.pairs))
+    asked = Asked(spec.results, context.protocol.id, [cell.id.benchmark for cell in cells], list(spec.pairs))
     print_boards(asked, Output(terminal=console))
     if pictures:
         from kdbench.engine.pictures import write_pictures
@@ -215,7 +215,7 @@ def budgets(
         benchmarks=split_list(benchmark),
         protocol=protocol,
         seeds=parse_seeds(seed),
-        settings=tuple(set_ or ()),
+        settings=parse_settings(set_ or ()),
         label=as_,
         device=device,
         results=output,

@@ -15,7 +15,6 @@ from kdbench.benchmark import Benchmark
 from kdbench.errors import KdbenchError
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.protocol import find_protocol
-from kdbench.spec import split_list
 
 Results = Annotated[Path | None, typer.Option(help="Where records are written and read. [results/runs]")]
 StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages are kept. [~/.cache/kdbench]")]
@@ -70,18 +69,6 @@ def usable_methods() -> list[str]:
     for error in broken.values():
         complain(f"left out: {error}")
     return list(loaded)
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from a comma-separated list of numbers and ranges: 0,1 or 0-4."""
-    seeds: list[int] = []
-    for part in split_list(text):
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-            raise KdbenchError(f"--seed '{text}': seeds are whole numbers from 0 on, separated by commas, or 0-4.")
-        seeds += range(int(first), int(last) + 1)
-    return tuple(dict.fromkeys(seeds))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from kdbench.data.domainset import DomainSet
-from kdbench.errors import KdbenchError
 from kdbench.identity import digest, seed_from
 
 
@@ -56,14 +55,3 @@ class Subset:
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """A sample, as in the whole set."""
         return self.whole.read(self.indices[index])
-
-
-def parse_fraction(text: str) -> Fraction:
-    """`1/16` or `0.25`, above 0 and at most 1."""
-    try:
-        fraction = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(0)
-    if not 0 < fraction <= 1:
-        raise KdbenchError(f"--label-fraction '{text}': write a part of the labelled images such as 1/16, at most 1.")
-    return fraction

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdbench.engine.evaluation import class_scores
 from kdbench.engine.parts import stage_models
-from kdbench.engine.plan import Cell, Plan, Planned, RunContext, make_plan
-from kdbench.engine.sliding_window import class_scores
+from kdbench.engine.plan import Cell, Plan, PlannedStage, RunContext, make_plan
 from kdbench.types import Batch
 
 ADAM = 16
@@ -37,7 +37,7 @@ class StageCost:
     trained: int
     parameters: int
 
-    def total_flops(self, step: Planned) -> int:
+    def total_flops(self, step: PlannedStage) -> int:
         """Return the operations of all steps of the stage."""
         return round(self.flops * step.recipe.batch * step.steps)
 
@@ -55,12 +55,12 @@ def stage_flops(context: RunContext, cell: Cell, names: Collection[str]) -> dict
         try:
             found[step.stage.name] = cost_of(context, plan, step).total_flops(step)
         except Exception as error:  # a plug-in's own code, which may train where it fails here
-            context.progress.note(f"{cell.name} · {step.stage.name}: operations are not counted ({error})")
+            context.progress.note(f"{cell.id.name} · {step.stage.name}: operations are not counted ({error})")
             found[step.stage.name] = None
     return found
 
 
-def cost_of(context: RunContext, plan: Plan, step: Planned) -> StageCost:
+def cost_of(context: RunContext, plan: Plan, step: PlannedStage) -> StageCost:
     """Run the stage's loss and its gradients once on blank images, on the processor, with random weights."""
     networks, size = plan.networks, step.recipe.size(context.protocol.image_size)
     geometry = context.geometry(step.recipe, size)

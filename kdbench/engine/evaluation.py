@@ -1,119 +1,262 @@
-"""Tests a trained cell: every kept point on every domain, each count taken once and kept in the store."""
+"""Evaluate a trained cell: sliding windows over every domain, at every snapshot of its last stage."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from kdbench.benchmark import Domain
 from kdbench.data.domainset import DomainSet
 from kdbench.engine.distributed import gather_interleaved
 from kdbench.engine.event_log import EventLog
 from kdbench.engine.keys import key_of, method_source
-from kdbench.engine.plan import Cell, Plan, RunContext, deployed_parts
-from kdbench.engine.sliding_window import evaluate
+from kdbench.engine.plan import Plan, RunContext
+from kdbench.errors import KdbenchError
 from kdbench.method import Method
 from kdbench.metrics import hits
+from kdbench.protocol import Evaluation
 from kdbench.records import DomainResult
+from kdbench.types import IGNORE, TEACHER, Part, SegOutput
 
 
 @dataclass(frozen=True)
-class DomainTest:
-    """What a cell deploys, against the validation splits of its benchmark; its stages have to be done."""
+class CellScores:
+    """An evaluated cell. per_image: domain -> hits (N, 3, K) of its images at the last snapshot."""
 
-    context: RunContext
-    cell: Cell
-    plan: Plan
+    domains: list[DomainResult]
+    per_image: dict[str, np.ndarray]
 
-    @property
-    def domains(self) -> list[Domain]:
-        """Targets and sources that have labelled validation images."""
-        return self.context.data_sources.evaluated(self.cell.benchmark)
 
-    def run(self, event_log: EventLog) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
-        """The results by domain, and of the last point the counts by image: domain -> (N, 3, K)."""
-        domains, last = self.domains, self.plan.stages[-1]
-        results, per_image = [], {}
-        self.context.progress.begin(f"{self.cell.name} · testing", len(domains))
+def evaluate_cell(context: RunContext, plan: Plan, event_log: EventLog) -> CellScores:
+    """Count pixels of all snapshots on all domains; the stages have to be done. Stored counts are not taken again."""
+    domains, last = context.data_sources.evaluated(plan.cell.benchmark), plan.stages[-1]
+    scores = CellScores([], {})
+    context.progress.begin(f"{plan.cell.id.name} · testing", len(domains))
+    try:
+        for done, domain in enumerate(domains, 1):
+            result, per_image = _evaluate_domain(context, plan, domain)
+            scores.domains.append(result)
+            scores.per_image[domain.name] = per_image
+            event_log.validation(result, last.stage.name, last.snapshots, plan.steps_before(last))
+            context.progress.advance(done, {})
+    finally:
+        context.progress.end()
+    return scores
+
+
+def deploy(context: RunContext, plan: Plan, snapshot: int = -1) -> nn.Module:
+    """Return the segmentor that is evaluated, with the weights of a snapshot (the last, where none is named)."""
+    networks, last = plan.networks, plan.stages[-1]
+    weights = plan.at(range(len(last.snapshots))[snapshot])
+    geometry = context.geometry(last.recipe, context.protocol.evaluation.window)
+    networks.load({name: weights[name] for name in _deployed_parts(plan)}, geometry)
+    networks.freeze_all_but(frozenset())
+    networks.place(context.fabric.device)
+    model: nn.Module = networks.teacher
+    if networks.method is not None and networks.student is not None:
+        model = networks.method.deploy(networks.student, networks.teacher)
+    placed: nn.Module = context.fabric.to_device(model)
+    return placed.eval()
+
+
+def deployment_source(plan: Plan) -> Any:
+    """Return what a method's own way to deploy depends on; None for the student as it is."""
+    method = plan.networks.method
+    if method is None or type(method).deploy is Method.deploy:
+        return None
+    return [method_source(method), plan.cell.config.model_dump(mode="json")]
+
+
+def _deployed_parts(plan: Plan) -> frozenset[str]:
+    """Return the parts that the evaluated segmentor may read."""
+    if plan.networks.method is None:
+        return frozenset(TEACHER)
+    if type(plan.networks.method).deploy is Method.deploy:
+        return frozenset({Part.STUDENT_ENCODER, Part.STUDENT_DECODER})
+    return frozenset(plan.networks.modules())
+
+
+def _evaluate_domain(context: RunContext, plan: Plan, domain: Domain) -> tuple[DomainResult, np.ndarray]:
+    samples, classes = context.data_sources.val(domain), plan.cell.classes
+    *earlier, last = [_counts(context, plan, samples, number) for number in range(len(plan.stages[-1].snapshots))]
+    result = DomainResult(
+        domain=domain.name,
+        role="target" if domain in plan.cell.benchmark.targets else "source",
+        data_source=samples.data_source,
+        images=len(samples),
+        confusion=last.sum(0),
+        earlier=np.array([hits(counts.sum(0))[:2] for counts in earlier]).reshape(-1, 2, classes),
+    )
+    return result, hits(last)
+
+
+def _counts(context: RunContext, plan: Plan, samples: DomainSet, snapshot: int) -> np.ndarray:
+    """Return confusion matrices (N, K, K), from the store where it has them."""
+    fabric, protocol, classes = context.fabric, context.protocol, plan.cell.classes
+    weights = plan.at(snapshot)
+    key = key_of(
+        fabric.device,
+        protocol.precision,
+        parts={name: weights[name].key for name in sorted(_deployed_parts(plan))},
+        deployed_by=deployment_source(plan),
+        domain=samples.domain,
+        data=samples.identity,
+        evaluation=protocol.evaluation.model_dump(),
+        resampling=protocol.resampling,
+        decoder=protocol.decoder,
+        classes=classes,
+    )
+    # One process looks, for all: with a file that appears between two looks they would wait for each other.
+    stored: np.ndarray | None = fabric.broadcast(context.store.evaluation(key) if fabric.is_global_zero else None)
+    if stored is not None:
+        return stored
+    share = range(fabric.global_rank, len(samples), fabric.world_size)
+    with fabric.autocast():
+        model = deploy(context, plan, snapshot)
+        mine = evaluate(model, samples, classes, protocol.evaluation, fabric.device, context.workers, share)
+    counts = gather_interleaved(fabric, mine)
+    if fabric.is_global_zero:
+        context.store.keep_evaluation(key, counts)
+    return counts
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Return where windows begin along one side; the last is moved back so that it ends with the image."""
+    steps = max(0, -(-(length - window) // stride))
+    return [min(step * stride, max(0, length - window)) for step in range(steps + 1)]
+
+
+def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation) -> Tensor:
+    """Return scores (B, K, H, W) of images (B, 3, H, W), averaged where windows overlap, as in mmseg."""
+    height, width = (min(w, s) for w, s in zip(evaluation.window, image.shape[-2:], strict=True))
+    corners = [
+        (y, x)
+        for y in starts(image.shape[-2], height, evaluation.stride[0])
+        for x in starts(image.shape[-1], width, evaluation.stride[1])
+    ]
+    if len(corners) == 1:
+        return _scores(model(image), (height, width))
+    total: Tensor | None = None
+    count = image.new_zeros(image.shape[-2:])
+    # Some windows of all images at a time, so that no more than a batch's logits are held at full size.
+    for group in batched(corners, max(1, evaluation.batch // len(image))):
+        windows = torch.cat([image[..., y : y + height, x : x + width] for y, x in group])
+        logits = _scores(model(windows), (height, width))
+        if total is None:
+            total = logits.new_zeros(len(image), logits.shape[1], *image.shape[-2:])
+        for (y, x), scores in zip(group, torch.split(logits, len(image)), strict=True):
+            total[..., y : y + height, x : x + width] += scores
+            count[y : y + height, x : x + width] += 1
+    assert total is not None
+    return total / count
+
+
+def predict(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation, size: tuple[int, int]) -> Tensor:
+    """Return classes (B, h, w) at the label's size (h, w), from images (B, 3, H, W) in [0, 1]."""
+    # max() and not argmax(), which is many times slower along the channels of such maps on a CPU.
+    return _resized(class_scores(model, image, evaluation), size).max(1).indices
+
+
+def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Return counts (B, K, K) int64: rows ground truth, columns prediction; 255 in the label is left out."""
+    image = torch.arange(len(label), device=label.device).view(-1, 1, 1)
+    cells = len(label) * classes**2
+    cell = (image * classes + label) * classes + prediction
+    # Ignored pixels go to one cell beyond the last: cheaper than picking the others out.
+    counts = torch.bincount(cell.where(label != IGNORE, cells).flatten(), minlength=cells + 1)[:cells]
+    return counts.view(len(label), classes, classes)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    samples: DomainSet,
+    classes: int,
+    evaluation: Evaluation,
+    device: torch.device,
+    workers: int = 0,
+    share: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return confusion matrices (N, K, K) int64 of a set's images, in its order.
+
+    workers: processes that read images ahead. share: which images are counted; all where it is None.
+    """
+    model.eval()
+    counts = [torch.zeros(0, classes, classes, dtype=torch.int64, device=device)]
+    for image, label in _batches(samples, evaluation.batch, workers, share):
+        _check_labels(label, classes, samples.domain)
+        label = label.to(device).long()
+        prediction = predict(model, image.to(device).float().div_(255), evaluation, (label.shape[-2], label.shape[-1]))
+        counts.append(confusion(prediction, label, classes))
+    return torch.cat(counts).cpu().numpy()
+
+
+def batched(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+    """Yield consecutive parts of at most a size (itertools has it from Python 3.12 on)."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _scores(output: SegOutput, size: tuple[int, int]) -> Tensor:
+    return _resized(output.logits, size) if output.scores is None else output.scores(size)
+
+
+def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(logits.shape[-2:]) == size:
+        return logits.float()
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+class _Samples(Dataset[tuple[Tensor, Tensor] | KdbenchError]):
+    """A set's samples. Errors are returned: a worker that raised one would wrap it into its traceback."""
+
+    def __init__(self, samples: DomainSet) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | KdbenchError:
         try:
-            for done, domain in enumerate(domains, 1):
-                result, counts = self._domain(domain)
-                results.append(result)
-                event_log.validation(result, last.stage.name, last.kept, self.plan.before(last))
-                per_image[domain.name] = counts
-                self.context.progress.advance(done, {})
-        finally:
-            self.context.progress.end()
-        return results, per_image
+            return self._samples.read(index)
+        except KdbenchError as error:
+            return error
 
-    def deploy(self, point: int = -1) -> nn.Module:
-        """The segmentor that is tested, with the weights of a kept point (the last, where none is named)."""
-        networks, points = self.plan.networks, range(len(self.plan.stages[-1].kept))
-        sources = self.plan.at(points[point])
-        geometry = self.context.geometry(self.plan.stages[-1].recipe, self.context.protocol.evaluation.window)
-        networks.load({name: sources[name] for name in deployed_parts(self.plan)}, geometry)
-        networks.freeze_all_but(frozenset())
-        networks.place(self.context.fabric.device)
-        if networks.method is None or networks.student is None:
-            model: nn.Module = networks.teacher
-        else:
-            model = networks.method.deploy(networks.student, networks.teacher)
-        placed: nn.Module = self.context.fabric.to_device(model)
-        return placed.eval()
 
-    def deploy_code(self) -> Any:
-        """What a method's own way to deploy depends on; None for the student as it is."""
-        method = self.plan.networks.method
-        if method is None or type(method).deploy is Method.deploy:
-            return None
-        return [method_source(method), self.cell.config.model_dump(mode="json")]
+def _batches(
+    samples: DomainSet, most: int, workers: int, share: Sequence[int] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield neighbours of one size as batches of at most `most`."""
+    held: list[tuple[Tensor, Tensor]] = []
+    chosen = range(len(samples)) if share is None else share
+    for read in DataLoader(_Samples(samples), batch_size=None, sampler=chosen, num_workers=workers):
+        if isinstance(read, KdbenchError):
+            raise read
+        image, label = read
+        if held and (len(held) == most or held[0][0].shape != image.shape or held[0][1].shape != label.shape):
+            yield _stack(held)
+            held = []
+        held.append((image, label))
+    if held:
+        yield _stack(held)
 
-    def _domain(self, domain: Domain) -> tuple[DomainResult, np.ndarray]:
-        samples = self.context.data_sources.val(domain)
-        classes = len(self.cell.benchmark.labels)
-        *earlier, last = [self._counts(domain, samples, point) for point in range(len(self.plan.stages[-1].kept))]
-        result = DomainResult(
-            domain=domain.name,
-            role="target" if domain in self.cell.benchmark.targets else "source",
-            data_source=samples.data_source,
-            images=len(samples),
-            confusion=last.sum(0),
-            earlier=np.array([hits(counts.sum(0))[:2] for counts in earlier]).reshape(-1, 2, classes),
+
+def _stack(held: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*held, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def _check_labels(label: Tensor, classes: int, domain: str) -> None:
+    wrong = label[(label != IGNORE) & (label >= classes)]
+    if len(wrong):
+        raise KdbenchError(
+            f"domain '{domain}' has label {int(wrong.max())}, but the benchmark has {classes} classes: 0 to "
+            f"{classes - 1}, and 255 for ignore. Check the data set's label conversion."
         )
-        return result, hits(last)
-
-    def _counts(self, domain: Domain, samples: DomainSet, point: int) -> np.ndarray:
-        context, plan = self.context, self.plan
-        classes = len(self.cell.benchmark.labels)
-        sources = plan.at(point)
-        key = key_of(
-            context.fabric.device,
-            context.protocol.precision,
-            parts={name: sources[name].key for name in sorted(deployed_parts(plan))},
-            deployed_by=self.deploy_code(),
-            domain=domain.name,
-            data=samples.identity,
-            evaluation=context.protocol.evaluation.model_dump(),
-            resampling=context.protocol.resampling,
-            decoder=context.protocol.decoder,
-            classes=classes,
-        )
-        # One process looks, for all: with a file that appears between two looks they would wait for each other.
-        zero = context.fabric.is_global_zero
-        counts: np.ndarray | None = context.fabric.broadcast(context.store.evaluation(key) if zero else None)
-        if counts is None:
-            counts = self._count(samples, classes, point)
-            if zero:
-                context.store.keep_evaluation(key, counts)
-        return counts
-
-    def _count(self, samples: DomainSet, classes: int, point: int) -> np.ndarray:
-        context = self.context
-        mine = range(context.fabric.global_rank, len(samples), context.fabric.world_size)
-        with context.fabric.autocast():
-            model, device = self.deploy(point), context.fabric.device
-            counts = evaluate(model, samples, classes, context.protocol.evaluation, device, context.workers, mine)
-        return gather_interleaved(context.fabric, counts)

@@ -12,10 +12,10 @@ from typing import Any
 from kdbench.engine.tracking import Trackers
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
-from kdbench.metrics import mious, points, role_miou
+from kdbench.metrics import mious, role_miou, snapshots
 from kdbench.names import domain_name, model_name
 from kdbench.progress import Progress
-from kdbench.records import DomainResult, Record, Resolved, record_path
+from kdbench.records import DomainResult, Record, Resolved
 
 SUFFIX = ".log.jsonl"
 Line = dict[str, Any]
@@ -48,7 +48,7 @@ class EventLog:
         """The header. started: the time in ISO 8601."""
         if self._results is None:
             return
-        place = record_path(cell)
+        place = cell.id.path
         self._path = (self._results / place).with_suffix(SUFFIX)
         self._lines = [] if self._fresh else read_lines(self._path)
         header = _header(cell)
@@ -72,7 +72,7 @@ class EventLog:
 
     def validation(self, result: DomainResult, stage: str, steps: Sequence[int], before: int) -> None:
         """A domain's mIoU in percent at every kept point of the last stage, which lie at these steps of it."""
-        for step, value in zip(steps, mious(points(result)), strict=True):
+        for step, value in zip(steps, mious(snapshots(result)), strict=True):
             self.write({
                 "event": "validation", "stage": stage, "step": step, "overall": before + step, "role": result.role,
                 "domain": domain_name(result.domain, result.data_source), "miou": _number(value),

@@ -1,51 +1,53 @@
-"""Many cells over one store: what is asked for, the reference cells of each pair, and what is done already."""
+"""Run many cells over one store: what is asked for and each pair's reference cells; what is done is skipped."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import tempfile
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.sources import DataSources
-from kdbench.data.subset import parse_fraction
-from kdbench.engine.costs import cost_of
-from kdbench.engine.distributed import check_shares, failure_of, make_fabric, processes
+from kdbench.engine.distributed import check_shares, make_fabric, processes
 from kdbench.engine.event_log import EventLog
 from kdbench.engine.memory import release_memory
-from kdbench.engine.plan import Cell, Plan, RunContext, make_plan, strides
-from kdbench.engine.preflight import all_stages, check_batches, check_together, models_of
-from kdbench.engine.runner import CellRun, Outcome
+from kdbench.engine.plan import Cell, Plan, RunContext, make_plan
+from kdbench.engine.preflight import check_together
+from kdbench.engine.runner import CellOutcome, cell_key, run_cell
 from kdbench.engine.store import Store
 from kdbench.engine.tracking import Trackers
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.method import MethodConfig
 from kdbench.models.pretrained import Pretrained, Weights
-from kdbench.models.registry import Pair, find_model, parse_pair
+from kdbench.models.registry import find_model, parse_pair
 from kdbench.models.toy import ToyModels
-from kdbench.names import domain_name, model_name
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
-from kdbench.records import SIDE_FILE, Record, Resolved, read_record, record_path
-from kdbench.spec import RunSpec, assign_label_maps, assign_settings, make_config, variant
-from kdbench.units import amount
+from kdbench.records import SIDE_FILE, CellId, Record, Resolved, read_record
+from kdbench.spec import RunSpec, assign_settings, make_config, parse_fraction, variant
+
+
+class OutOfStepError(KdbenchError):
+    """Several processes cannot begin another cell; the request was right."""
+
+    status = 1
 
 
 @dataclass(frozen=True)
 class Done:
-    """A cell's record, and whether it was there before."""
+    """A cell's record. cached: it was there before."""
 
     cell: Cell
     record: Record
@@ -53,19 +55,19 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A method with the knobs and the name of its variant."""
+class MethodVariant:
+    """A method with its options and the variant's name; without a method, the teacher's own method."""
 
-    plugin: MethodPlugin
-    config: MethodConfig
-    variant: str
+    plugin: MethodPlugin | None = None
+    config: MethodConfig = field(default_factory=MethodConfig)
+    name: str = ""
 
 
 def make_context(spec: RunSpec, progress: Progress) -> RunContext:
-    """The protocol, the worlds, the store and the device that all cells share."""
+    """Return the protocol, data sources, store and device that all cells share."""
     if spec.label_maps and spec.data_root is None:
         raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
-    protocol = find_protocol(spec.protocol, spec.budget, assign_label_maps(spec.label_maps), spec.resampling)
+    protocol = find_protocol(spec.protocol, spec.budget, spec.label_maps, spec.resampling)
     for dataset, table in protocol.label_maps.items():
         if dataset not in ADAPTERS:
             raise unknown("data set (in --label-map)", dataset, ADAPTERS)
@@ -92,52 +94,84 @@ def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
         return Pretrained(spec.weights_dir)
     if spec.weights_dir is not None:
         raise KdbenchError(
-            f"--weights-dir holds weights of real models, and protocol '{protocol.name}' runs small stand-ins. "
+            f"--weights-dir holds weights of real models, and protocol '{protocol.name}' runs toy models. "
             "Add --protocol paper, or leave it out."
         )
     return ToyModels()
 
 
 def _workers(spec: RunSpec) -> int:
-    """As asked; else none for the built-in world, whose samples lie in memory, and the processors for files."""
+    """As asked; else none for synthetic data, whose samples lie in memory, and the processors for files."""
     if spec.workers is not None:
         return spec.workers
     return 0 if spec.data_root is None else min(8, os.cpu_count() or 1)
 
 
 def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
-    """Every cell of the request, reference cells first in each group; all names and values are checked here."""
-    methods = _chosen(spec)
+    """Return every cell of the request, reference cells first in each group; all names and values are checked here."""
+    methods = [*(_references() if spec.references else ()), *_requested(spec)]
     pairs = [parse_pair(text) for text in spec.pairs]
     benchmarks = [load_benchmark(name) for name in spec.benchmarks]
     for benchmark in benchmarks:
         context.data_sources.check(benchmark)
     _check_label_maps(context.protocol, benchmarks)
-    references = _references() if spec.references else []
-    labels = parse_fraction(spec.label_fraction)
-    cells: dict[Any, Cell] = {}
-    for benchmark in benchmarks:
-        for pair in pairs:
-            for seed in spec.seeds:
-                for cell in _group(context, benchmark, pair, seed, references, methods, spec.references):
-                    cells.setdefault(_identity(cell), replace(cell, labels=labels))
-    return list(cells.values())
+    cells = (
+        context.make_cell(
+            benchmark,
+            pair.teacher,
+            pair.student if method.plugin else None,
+            method.plugin,
+            method.config,
+            variant=method.name,
+            seed=seed,
+            label_fraction=spec.label_fraction,
+        )
+        for benchmark, pair, seed, method in itertools.product(benchmarks, pairs, spec.seeds, methods)
+    )
+    distinct: dict[CellId, Cell] = {}
+    for cell in cells:
+        distinct.setdefault(cell.id, cell)
+    return list(distinct.values())
 
 
-def recorded_cell(recorded: Resolved, protocol: Protocol) -> Cell:
-    """Return the cell that a record is of, under its protocol, with today's method and models."""
+def recorded_cell(context: RunContext, recorded: Resolved) -> Cell:
+    """Return the cell that a record is of, with today's protocol, method and models."""
     plugin = load_method(recorded.method).usable() if recorded.student else None
-    return Cell(
-        protocol=protocol,
-        benchmark=load_benchmark(recorded.benchmark),
-        teacher=find_model(recorded.teacher),
-        student=find_model(recorded.student) if recorded.student else None,
-        method=plugin,
-        config=make_config(plugin, recorded.options) if plugin else MethodConfig(),
+    return context.make_cell(
+        load_benchmark(recorded.benchmark),
+        find_model(recorded.teacher),
+        find_model(recorded.student) if recorded.student else None,
+        plugin,
+        make_config(plugin, recorded.options) if plugin else None,
         variant=recorded.variant,
         seed=recorded.seed,
-        labels=parse_fraction(recorded.label_fraction),
+        label_fraction=parse_fraction(recorded.label_fraction),
     )
+
+
+def _requested(spec: RunSpec) -> list[MethodVariant]:
+    plugins = [load_method(name).usable() for name in spec.methods]
+    names = [plugin.name for plugin in plugins]
+    if len(set(names)) != len(names):
+        raise KdbenchError(f"a method is asked for twice: {', '.join(names)}.")
+    settings = assign_settings(spec.settings, names)
+    if spec.label and not any(settings.values()):
+        raise KdbenchError(f"--as {spec.label}: a label names what --set changes, and nothing is set.")
+    rows = []
+    for plugin in plugins:
+        config = make_config(plugin, settings[plugin.name])
+        label = spec.label if settings[plugin.name] or len(plugins) == 1 else ""
+        rows.append(MethodVariant(plugin, config, variant(config, label)))
+    return rows
+
+
+def _references() -> list[MethodVariant]:
+    """Return the teacher and every undistilled method with its defaults; a broken plug-in is no reference."""
+    plugins, _ = load_all(method_names(), load_method)
+    return [
+        MethodVariant(),
+        *(MethodVariant(p, make_config(p, {})) for p in plugins.values() if p.method.role == "undistilled"),
+    ]
 
 
 def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:
@@ -151,74 +185,26 @@ def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:
         )
 
 
-class OutOfStepError(KdbenchError):
-    """Several processes cannot begin another cell; the request was right."""
-
-    status = 1
-
-
-def _check_label(spec: RunSpec, context: RunContext, cell: Cell) -> None:
-    """Raises where the label of a variant stands for other knobs in the results: its row could not be made of both."""
-    path = spec.results / record_path(CellRun(context, cell, {}).resolved())
-    ours = cell.config.model_dump(mode="json")
-    for other in sorted(path.parent.glob(f"{path.stem.rpartition('-s')[0]}-s*.json")):
-        held = read_record(other).spec.resolved
-        if held.variant != cell.variant:
-            continue
-        theirs = held.options
-        # A knob that one of them does not know is younger than the record.
-        differ = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
-        if differ:
-            found = ", ".join(f"{name}={theirs[name]}" for name in sorted(differ))
-            raise KdbenchError(
-                f"the label '{cell.variant}' of {cell.method.name if cell.method else 'teacher'} stands for {found} in "
-                f"{other}. Give another one with --as, or compute with --fresh what had it before."
-            )
-
-
 def run_grid(spec: RunSpec, context: RunContext, cells: list[Cell]) -> Iterator[Done]:
-    """Runs the cells in order; a failed one leaves its record and the others go on.
+    """Run the cells in order; a failed one leaves its record and the others go on.
 
-    Weights, data sets and test images are looked at before the first; what is missing or broken there is an error.
+    Weights, data sets and test images are checked before the first; what is missing or broken there raises.
     """
-    _check_places(spec)
+    _check_folders(spec)
     for cell in cells:
-        if spec.label and cell.variant and not spec.fresh:
-            _check_label(spec, context, cell)
+        if spec.label and cell.id.variant and not spec.fresh:
+            _check_label(spec, cell)
     check_together(context, cells)
     with contextlib.closing(Trackers(spec.watch, spec.results, context.progress.note)) as trackers:
         for cell in cells:
-            done = _run_cell(spec, context, cell, trackers)
+            done = _run_or_skip(spec, context, cell, trackers)
             if not done.cached:
                 release_memory()
             yield done
 
 
-def _run_cell(spec: RunSpec, context: RunContext, cell: Cell, trackers: Trackers) -> Done:
-    first = context.fabric.is_global_zero
-    event_log = EventLog(spec.results, trackers, spec.fresh, context.progress.note) if first else EventLog()
-    run = CellRun(context, cell, spec.passed(), event_log)
-    path = spec.results / record_path(run.resolved())
-    stored = context.fabric.broadcast(None if spec.fresh or not context.fabric.is_global_zero else _stored(path, run))
-    if stored is not None:
-        return Done(cell, stored, cached=True)
-    began = time.time()
-    outcome = run.run()
-    if not outcome.in_step:
-        # What fails first is the cause; the others fail because it has left.
-        if not (path.is_file() and path.stat().st_mtime >= began):
-            _write(path, outcome)
-        event_log.close(outcome.record)
-        raise OutOfStepError(f"{cell.name}: {outcome.record.error}")
-    if context.fabric.is_global_zero:
-        _write(path, outcome)
-    event_log.close(outcome.record)
-    context.fabric.barrier()
-    return Done(cell, outcome.record, cached=False)
-
-
-def _check_places(spec: RunSpec) -> None:
-    """Raises before anything is computed where its result could not be written."""
+def _check_folders(spec: RunSpec) -> None:
+    """Raise before anything is computed where its result could not be written."""
     for option, folder in (("--results", spec.results), ("--store", spec.store)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -230,118 +216,62 @@ def _check_places(spec: RunSpec) -> None:
             ) from error
 
 
-def describe(context: RunContext, cells: list[Cell]) -> Iterator[str]:
-    """What would run: the models, and every cell's stages, which are stored or shared, and what the rest costs."""
-    check_batches(context, all_stages(context, cells))
-    for role in models_of(cells):
-        yield f"{model_name(role.name, context.protocol.model_set)}: weights from {context.models.origin(role)}"
-    seen: set[str] = set()
-    total = 0
-    for cell in cells:
-        roles = [cell.teacher] + ([cell.student] if cell.student else [])
-        pair = " -> ".join(model_name(role.name, context.protocol.model_set) for role in roles)
-        yield f"{cell.name}  {pair}  seed {cell.seed}"
-        try:
-            total += yield from _describe_stages(context, make_plan(context, cell), seen)
-        except Exception as error:  # a plug-in's own code
-            raise KdbenchError(f"{cell.name} cannot run: {failure_of(error, 0).text}") from error
-    yield f"together {amount(total, 'FLOP')}"
-
-
-def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generator[str, None, int]:
-    """Returns the operations of what is to do."""
-    total, sharers = 0, context.fabric.world_size
-    for step in plan.stages:
-        state = "shared" if step.key in seen else "stored" if step.folder.done else "to do"
-        seen.add(step.key)
-        data = ", ".join(f"{domain_name(s.domain, s.data_source)} ({len(s)} images)" for s in step.sets)
-        size = f"{step.steps} steps of {step.recipe.batch}"
-        size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
-        trains = ", ".join(sorted(step.stage.trains))
-        yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
-        if state == "to do":
-            cost = cost_of(context, plan, step)
-            whole = cost.total_flops(step)
-            total += whole
-            yield (
-                f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "
-                f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
-                f"{amount(cost.memory, 'B')} for a batch"
+def _check_label(spec: RunSpec, cell: Cell) -> None:
+    """Raise where a variant's label stands for other options in the results: one row cannot be made of both."""
+    ours = cell.config.model_dump(mode="json")
+    for path in sorted(spec.results.glob(cell.id.paths_of_all_seeds)):
+        stored = read_record(path).spec.resolved
+        if replace(stored.id, seed=cell.seed) != cell.id:
+            continue
+        # An option that one of them does not know is younger than the record.
+        theirs = stored.options
+        differ = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+        if differ:
+            found = ", ".join(f"{name}={theirs[name]}" for name in sorted(differ))
+            raise KdbenchError(
+                f"the label '{cell.id.variant}' of {cell.id.method} stands for {found} in {path}. Give another one "
+                "with --as, or compute with --fresh what had it before."
             )
-            # The count has brought the encoders to the stage's geometry.
-            yield from _resizing(strides(plan.networks, step.stage))
-    return total
 
 
-def _resizing(strides: dict[str, list[int]]) -> Iterator[str]:
-    """A line where the encoders' maps differ in size. Which of them is resized, the loss alone knows."""
-    if len(set(map(tuple, strides.values()))) > 1:
-        sides = " and ".join(f"the {side}'s {', '.join(map(str, each))}" for side, each in strides.items())
-        yield f"{'':<22}strides of the maps: {sides}; a loss that compares positions resizes (see the method's page)"
+def _run_or_skip(spec: RunSpec, context: RunContext, cell: Cell, trackers: Trackers) -> Done:
+    first = context.fabric.is_global_zero
+    path, plan = spec.results / cell.id.path, None
+    stored: Record | None = None
+    if first and not spec.fresh:
+        stored, plan = _stored(context, cell, path)
+    stored = context.fabric.broadcast(stored)
+    if stored is not None:
+        return Done(cell, stored, cached=True)
+    event_log = EventLog(spec.results, trackers, spec.fresh, context.progress.note) if first else EventLog()
+    began = time.time()
+    outcome = run_cell(context, cell, spec.passed(), event_log, plan)
+    writes = first
+    if not outcome.in_step:
+        # What fails first is the cause; the others fail because it has left.
+        writes = not (path.is_file() and path.stat().st_mtime >= began)
+    if writes:
+        _write(path, outcome)
+    event_log.close(outcome.record)
+    if not outcome.in_step:
+        raise OutOfStepError(f"{cell.id.name}: {outcome.record.error}")
+    context.fabric.barrier()
+    return Done(cell, outcome.record, cached=False)
 
 
-def _chosen(spec: RunSpec) -> list[Chosen]:
-    plugins = [load_method(name).usable() for name in spec.methods]
-    names = [plugin.name for plugin in plugins]
-    if len(set(names)) != len(names):
-        raise KdbenchError(f"a method is asked for twice: {', '.join(names)}.")
-    settings = assign_settings(spec.settings, names)
-    if spec.label and not any(settings.values()):
-        raise KdbenchError(f"--as {spec.label}: a label names what --set changes, and nothing is set.")
-    chosen = []
-    for plugin in plugins:
-        config = make_config(plugin, settings[plugin.name])
-        label = spec.label if settings[plugin.name] or len(plugins) == 1 else ""
-        chosen.append(Chosen(plugin, config, variant(config, label)))
-    return chosen
-
-
-def _references() -> list[Chosen]:
-    """Every undistilled method with its defaults; a broken plug-in is no reference."""
-    plugins, _ = load_all(method_names(), load_method)
-    return [Chosen(p, make_config(p, {}), "") for p in plugins.values() if p.method.role == "undistilled"]
-
-
-def _group(
-    context: RunContext,
-    benchmark: Benchmark,
-    pair: Pair,
-    seed: int,
-    references: list[Chosen],
-    methods: list[Chosen],
-    teacher: bool,
-) -> Iterator[Cell]:
-    if teacher:
-        yield Cell(context.protocol, benchmark, pair.teacher, None, None, MethodConfig(), "", seed)
-    for chosen in (*references, *methods):
-        yield Cell(
-            context.protocol, benchmark, pair.teacher, pair.student, chosen.plugin, chosen.config, chosen.variant, seed
-        )
-
-
-def _identity(cell: Cell) -> tuple[Any, ...]:
-    return (
-        cell.benchmark.name,
-        cell.teacher.name,
-        cell.student.name if cell.student else None,
-        cell.method.name if cell.method else None,
-        cell.variant,
-        cell.seed,
-    )
-
-
-def _stored(path: Path, run: CellRun) -> Record | None:
-    """The cell's record, if it is there, done and made from exactly this."""
+def _stored(context: RunContext, cell: Cell, path: Path) -> tuple[Record | None, Plan | None]:
+    """Return the cell's record if it is there, done and made from exactly this; and the plan, where one was made."""
     if not path.is_file():
-        return None
+        return None, None
     try:
-        record, key = read_record(path), run.prepare()
+        plan = make_plan(context, cell)
+        record, key = read_record(path), cell_key(context, plan)
     except Exception:  # whatever is wrong comes up again, with its message, when the cell runs
-        return None
-    return record if record.status == "done" and record.spec.resolved.key == key else None
+        return None, None
+    return (record if record.status == "done" and record.spec.resolved.key == key else None), plan
 
 
-def _write(path: Path, outcome: Outcome) -> None:
+def _write(path: Path, outcome: CellOutcome) -> None:
     if outcome.per_image:
         counts = partial(np.savez_compressed, **outcome.per_image)  # type: ignore[arg-type]
         save_atomically(path.with_name(path.stem + SIDE_FILE), counts)

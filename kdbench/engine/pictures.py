@@ -15,14 +15,14 @@ from torchvision.transforms.v2 import functional as vision
 from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import RealSet
 from kdbench.data.domainset import DomainSet
+from kdbench.engine.evaluation import predict
 from kdbench.engine.plan import Cell, RunContext
-from kdbench.engine.runner import CellRun
-from kdbench.engine.sliding_window import predict
+from kdbench.engine.runner import deployed
 from kdbench.errors import KdbenchError
 from kdbench.files import save_atomically
 from kdbench.names import benchmark_title, domain_name, file_name, model_name
 from kdbench.pictures import colourise, contact_sheet
-from kdbench.records import Resolved, read_record, record_path
+from kdbench.records import Resolved, read_record
 from kdbench.samples import ORDER, Picture, Samples, Scene, read_predictions, write_predictions, write_samples
 from kdbench.spec import RunSpec
 
@@ -40,14 +40,13 @@ def write_pictures(context: RunContext, cells: list[Cell], spec: RunSpec) -> Ite
     folders: dict[Path, Samples] = {}
     sheets: dict[Path, Path] = {}
     for cell in cells:
-        run = CellRun(context, cell, spec.passed())
-        path = spec.results / record_path(run.resolved())
+        path = spec.results / cell.id.path
         folder = path.parents[1]
         if folder not in folders:
             folders[folder] = _samples(context, cell.benchmark)
             write_samples(folder, folders[folder])
         if spec.fresh or _kept(path, folders[folder]) is None:
-            write_predictions(path, read_record(path), folders[folder], _predictions(context, cell.benchmark, run))
+            write_predictions(path, read_record(path), folders[folder], _predictions(context, cell))
         if cell.student is not None:
             sheets[path.with_name(f"pictures-s{cell.seed}.png")] = path
     for sheet, path in sheets.items():
@@ -80,10 +79,10 @@ def _scene(samples: DomainSet, index: int) -> Scene:
     )
 
 
-def _predictions(context: RunContext, benchmark: Benchmark, run: CellRun) -> Iterator[Picture]:
-    model = run.deployed()
+def _predictions(context: RunContext, cell: Cell) -> Iterator[Picture]:
+    model = deployed(context, cell)
     with torch.no_grad(), context.fabric.autocast():
-        for samples, index in _places(context, benchmark):
+        for samples, index in _places(context, cell.benchmark):
             image, label = samples.read(index)
             scaled = image[None].to(context.fabric.device).float().div_(255)
             shape = (label.shape[-2], label.shape[-1])

@@ -1,13 +1,13 @@
-"""One cell as a plan: its networks, where every part's weights come from, and the key of every stage.
+"""Plan a cell: its networks, where every part's weights come from, and the key of every stage.
 
-Nothing is trained here and no weights are read: a finished cell is recognised by its keys alone.
+Nothing is trained and no weights are read: a finished cell is recognised by its keys alone.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -30,42 +30,37 @@ from kdbench.models.toy import ToyModels
 from kdbench.plugins import MethodPlugin
 from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
-from kdbench.types import TEACHER, FeatureSpec, PairSpec, Part, Phase
+from kdbench.records import CellId
+from kdbench.types import FeatureSpec, PairSpec, Part, Phase
 
 DECODERS = frozenset({Part.TEACHER_DECODER, Part.STUDENT_DECODER})
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: what stands in one row of one board. student and method are None for the teacher's own row."""
+    """One run, with all that its stages compute with. student and method are None for the teacher's own row."""
 
-    protocol: Protocol
+    id: CellId
     benchmark: Benchmark
     teacher: ModelSpec
-    student: ModelSpec | None
-    method: MethodPlugin | None
-    config: MethodConfig
-    variant: str
-    seed: int
-    labels: Fraction = Fraction(1)
-    """The part of the labelled source images that has labels."""
+    student: ModelSpec | None = None
+    method: MethodPlugin | None = None
+    config: MethodConfig = field(default_factory=MethodConfig)
 
     @property
-    def name(self) -> str:
-        """As progress shows it."""
-        return f"{self.benchmark.name} · {self.label}"
+    def seed(self) -> int:
+        """The seed of every random draw."""
+        return self.id.seed
 
     @property
-    def label(self) -> str:
-        """The method with its variant, as boards show it."""
-        if self.method is None:
-            return "teacher"
-        return f"{self.method.name}[{self.variant}]" if self.variant else self.method.name
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.benchmark.labels)
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all cells of a run share."""
+    """What all cells of a run share. workers: processes that read images ahead. compiled: through torch.compile."""
 
     protocol: Protocol
     data_sources: DataSources
@@ -74,16 +69,40 @@ class RunContext:
     progress: Progress
     models: Weights = field(default_factory=ToyModels)
     workers: int = 0
-    """Processes that read training images ahead."""
     compiled: bool = False
-    """Whether encoders train through torch.compile."""
+
+    def make_cell(
+        self,
+        benchmark: Benchmark,
+        teacher: ModelSpec,
+        student: ModelSpec | None = None,
+        method: MethodPlugin | None = None,
+        config: MethodConfig | None = None,
+        *,
+        variant: str = "",
+        seed: int = 0,
+        label_fraction: Fraction = Fraction(1),
+    ) -> Cell:
+        """Name a cell of this run; without student and method the teacher's own row."""
+        id = CellId(
+            protocol_id=self.protocol.id,
+            data_source=self.data_sources.data_source_of(benchmark),
+            benchmark=benchmark.name,
+            teacher=teacher.name,
+            student=student.name if student else None,
+            method=method.name if method else "teacher",
+            variant=variant,
+            seed=seed,
+            label_fraction=str(label_fraction),
+        )
+        return Cell(id, benchmark, teacher, student, method, config or MethodConfig())
 
     def geometry(self, recipe: Recipe, size: tuple[int, int]) -> Geometry | None:
-        """What a recipe brings encoders to, for images of a size."""
+        """Return what a recipe brings encoders to, for images of a size."""
         return None if recipe.patch is None else Geometry(recipe.patch, size, self.protocol.resampling)
 
     def bf16_parts(self, stage: Stage) -> frozenset[str]:
-        """Return the parts that a stage holds in bfloat16: the frozen teacher's encoder under mixed precision.
+        """Return what a stage holds in bfloat16: the frozen teacher's encoder, where products are rounded so anyway.
 
         Not its decoder, which may choose single precision for some of its layers, as Mask2Former's does.
         """
@@ -92,8 +111,8 @@ class RunContext:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A stage with everything that it reads: data, recipe, and the weights that its parts start from."""
+class PlannedStage:
+    """A stage with everything that it reads. snapshots: the steps after which it keeps what it trains."""
 
     stage: Stage
     key: str
@@ -101,13 +120,12 @@ class Planned:
     sets: tuple[DomainSet, ...]
     recipe: Recipe
     steps: int
-    kept: tuple[int, ...]
-    """The steps after which the stage keeps what it trains."""
+    snapshots: tuple[int, ...]
     folder: StageFolder
 
-    def origin(self, part: str, point: int) -> WeightSource:
-        """A part that the stage trained, at one of its kept points."""
-        return WeightSource(f"{self.key}/{point}/{part}", lambda: self.folder.load_point(point, part))
+    def trained(self, part: str, snapshot: int) -> WeightSource:
+        """Return a part that the stage trained, as one of its snapshots has it."""
+        return WeightSource(f"{self.key}/{snapshot}/{part}", lambda: self.folder.load_snapshot(snapshot, part))
 
 
 @dataclass(frozen=True)
@@ -116,69 +134,62 @@ class Plan:
 
     cell: Cell
     networks: Networks
-    stages: tuple[Planned, ...]
+    stages: tuple[PlannedStage, ...]
     final: Mapping[str, WeightSource]
 
-    def before(self, step: Planned) -> int:
-        """How many steps the stages before one take."""
-        return sum(earlier.steps for earlier in itertools.takewhile(lambda stage: stage is not step, self.stages))
+    def steps_before(self, stage: PlannedStage) -> int:
+        """Return how many steps the stages before one take."""
+        return sum(earlier.steps for earlier in itertools.takewhile(lambda each: each is not stage, self.stages))
 
-    def at(self, point: int) -> dict[str, WeightSource]:
-        """The parts as they are when the last stage has reached a kept point."""
+    def at(self, snapshot: int) -> dict[str, WeightSource]:
+        """Return all parts at a snapshot of the last stage."""
         last = self.stages[-1]
-        return {**self.final, **{part: last.origin(part, point) for part in last.stage.trains}}
+        return {**self.final, **{part: last.trained(part, snapshot) for part in last.stage.trains}}
 
 
 def make_plan(context: RunContext, cell: Cell) -> Plan:
-    """Builds the networks and chains the stages' keys."""
+    """Build the networks and chain the stages' keys."""
     networks = _build(context, cell)
-    stages = _stages(networks.method)
+    stages = networks.method.stages() if networks.method is not None else (FIT_TEACHER,)
     if networks.method is not None:
         check_stages(networks.method, stages, networks)
-    initial = _initial(context, cell, networks)
+    factor = _step_factor(context, cell, stages)
+    initial = {name: _initial(context, cell, networks, name) for name in networks.modules()}
     sources, planned = dict(initial), []
-    stretch = _stretch(context, cell, stages)
     for stage in stages:
         sources |= {name: initial[name] for name in stage.reset}
         sources |= {name: _as_built(networks, name) for name in stage.scratch}
-        step = _plan_stage(context, cell, networks, stage, sources, stretch if stage.student_forwards else 1.0)
+        step = _plan_stage(context, cell, networks.method, stage, sources, factor if stage.student_forwards else 1.0)
         planned.append(step)
-        sources |= {part: step.origin(part, len(step.kept) - 1) for part in stage.trains}
+        sources |= {part: step.trained(part, len(step.snapshots) - 1) for part in stage.trains}
     return Plan(cell, networks, tuple(planned), sources)
 
 
 def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]:
-    """The cell's stages, without its networks. specs: of the encoders, by the model's name."""
+    """Return the cell's stages without building its networks. specs: of the encoders, by the model's name."""
     if cell.student is None or cell.method is None:
-        return _stages(None)
-    pair = PairSpec(specs[cell.teacher.name], specs[cell.student.name], len(cell.benchmark.labels))
-    return _stages(_method(cell.method, pair, cell))
-
-
-def _stages(method: Method | None) -> tuple[Stage, ...]:
-    return method.stages() if method is not None else (FIT_TEACHER,)
+        return (FIT_TEACHER,)
+    pair = PairSpec(specs[cell.teacher.name], specs[cell.student.name], cell.classes)
+    return _method(cell.method, pair, cell).stages()
 
 
 def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
-    """A phase's data. A target is never among it; without labels all source images serve, however few are labelled."""
+    """Return a phase's data, never a target. Phases without labels use all source images, however few are labelled."""
     if phase == Phase.PROXY:
         return (context.data_sources.proxy(cell.benchmark.proxy).without_labels(),)
     whole = [context.data_sources.train(domain) for domain in cell.benchmark.sources]
     if not phase.labelled:
         return tuple(samples.without_labels() for samples in whole)
-    if cell.labels == 1:
-        return tuple(whole)
-    return tuple(Subset(samples, cell.labels, cell.seed) for samples in whole)
+    fraction = Fraction(cell.id.label_fraction)
+    return tuple(whole if fraction == 1 else (Subset(samples, fraction, cell.seed) for samples in whole))
 
 
 def _build(context: RunContext, cell: Cell) -> Networks:
-    classes = len(cell.benchmark.labels)
-
-    def segmentor(role: ModelSpec, encoder: Part, decoder: Part) -> Segmentor:
-        body = seeded(lambda: context.models.build(role), cell.seed, encoder, role.name)
+    def segmentor(model: ModelSpec, encoder: Part, decoder: Part) -> Segmentor:
+        body = seeded(lambda: context.models.build(model), cell.seed, encoder, model.name)
 
         def build_head() -> nn.Module:
-            return body.own_decoder(classes) or build_decoder(context.protocol.decoder, body.spec, classes)
+            return body.own_decoder(cell.classes) or build_decoder(context.protocol.decoder, body.spec, cell.classes)
 
         return Segmentor(body, seeded(build_head, cell.seed, decoder))
 
@@ -186,7 +197,7 @@ def _build(context: RunContext, cell: Cell) -> Networks:
     if cell.student is None or cell.method is None:
         return Networks(teacher)
     student = segmentor(cell.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER)
-    return Networks(teacher, student, _method(cell.method, PairSpec(teacher.spec, student.spec, classes), cell))
+    return Networks(teacher, student, _method(cell.method, PairSpec(teacher.spec, student.spec, cell.classes), cell))
 
 
 def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method:
@@ -194,103 +205,94 @@ def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method:
     return method
 
 
-def _initial(context: RunContext, cell: Cell, networks: Networks) -> dict[str, WeightSource]:
-    pretrained = {Part.TEACHER_ENCODER: cell.teacher, Part.STUDENT_ENCODER: cell.student}
-    found: dict[str, WeightSource] = {}
-    for name in networks.modules():
-        role = pretrained.get(Part(name)) if name in set(Part) else None
-        found[name] = _pretrained(context, role, name) if role is not None else _as_built(networks, name)
-    return found
+def _initial(context: RunContext, cell: Cell, networks: Networks, name: str) -> WeightSource:
+    """Return a part's weights before any stage: an encoder's pretrained ones, else the seeded random ones."""
+    model = {Part.TEACHER_ENCODER.value: cell.teacher, Part.STUDENT_ENCODER.value: cell.student}.get(name)
+    if model is None:
+        return _as_built(networks, name)
 
-
-def _pretrained(context: RunContext, role: ModelSpec, part: str) -> WeightSource:
     def read() -> Mapping[str, Tensor]:
-        state = context.models.load(role.name)
+        state = context.models.load(model.name)
         # A teacher is never masked.
-        if part == Part.STUDENT_ENCODER and (remark := context.models.remark(role, state)):
+        if name == Part.STUDENT_ENCODER and (remark := context.models.remark(model, state)):
             context.progress.note(remark)
         return state
 
-    return WeightSource(context.models.key(role), read)
+    return WeightSource(context.models.key(model), read)
 
 
 def _as_built(networks: Networks, name: str) -> WeightSource:
-    """A part's seeded random weights, known by their content: whatever draws the same weights shares its stages."""
+    """Return a part's seeded random weights, keyed by content: whatever draws the same weights shares its stages."""
     module = networks.modules()[name]
     state = copy.deepcopy(module.state_dict())
     return WeightSource(weights_digest(module), lambda: state)
 
 
-def _stretch(context: RunContext, cell: Cell, stages: tuple[Stage, ...]) -> float:
-    """By what the lengths of the student's stages are multiplied: by nothing, or to the equal track's passes."""
+def _step_factor(context: RunContext, cell: Cell, stages: tuple[Stage, ...]) -> float:
+    """Return the factor on the steps of the student's stages; 1 unless budgets are equal."""
     if context.protocol.budget == "published":
         return 1.0
     published = 0.0
     for stage in stages:
         recipe = context.protocol.recipes[stage.phase]
-        images = sum(map(len, stage_sets(context, cell, stage.phase))) if recipe.epochs else 0
-        published += recipe.length(images) * stage.budget * recipe.batch * stage.student_forwards
+        length = _length(recipe, stage_sets(context, cell, stage.phase) if recipe.epochs else ())
+        published += length * stage.budget * recipe.batch * stage.student_forwards
     return context.protocol.student_forwards / published if published else 1.0
+
+
+def _length(recipe: Recipe, sets: Iterable[DomainSet]) -> int:
+    """Return a recipe's steps. The sets are measured only where it counts in epochs: that may read their files."""
+    return recipe.length(sum(map(len, sets)) if recipe.epochs else 0)
 
 
 def _plan_stage(
     context: RunContext,
     cell: Cell,
-    networks: Networks,
+    method: Method | None,
     stage: Stage,
     sources: Mapping[str, WeightSource],
-    stretch: float,
-) -> Planned:
-    bound = networks.method is not None and getattr(stage.loss, "__self__", None) is networks.method
-    own = {name for name, _ in networks.method.named_children()} if networks.method is not None and bound else set()
-    parts = stage.parts | own | stage.own_modules
-    inputs = {name: sources[name] for name in sorted(parts) if name in sources}
-    recipe = context.protocol.recipes[stage.phase]
-    sets = stage_sets(context, cell, stage.phase)
-    images = sum(map(len, sets)) if recipe.epochs else 0
-    steps = max(1, round(recipe.length(images) * stage.budget * stretch))
-    recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * stretch)}) if stretch != 1 else recipe
-    keep = context.protocol.snapshots if stage.phase.labelled else (1.0,)
+    factor: float,
+) -> PlannedStage:
+    protocol = context.protocol
+    # The method, where the loss is its own: the loss may then use all of its modules and options.
+    owner = method if method is not None and getattr(stage.loss, "__self__", None) is method else None
+    own = {name for name, _ in owner.named_children()} if owner is not None else set()
+    inputs = {name: sources[name] for name in sorted(stage.parts | stage.own_modules | own) if name in sources}
+    recipe, sets = protocol.recipes[stage.phase], stage_sets(context, cell, stage.phase)
+    steps = max(1, round(_length(recipe, sets) * stage.budget * factor))
+    recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * factor)}) if factor != 1 else recipe
+    shares = protocol.snapshots if stage.phase.labelled else (1.0,)
     key = key_of(
         context.fabric.device,
-        context.protocol.precision,
+        protocol.precision,
         seed=cell.seed,
         phase=stage.phase,
         trains=sorted(stage.trains),
-        inputs={name: origin.key for name, origin in inputs.items()},
+        inputs={name: source.key for name, source in inputs.items()},
         loss=[getattr(stage.loss, "__qualname__", ""), source_of(stage.loss)],
-        method=method_source(networks.method) if networks.method is not None and bound else None,
-        config=cell.config.model_dump(mode="json") if bound else None,
+        method=method_source(owner) if owner is not None else None,
+        config=cell.config.model_dump(mode="json") if owner is not None else None,
         recipe=recipe.model_dump(mode="json", exclude_defaults=True),
-        resampling=context.protocol.resampling if recipe.patch is not None else None,
+        resampling=protocol.resampling if recipe.patch is not None else None,
         steps=steps,
-        keep=keep,
+        snapshots=shares,
         data=[[samples.domain, samples.identity] for samples in sets],
-        classes=len(cell.benchmark.labels) if stage.phase.labelled or stage.parts & DECODERS else None,
-        decoder=context.protocol.decoder if stage.parts & DECODERS else None,
+        classes=cell.classes if stage.phase.labelled or stage.parts & DECODERS else None,
+        decoder=protocol.decoder if stage.parts & DECODERS else None,
         # Masks and batch statistics are drawn within a process.
         processes=context.fabric.world_size,
         bf16_parts=sorted(context.bf16_parts(stage)),
         compiled=context.compiled,
     )
-    kept = tuple(max(1, round(steps * share)) for share in keep)
-    return Planned(stage, key, inputs, sets, recipe, steps, kept, context.store.stage(key))
+    snapshots = tuple(max(1, round(steps * share)) for share in shares)
+    return PlannedStage(stage, key, inputs, sets, recipe, steps, snapshots, context.store.stage(key))
 
 
 def strides(networks: Networks, stage: Stage) -> dict[str, list[int]]:
-    """Pixels between the positions of the maps of each encoder in play, as it stands now: fine to coarse, each once."""
+    """Return the strides of each encoder's maps in a stage, in pixels as the encoder stands now, fine to coarse."""
     sides = (("teacher", Part.TEACHER_ENCODER, networks.teacher), ("student", Part.STUDENT_ENCODER, networks.student))
     return {
         side: sorted({*network.spec.strides, network.spec.final_stride})
         for side, part, network in sides
         if network is not None and part in stage.parts
     }
-
-
-def deployed_parts(plan: Plan) -> frozenset[str]:
-    """The parts that the evaluated segmentor may read."""
-    if plan.networks.method is None:
-        return frozenset(TEACHER)
-    if type(plan.networks.method).deploy is Method.deploy:
-        return frozenset({Part.STUDENT_ENCODER, Part.STUDENT_DECODER})
-    return frozenset(plan.networks.modules())

@@ -1,46 +1,32 @@
-"""What is looked at before the first cell of a run: weights, batches, data sets, test images."""
+"""Preflight checks of weights, batch sizes, data sets and test images; and what a dry run prints."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from kdbench.data.domainset import DomainSet
-from kdbench.engine.distributed import check_smallest, gathered
-from kdbench.engine.plan import Cell, RunContext, stage_sets, stages_of
+from kdbench.engine.costs import cost_of
+from kdbench.engine.distributed import check_smallest, failure_of, gathered
+from kdbench.engine.plan import Cell, Plan, RunContext, make_plan, stage_sets, stages_of, strides
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.method import Stage
 from kdbench.models.registry import ModelSpec
+from kdbench.names import domain_name, model_name
 from kdbench.progress import Progress
 from kdbench.types import Phase
-
-
-def models_of(cells: list[Cell]) -> list[ModelSpec]:
-    """Every model of the run, once."""
-    roles = (role for cell in cells for role in (cell.teacher, cell.student) if role)
-    return list({role.name: role for role in roles}.values())
-
-
-def _check(context: RunContext, cells: list[Cell]) -> None:
-    """The quick looks first."""
-    for role in models_of(cells):
-        context.models.check(role.name)
-    stages = list(all_stages(context, cells))
-    check_batches(context, stages)
-    check_sets(context, stages)
-    if context.fabric.is_global_zero:
-        check_tests(context, cells)
+from kdbench.units import amount
 
 
 def check_together(context: RunContext, cells: list[Cell]) -> None:
-    """All checks; what fails in one process ends all of them, because the others would wait for it."""
+    """Run all checks; what fails in one process ends all of them, because the others would wait for it."""
     mine: KdbenchError | None = None
     try:
-        _check(context, cells)
+        check(context, cells)
     except KdbenchError as error:
         mine = error
     found = next(filter(None, gathered(context.fabric, str(mine) if mine else "")), "")
@@ -48,27 +34,43 @@ def check_together(context: RunContext, cells: list[Cell]) -> None:
         raise mine or KdbenchError(found)
 
 
+def check(context: RunContext, cells: list[Cell]) -> None:
+    """Run all checks in this process, the quick ones first."""
+    for model in _models(cells):
+        context.models.check(model.name)
+    stages = list(all_stages(context, cells))
+    check_batches(context, stages)
+    check_sets(context, stages)
+    if context.fabric.is_global_zero:
+        _check_test_images(context, cells)
+
+
 def check_batches(context: RunContext, stages: Iterable[tuple[Cell, Stage]]) -> None:
-    """Raises where a process would see fewer images at once than a loss needs: its term would be 0 in every step."""
+    """Raise where a process would see fewer images at once than a loss needs: its term would be 0 in every step."""
     batches: dict[str, int] = {phase: recipe.batch for phase, recipe in context.protocol.recipes.items()}
     for cell, stage in stages:
-        what = f"{cell.name}, stage '{stage.name}'"
+        what = f"{cell.id.name}, stage '{stage.name}'"
         check_smallest(what, stage.smallest_batch, stage.phase, batches, context.fabric.world_size)
 
 
 def check_sets(context: RunContext, stages: Iterable[tuple[Cell, Stage]]) -> None:
-    """Opens every set that a stage of a cell reads: what a later stage misses would come up after hours of training."""
+    """Open every set that a stage reads: what a later stage lacks would come up after hours of training."""
     opened: set[tuple[str, Phase]] = set()
     for cell, stage in stages:
-        if (cell.benchmark.name, stage.phase) not in opened:
-            opened.add((cell.benchmark.name, stage.phase))
-            _open(context, cell, stage)
+        if (cell.id.benchmark, stage.phase) in opened:
+            continue
+        opened.add((cell.id.benchmark, stage.phase))
+        try:
+            for samples in stage_sets(context, cell, stage.phase):
+                len(samples)
+        except (KdbenchError, OSError) as error:
+            raise KdbenchError(f"{cell.id.name}, stage '{stage.name}': {error}") from error
 
 
 def all_stages(context: RunContext, cells: list[Cell]) -> Iterator[tuple[Cell, Stage]]:
-    """Every cell with each of its stages, from networks without weights."""
+    """Yield every cell with each of its stages, from networks without weights."""
     with torch.device("meta"):
-        specs = {role.name: context.models.build(role).spec for role in models_of(cells)}
+        specs = {model.name: context.models.build(model).spec for model in _models(cells)}
     for cell in cells:
         try:
             stages = stages_of(cell, specs)
@@ -77,26 +79,24 @@ def all_stages(context: RunContext, cells: list[Cell]) -> Iterator[tuple[Cell, S
         yield from ((cell, stage) for stage in stages)
 
 
-def _open(context: RunContext, cell: Cell, stage: Stage) -> None:
-    try:
-        for samples in stage_sets(context, cell, stage.phase):
-            len(samples)
-    except (KdbenchError, OSError) as error:
-        raise KdbenchError(f"{cell.name}, stage '{stage.name}': {error}") from error
+def _models(cells: list[Cell]) -> list[ModelSpec]:
+    models = (model for cell in cells for model in (cell.teacher, cell.student) if model)
+    return list({model.name: model for model in models}.values())
 
 
-def check_tests(context: RunContext, cells: list[Cell]) -> None:
-    """Reads every real test image once, before hours of training: a broken one would fail each cell at its end."""
+def _check_test_images(context: RunContext, cells: list[Cell]) -> None:
+    """Read every real test image once, before hours of training: a broken one would fail each cell at its end."""
     if context.data_sources.data_root is None:
         return
     for domain in dict.fromkeys(d for cell in cells for d in context.data_sources.evaluated(cell.benchmark)):
         samples = context.data_sources.val(domain)
         if context.store.is_noted("readable", digest(samples.identity)):
             continue
-        broken = list(_unreadable(samples, context.progress))
-        if broken:
+        unreadable = list(_unreadable(samples, context.progress))
+        if unreadable:
             raise KdbenchError(
-                f"{len(broken)} of the {len(samples)} test images of '{domain.name}' cannot be read: {broken[0]}"
+                f"{len(unreadable)} of the {len(samples)} test images of '{domain.name}' cannot be read: "
+                f"{unreadable[0]}"
             )
         context.store.note("readable", digest(samples.identity))
 
@@ -118,3 +118,53 @@ def _unreadable(samples: DomainSet, progress: Progress) -> Iterator[KdbenchError
                 progress.advance(done, {})
     finally:
         progress.end()
+
+
+def describe(context: RunContext, cells: list[Cell]) -> Iterator[str]:
+    """Yield a dry run's lines: the models, each cell's stages, which are stored or shared, and what the rest costs."""
+    check_batches(context, all_stages(context, cells))
+    model_set = context.protocol.model_set
+    for model in _models(cells):
+        yield f"{model_name(model.name, model_set)}: weights from {context.models.origin(model)}"
+    seen: set[str] = set()
+    total = 0
+    for cell in cells:
+        pair = " -> ".join(model_name(model.name, model_set) for model in (cell.teacher, cell.student) if model)
+        yield f"{cell.id.name}  {pair}  seed {cell.seed}"
+        try:
+            total += yield from _describe_stages(context, make_plan(context, cell), seen)
+        except Exception as error:  # a plug-in's own code
+            raise KdbenchError(f"{cell.id.name} cannot run: {failure_of(error, 0).text}") from error
+    yield f"together {amount(total, 'FLOP')}"
+
+
+def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generator[str, None, int]:
+    """Return the operations of what is to do."""
+    total, sharers = 0, context.fabric.world_size
+    for step in plan.stages:
+        state = "shared" if step.key in seen else "stored" if step.folder.summary else "to do"
+        seen.add(step.key)
+        data = ", ".join(f"{domain_name(s.domain, s.data_source)} ({len(s)} images)" for s in step.sets)
+        size = f"{step.steps} steps of {step.recipe.batch}"
+        size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
+        trains = ", ".join(sorted(step.stage.trains))
+        yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
+        if state == "to do":
+            cost = cost_of(context, plan, step)
+            whole = cost.total_flops(step)
+            total += whole
+            yield (
+                f"{'':<22}{cost.trained / 1e6:.2f} of {cost.parameters / 1e6:.2f} M parameters learn; "
+                f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
+                f"{amount(cost.memory, 'B')} for a batch"
+            )
+            # cost_of has brought the encoders to the stage's geometry.
+            yield from _resizing(strides(plan.networks, step.stage))
+    return total
+
+
+def _resizing(strides: dict[str, list[int]]) -> Iterator[str]:
+    """Yield a line where the encoders' maps differ in size. Which of them is resized, the loss alone knows."""
+    if len(set(map(tuple, strides.values()))) > 1:
+        sides = " and ".join(f"the {side}'s {', '.join(map(str, each))}" for side, each in strides.items())
+        yield f"{'':<22}strides of the maps: {sides}; a loss that compares positions resizes (see the method's page)"

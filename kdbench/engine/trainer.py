@@ -22,6 +22,7 @@ from kdbench.identity import seed_from
 from kdbench.method import check_terms
 from kdbench.progress import Progress
 from kdbench.protocol import Recipe
+from kdbench.records import StageSummary
 from kdbench.types import ENCODERS
 
 REPORT_EVERY = 10
@@ -213,8 +214,8 @@ class TrainingJob:
     """Files that all processes together may skip."""
 
 
-def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progress) -> dict[str, Any]:
-    """Train to the end, from the folder's checkpoint where there is one. Returns what stage.json says of training."""
+def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progress) -> StageSummary:
+    """Train to the end, from the folder's checkpoint where there is one."""
     run = _Training(fabric, job, SkippedFiles(job.most_skipped, progress.note))
     begun, seconds = run.resume(folder.load_checkpoint())
     started = time.perf_counter()
@@ -231,22 +232,22 @@ def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progr
             for number in [number for number, kept in enumerate(job.snapshots) if kept == done]:
                 run.synchronise()
                 if fabric.is_global_zero:
-                    folder.save_point(number, job.module.states())
+                    folder.save_snapshot(number, job.module.states())
             if done % job.checkpoint_every == 0 and done < job.steps:
                 run.synchronise()
                 if fabric.is_global_zero:
                     folder.save_checkpoint(run.checkpoint(done, seconds + time.perf_counter() - started))
     finally:
         progress.end()
-    return {
-        "losses": run.losses.summary(),
-        "steps": job.steps,
-        "images": job.steps * job.recipe.batch,
-        "student_forwards": run.gradients.student_forwards,
-        "skipped_files": len(run.skipped.errors),
-        "micro_batches": run.gradients.micro_batches,
-        "seconds": seconds + time.perf_counter() - started,
-    }
+    return StageSummary(
+        losses=run.losses.summary(),
+        steps=job.steps,
+        images=job.steps * job.recipe.batch,
+        student_forwards=run.gradients.student_forwards,
+        skipped_files=len(run.skipped.errors),
+        micro_batches=run.gradients.micro_batches,
+        seconds=seconds + time.perf_counter() - started,
+    )
 
 
 class _Training:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdbench.metrics import domains, mious, points
+from kdbench.metrics import domains, mious, snapshots
 from kdbench.records import DomainResult, Record, StageResult
 
 Losses = Mapping[str, Mapping[str, tuple[float, ...]]]
@@ -25,7 +25,7 @@ class Points:
 
 def curve(held: Sequence[DomainResult]) -> np.ndarray | None:
     """Mean mIoU of one run's domains at every point (P,); None where there is none, or one was never tested."""
-    mean = np.mean([mious(points(domain)) for domain in held], axis=0) if held else None
+    mean = np.mean([mious(snapshots(domain)) for domain in held], axis=0) if held else None
     return None if mean is None or not np.isfinite(mean).all() else np.asarray(mean)
 
 

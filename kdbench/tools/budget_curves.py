@@ -10,7 +10,7 @@ import pandas as pd
 from filelock import FileLock
 
 from kdbench.engine.plan import Cell, RunContext, make_plan
-from kdbench.engine.runner import CellRun
+from kdbench.engine.runner import run_cell
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
 from kdbench.metrics import role_miou
@@ -48,16 +48,16 @@ def measure(
     for cell in cells:
         phases = [step.stage.phase for step in make_plan(context, cell).stages]
         if phase not in phases:
-            raise KdbenchError(f"{cell.label} has no stage in the phase {phase}. Its phases: {', '.join(phases)}.")
+            raise KdbenchError(f"{cell.id.label} has no stage in the phase {phase}. Its phases: {', '.join(phases)}.")
     for factor in factors:
         protocol = scaled(context.protocol, phase, factor)
         there = replace(context, protocol=protocol)
         for cell in cells:
-            record = CellRun(there, replace(cell, protocol=protocol), {}).run().record
+            record = run_cell(there, replace(cell, id=replace(cell.id, protocol_id=protocol.id))).record
             if record.status != "done":
-                raise KdbenchError(f"{cell.name} at {factor} times the {phase} budget: {record.error}")
+                raise KdbenchError(f"{cell.id.name} at {factor} times the {phase} budget: {record.error}")
             yield Point(
-                cell.label,
+                cell.id.label,
                 cell.benchmark.name,
                 cell.seed,
                 protocol.recipes[phase].steps,

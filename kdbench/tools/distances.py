@@ -12,8 +12,8 @@ from kdbench import synthetic
 from kdbench.data.loading import training_batches
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.distributed import make_fabric
+from kdbench.engine.evaluation import evaluate
 from kdbench.engine.keys import key_of
-from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import Store
 from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.metrics import hits, miou
@@ -61,9 +61,9 @@ class Distances:
         key = key_of(self._fabric.device, "32-true", data=samples.identity, recipe=recipe, network=REFERENCE)
         folder = self._store.stage(f"distance-{name}-{key}")
         with folder.locked(lambda: self._progress.note(f"another run is at work on {name}; waiting")):
-            if not folder.done:
+            if folder.summary is None:
                 folder.finish(train(self._fabric, _job(name, model, samples), folder, self._progress))
-        model.load_state_dict(folder.load_point(0, "model"))
+        model.load_state_dict(folder.load_snapshot(0, "model"))
         placed: Segmentor = self._fabric.to_device(model)
         return placed
 

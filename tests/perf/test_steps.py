@@ -26,8 +26,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from kdbench.conformance import CLASSES
+from kdbench.engine.evaluation import evaluate
 from kdbench.engine.parts import Networks, stage_models
-from kdbench.engine.sliding_window import evaluate
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import LossModule, TrainingJob, make_optimizer, train
 from kdbench.method import Stage

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.benchmark import LabelSpace
 from kdbench.data.domainset import DomainSet
-from kdbench.engine.sliding_window import predict
+from kdbench.engine.evaluation import predict
 from kdbench.errors import KdbenchError
 from kdbench.integrations.detectron2.catalog import load_label, read_sample, register_samples, unregister
 from kdbench.protocol import Evaluation

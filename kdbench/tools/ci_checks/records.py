@@ -12,7 +12,7 @@ from kdbench.models.registry import TOY_MODELS
 from kdbench.names import REAL
 from kdbench.protocol import MINI, PROTOCOLS, find_protocol
 from kdbench.records import Record, read_record, record_files
-from kdbench.spec import assign_label_maps
+from kdbench.spec import parse_label_maps
 from kdbench.synthetic import WORLDS
 from kdbench.tools.ci_checks.result import CheckResult
 
@@ -45,7 +45,7 @@ def _protocol(record: Record) -> str:
     cell, passed = record.spec.resolved, record.spec.passed
     if cell.protocol not in PROTOCOLS:
         return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
-    maps = assign_label_maps(passed.get("label_maps", ()))
+    maps = parse_label_maps(passed.get("label_maps", ()))
     chosen = passed.get("budget", "published"), maps, passed.get("resampling", "bicubic")
     today = find_protocol(cell.protocol, *chosen).id
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"

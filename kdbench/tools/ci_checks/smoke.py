@@ -119,8 +119,8 @@ def _rerun(pin: Record, folder: Path) -> Record:
         store=folder / "store",
     )
     context = make_context(spec, Silent())
-    cell = recorded_cell(pinned, context.protocol)
-    today = context.protocol.id, context.data_sources.data_source_of(cell.benchmark)
+    cell = recorded_cell(context, pinned)
+    today = cell.id.protocol_id, cell.id.data_source
     if (pinned.protocol_id, pinned.data_source) != today:
         raise KdbenchError(
             f"the pin is of {pinned.protocol_id} in {pinned.data_source}, and today's protocol is {' in '.join(today)}."

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdbench.engine.plan import Cell, RunContext
-from kdbench.engine.runner import CellRun
+from kdbench.engine.plan import RunContext
+from kdbench.engine.runner import run_cell
 from kdbench.errors import KdbenchError
-from kdbench.method import MethodConfig
 from kdbench.metrics import role_miou
 from kdbench.models.card import Rung
 from kdbench.models.registry import MODELS
@@ -37,8 +36,8 @@ def climb(school: School, context: RunContext, benchmarks: Sequence[str], folder
 
 def _probe(context: RunContext, benchmark: str) -> tuple[float, float]:
     """mIoU on the source's own validation split, and the mean over the targets."""
-    cell = Cell(context.protocol, load_benchmark(benchmark), MODELS[ROLE], None, None, MethodConfig(), "", 0)
-    record = CellRun(context, cell, {}).run().record
+    cell = context.make_cell(load_benchmark(benchmark), MODELS[ROLE])
+    record = run_cell(context, cell).record
     if record.status != "done":
         raise KdbenchError(f"probing {ROLE} on {benchmark}: {record.error}")
     return role_miou(record, "source"), role_miou(record, "target")

@@ -9,7 +9,8 @@ from lightning.fabric import Fabric
 
 from kdbench.data.rendered import RenderedSet
 from kdbench.engine.distributed import make_fabric
-from kdbench.engine.keys import environment, key_of
+from kdbench.engine.environment import versions
+from kdbench.engine.keys import key_of
 from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.models.backbones import TOY_IMAGE_SIZE, Encoder, build_toy
@@ -45,11 +46,13 @@ class School:
         samples, folder = self._samples(course), self._folder(course)
         with folder.locked(lambda: self.progress.note(f"another run is pretraining {course.role}; waiting")):
             objective = self._objective(course)
-            if not folder.done:
+            summary = folder.summary
+            if summary is None:
                 if not samples.drawn:
                     self.progress.note(f"drawing {len(samples)} pictures of the collection {course.collection}, once")
-                folder.finish(train(self.fabric, self._job(course, objective, samples), folder, self.progress))
-            summary, state = folder.summary(), folder.load_point(0, objective.result)
+                summary = train(self.fabric, self._job(course, objective, samples), folder, self.progress)
+                folder.finish(summary)
+            state = folder.load_snapshot(0, objective.result)
         return self.models.write(
             course.role,
             state,
@@ -59,9 +62,9 @@ class School:
             objective=course.objective,
             teacher=course.teacher,
             recipe=course.recipe.model_dump(mode="json"),
-            losses=summary["losses"],
-            seconds=round(summary["seconds"], 1),
-            made_with=environment(self.fabric.device, "32-true"),
+            losses=summary.losses,
+            seconds=round(summary.seconds, 1),
+            made_with=versions(self.fabric.device, "32-true"),
             command=command or f"kdbench models train {course.role}",
         )
 

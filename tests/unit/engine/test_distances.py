@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdbench.engine.sliding_window import confusion
+from kdbench.engine.evaluation import confusion
 from kdbench.progress import Silent
 from kdbench.tools import distances
 from kdbench.tools.distances import Distances

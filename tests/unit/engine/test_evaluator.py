@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from kdbench.engine.sliding_window import class_scores, confusion, evaluate, predict, starts
+from kdbench.engine.evaluation import class_scores, confusion, evaluate, predict, starts
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Evaluation
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine import checks
+from kdbench.engine import preflight, runner
 from kdbench.engine.distributed import _fix_order
-from kdbench.engine.grid import Done, describe
+from kdbench.engine.grid import Done
+from kdbench.engine.preflight import describe
 from kdbench.errors import KdbenchError
-from kdbench.metrics import hits, points
+from kdbench.metrics import hits, snapshots
 from kdbench.models.toy import ToyModels
 from kdbench.records import SIDE_FILE, read_record
 
@@ -53,13 +54,13 @@ def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run
     cell = done.record.spec.resolved
     folder = tmp_path / "results" / cell.protocol_id / cell.data_source / "g2c" / "dinov2-s--deit-s"
     cell = read_record(folder / "cwd@temperature=2.0-s0.json").spec.resolved
-    assert cell.config["temperature"] == 2
+    assert cell.options["temperature"] == 2
     assert cell.weights == {name: ToyModels().card(name).weights for name in (cell.teacher, cell.student)}
     with np.load(folder / f"cwd@temperature=2.0-s0{SIDE_FILE}") as counts:
         for domain in done.record.result.domains:
             assert counts[domain.domain].shape == (domain.images, 3, 19)
             assert np.array_equal(counts[domain.domain].sum(0), hits(domain.confusion))
-            assert points(domain).shape == (4, 3, 19)
+            assert snapshots(domain).shape == (4, 3, 19)
 
 
 def test_every_method_sees_the_same_images_from_the_same_weights(run_cells: Run, tmp_path: Path) -> None:
@@ -141,12 +142,12 @@ def test_a_stage_may_not_read_what_it_does_not_declare(run_cells: Run, tmp_path:
         ({"pairs": ("dinov2-s:deit",)}, "unknown model .* Did you mean 'deit-"),
         ({"benchmarks": ("g2x",)}, "unknown benchmark 'g2x'. Did you mean 'g2"),
         ({"protocol": "papr"}, "unknown protocol 'papr'"),
-        ({"settings": ("mask_ration=1",)}, "unknown knob .* Did you mean 'mask_ratio'"),
-        ({"settings": ("mask_ratio=often",)}, "knob 'mask_ratio' of method 'gkd' cannot be 'often'"),
+        ({"settings": ("mask_ration=1",)}, "unknown option .* Did you mean 'mask_ratio'"),
+        ({"settings": ("mask_ratio=often",)}, "option 'mask_ratio' of method 'gkd' cannot be 'often'"),
         ({"settings": ("mask_ratio=1.5",)}, "less than or equal to 1"),
-        ({"settings": ("mask_ratio",)}, "write knob=value"),
+        ({"settings": ("mask_ratio",)}, "write option=value"),
         ({"label": "a/b", "settings": ("token=2",)}, "letters, digits"),
-        ({"methods": ("gkd", "cwd"), "settings": ("temperature=2",)}, "write method.knob=value"),
+        ({"methods": ("gkd", "cwd"), "settings": ("temperature=2",)}, "write method.option=value"),
         ({"benchmarks": ("camvid",)}, "Add --data-root"),
         ({"label_maps": ("mapillary=robustnet",)}, "add --data-root DIR, or leave it out"),
         ({"label_maps": ("mapillary",), "data_root": Path("/nowhere")}, "--label-map mapillary: write dataset=table"),
@@ -235,18 +236,16 @@ def test_a_changed_deployment_is_a_changed_cell(run_cells: Run, tmp_path: Path) 
 def test_an_unreadable_store_is_a_failed_record_not_the_end_of_the_grid(
     run_cells: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdbench.engine.runner import CellRun
-
-    whole = CellRun._train
+    whole = runner.train_stage
     calls = []
 
-    def broken(self: CellRun, *arguments: object) -> object:
+    def broken(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise PermissionError(13, "Permission denied", "/store/x")
-        return whole(self, *arguments)
+        return whole(*arguments)
 
-    monkeypatch.setattr(CellRun, "_train", broken)
+    monkeypatch.setattr(runner, "train_stage", broken)
     first, second = run_cells(methods=("baseline", "feature_kd"), fresh=True)
     assert "Permission denied" in first.record.error
     assert second.record.status == "done"
@@ -313,7 +312,7 @@ def test_a_check_that_fails_in_another_process_ends_this_one_too(
     plan_cells: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, cells = plan_cells(methods=("baseline",))
-    checks.check_together(context, cells)
-    monkeypatch.setattr(checks, "gathered", lambda fabric, mine: [mine, "no weights on the second node"])
+    preflight.check_together(context, cells)
+    monkeypatch.setattr(preflight, "gathered", lambda fabric, mine: [mine, "no weights on the second node"])
     with pytest.raises(KdbenchError, match="no weights on the second node"):
-        checks.check_together(context, cells)
+        preflight.check_together(context, cells)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.engine.event_log import EventLog
 from kdbench.engine.grid import Done
 from kdbench.engine.plan import make_plan, stage_sets
-from kdbench.engine.runner import CellRun
+from kdbench.engine.runner import train_stage
 from kdbench.plugins import benchmark_names, load_benchmark, method_names
 from kdbench.types import Phase
 
@@ -73,13 +74,12 @@ def test_exactly_what_trains_moves_through_the_engine(
 ) -> None:
     """Law 3, after whole stages of the real loop."""
     context, cells = plan_cells(methods=(method,), store=tmp_path / "own-store")
-    run = CellRun(context, cells[-1], {})
-    plan = run.plan
+    plan = make_plan(context, cells[-1])
     for step in plan.stages:
         plan.networks.load(step.inputs)
         modules = plan.networks.modules()
         before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
-        step.folder.finish(run._train(step, "test"))
+        step.folder.finish(train_stage(context, plan, step, None, EventLog()))
         for name, module in modules.items():
             same = all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items())
             assert same == (name not in step.stage.trains), f"{step.stage.name}: {name}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdbench.engine import pictures
 from kdbench.engine.grid import expand, make_context, run_grid
-from kdbench.engine.runner import CellRun
+from kdbench.engine.plan import Cell, RunContext
 from kdbench.progress import Silent
 from kdbench.records import SIDE_FILE, read_record, record_files
 from kdbench.samples import SAMPLES, Samples, predictions_file, read_predictions, read_samples
@@ -38,13 +38,13 @@ def draw(make_spec: Callable[..., RunSpec]) -> Callable[..., list[Path]]:
 def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cells whose networks are made to predict, as it happens."""
     found: list[str] = []
-    deployed = CellRun.deployed
+    deployed = pictures.deployed
 
-    def noted(run: CellRun) -> object:
-        found.append(run.resolved().method)
-        return deployed(run)
+    def noted(context: RunContext, cell: Cell) -> object:
+        found.append(cell.id.method)
+        return deployed(context, cell)
 
-    monkeypatch.setattr(CellRun, "deployed", noted)
+    monkeypatch.setattr(pictures, "deployed", noted)
     return found
 
 

@@ -184,7 +184,7 @@ job = TrainingJob("books", LossModule({"p": weight}, loss), recipe, 20, batches,
           skipped=skipped, most_skipped=int(sys.argv[2]))
 folder = StageFolder(Path(f"{sys.argv[1]}-stage"))
 try:
-    said = train(fabric, job, folder, Silent())
+    said = train(fabric, job, folder, Silent()).model_dump()
 except Exception as error:
     said = str(error)
 Path(f"{sys.argv[1]}-{rank}").write_text(json.dumps(said))
@@ -245,7 +245,7 @@ def stage(name, holds, norm):
     recipe = Recipe(steps=STEPS, batch=2 * SHARE, lr=0.1)
     job = TrainingJob(name, LossModule({"p": network}, loss), recipe, STEPS, batches, (0,), (STEPS,), 99,
               student_forwards=lambda: sum(seen))
-    said = train(fabric, job, StageFolder(Path(sys.argv[1]) / f"{name}-stage"), Silent())
+    said = train(fabric, job, StageFolder(Path(sys.argv[1]) / f"{name}-stage"), Silent()).model_dump()
     return {"micro_batches": said["micro_batches"], "passes": said["student_forwards"], "losses": said["losses"],
             "state": {name: tensor.tolist() for name, tensor in network.state_dict().items()}}
 

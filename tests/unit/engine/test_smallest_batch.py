@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from kdbench.conformance import make_bench
 from kdbench.engine import preflight
 from kdbench.engine.distributed import check_smallest
-from kdbench.engine.grid import describe
 from kdbench.engine.memory import Gradients
 from kdbench.engine.parts import stage_models
+from kdbench.engine.preflight import describe
 from kdbench.errors import KdbenchError
 from kdbench.method import FIT_TEACHER, Stage
 from kdbench.models.registry import parse_pair
@@ -77,7 +77,7 @@ def test_a_share_that_gives_a_loss_nothing_is_refused_before_anything_is_looked_
     context, cells = plan_cells(methods=(paired(2),))
     monkeypatch.setattr(preflight, "check_sets", lambda *arguments: pytest.fail("data sets were opened"))
     words = r"g2c · paired_2, stage 'joint': .*2 images at least, .* 1 of a batch of 4\. Start one of 1, 2 processes\."
-    for refused in (preflight._check, lambda *arguments: list(describe(*arguments))):
+    for refused in (preflight.check, lambda *arguments: list(describe(*arguments))):
         with pytest.raises(KdbenchError, match=words):
             refused(on(context, 4), cells)
 

@@ -13,6 +13,9 @@ import torch
 from kdbench.engine.store import StageFolder, Store
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
+from kdbench.records import StageSummary
+
+SUMMARY = StageSummary(steps=9, images=36, student_forwards=0, losses={"a": [1.5]}, seconds=2.5, memory_mb=None)
 
 
 def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(
@@ -34,16 +37,15 @@ def test_a_full_disk_is_an_error_with_a_repair_and_loses_nothing(
 def test_a_stage_is_done_only_once_its_summary_is_written(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "stage")
     states = {"student.encoder": {"a.weight": torch.arange(4.0)}, "head": {"a.weight": torch.ones(2)}}
-    folder.save_point(0, states)
+    folder.save_snapshot(0, states)
     folder.save_checkpoint({"step": 3})
-    assert not folder.done
+    assert folder.summary is None
     assert folder.load_checkpoint() == {"step": 3}
-    folder.finish({"steps": 9})
-    assert folder.done
-    assert folder.summary() == {"steps": 9}
+    folder.finish(SUMMARY)
+    assert folder.summary == SUMMARY
     assert folder.load_checkpoint() is None
-    assert torch.equal(folder.load_point(0, "head")["a.weight"], torch.ones(2))
-    assert torch.equal(folder.load_point(0, "student.encoder")["a.weight"], torch.arange(4.0))
+    assert torch.equal(folder.load_snapshot(0, "head")["a.weight"], torch.ones(2))
+    assert torch.equal(folder.load_snapshot(0, "student.encoder")["a.weight"], torch.arange(4.0))
 
 
 def test_an_evaluation_is_found_again_and_once_not_under_fresh(tmp_path: Path) -> None:
@@ -72,8 +74,8 @@ def test_tied_weights_are_kept_with_each_of_their_names(tmp_path: Path) -> None:
             self.second.weight = self.first.weight
 
     folder, module = StageFolder(tmp_path / "stage"), Tied()
-    folder.save_point(0, {"head": module.state_dict()})
-    held = folder.load_point(0, "head")
+    folder.save_snapshot(0, {"head": module.state_dict()})
+    held = folder.load_snapshot(0, "head")
     assert torch.equal(held["first.weight"], module.first.weight)
     assert torch.equal(held["second.weight"], module.first.weight)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.engine.grid import Done, describe
+from kdbench.engine.grid import Done
 from kdbench.engine.plan import make_plan, strides
+from kdbench.engine.preflight import describe
 from kdbench.models.geometry import Geometry
 from kdbench.records import StageResult, read_record, record_files
 

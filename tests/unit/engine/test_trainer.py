@@ -58,7 +58,7 @@ def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -
 
 
 def run(made: TrainingJob, folder: Path) -> dict[str, Any]:
-    return train(Fabric(accelerator="cpu", devices=1), made, StageFolder(folder), Silent())
+    return train(Fabric(accelerator="cpu", devices=1), made, StageFolder(folder), Silent()).model_dump()
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 5, 11])
@@ -74,7 +74,7 @@ def test_a_killed_stage_ends_bit_for_bit_as_an_unbroken_one(tmp_path: Path, kill
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, found.state_dict()[name]), name
     for number in (0, 1):
-        a, b = (StageFolder(tmp_path / side).load_point(number, "student.encoder") for side in ("whole", "broken"))
+        a, b = (StageFolder(tmp_path / side).load_snapshot(number, "student.encoder") for side in ("whole", "broken"))
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 

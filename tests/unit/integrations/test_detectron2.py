@@ -26,7 +26,7 @@ from kdbench.cli import app
 from kdbench.data.datasets import ADAPTERS, RealSet
 from kdbench.data.datasets.cityscapes import ID_TO_CLASS
 from kdbench.data.sizing import Native
-from kdbench.engine.sliding_window import evaluate as our_counts
+from kdbench.engine.evaluation import evaluate as our_counts
 from kdbench.errors import KdbenchError
 from kdbench.metrics import class_iou, hits, miou
 from kdbench.models.real import build_real

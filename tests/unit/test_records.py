@@ -12,10 +12,10 @@ import pytest
 
 from kdbench.benchmark import CITYSCAPES
 from kdbench.errors import KdbenchError
-from kdbench.metrics import domain_miou, hits, points
+from kdbench.metrics import domain_miou, hits, snapshots
 from kdbench.records import Record, StageResult, pack, read_record, record_files, unpack
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "record-v1.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "record-v1.json"
 
 
 def plausible_counts(rng: np.random.Generator, pixels: int, classes: int) -> list[np.ndarray]:
@@ -101,7 +101,7 @@ def change(content: dict[str, Any], field: str, value: Any) -> None:
 FAULTS = {
     "extra": 1,
     "spec.resolved.colour": "red",
-    "schema_version": 2,
+    "schema_version": 3,
     "status": "maybe",
     "spec.resolved.seed": "first",
     "result.domains.0.confusion": {"shape": [3, 3], "lzma": "|NsC0" * 4},
@@ -151,14 +151,12 @@ def test_the_golden_record_keeps_loading() -> None:
     by_hand = 100 * (800 / 1120 + 600 / 1030 + 100 / 350) / 3
     assert domain_miou(target) == pytest.approx(by_hand)
     assert domain_miou(target) == pytest.approx(52.7508, abs=1e-4)
-    np.testing.assert_array_equal(points(target)[-1], [[800, 600, 100], [120, 230, 150], [200, 200, 100]])
-    # What was added to the schema since stands at its default.
-    written, golden = (json.loads(text)["spec"] for text in (record.to_json(), GOLDEN.read_bytes()))
-    assert written["passed"] == golden["passed"]
-    assert {name: written["resolved"][name] for name in golden["resolved"]} == golden["resolved"]
-    assert {name: written["resolved"][name] for name in written["resolved"].keys() - golden["resolved"].keys()} == {
-        "label_fraction": "1", "weights": {}
-    }  # fmt: skip
+    np.testing.assert_array_equal(snapshots(target)[-1], [[800, 600, 100], [120, 230, 150], [200, 200, 100]])
+    # What schema 2 renamed and added.
+    resolved = record.spec.resolved
+    golden = json.loads(GOLDEN.read_bytes())["spec"]["resolved"]
+    assert (resolved.data_source, resolved.model_set, resolved.options) == (golden["world"], "toy-v1", golden["knobs"])
+    assert (resolved.label_fraction, resolved.weights) == ("1", {})
 
 
 @pytest.mark.parametrize(

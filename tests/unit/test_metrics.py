@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from kdbench.metrics import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, points
+from kdbench.metrics import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, snapshots
 
 IGNORE = 255
 
@@ -100,7 +100,7 @@ def test_domains_by_role(make_record, make_domain) -> None:
 def test_the_points_of_a_record_are_whole_again(make_domain) -> None:
     """A file keeps no false negatives of the earlier points: they follow from the ground truth."""
     confusion = np.array([[7, 2, 1], [0, 5, 5], [3, 3, 4]])
-    found = points(make_domain("d", "target", confusion))
+    found = snapshots(make_domain("d", "target", confusion))
     assert found.shape == (4, 3, 3)
     assert np.array_equal(found[-1], hits(confusion))
     assert np.array_equal(found[0], hits(np.roll(confusion, 3, axis=1)))
