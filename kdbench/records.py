@@ -240,8 +240,9 @@ class Record(_Model):
         return self.spec.resolved.id.path
 
     def to_json(self) -> str:
-        """Return the record as it is written."""
-        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False) + "\n"
+        """Return the record as it is written: without what stands at its default."""
+        content = {"schema_version": SCHEMA} | self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
 _PROTOCOL_IDS_IN_2 = {

@@ -155,7 +155,11 @@ def test_the_golden_record_keeps_loading() -> None:
     # What schema 2 renamed and added.
     resolved = record.spec.resolved
     golden = json.loads(GOLDEN.read_bytes())["spec"]["resolved"]
-    assert (resolved.data_source, resolved.model_set, resolved.options) == (golden["world"], "toy-v1", golden["knobs"])
+    assert (resolved.data_source, resolved.model_set, resolved.options) == (
+        golden["world"],
+        golden["zoo"],
+        golden["knobs"],
+    )
     assert (resolved.label_fraction, resolved.weights) == ("1", {})
 
 

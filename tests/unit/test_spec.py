@@ -22,11 +22,11 @@ def test_lists_keep_their_order_and_drop_repeats() -> None:
 
 
 def test_settings_go_to_their_method() -> None:
-    assert assign_settings(["temperature=2"], ["cwd"]) == {"cwd": {"temperature": "2"}}
-    found = assign_settings(["cwd.temperature=2", "logit-kd.weight=3"], ["cwd", "logit_kd"])
+    assert assign_settings({"temperature": "2"}, ["cwd"]) == {"cwd": {"temperature": "2"}}
+    found = assign_settings({"cwd.temperature": "2", "logit-kd.weight": "3"}, ["cwd", "logit_kd"])
     assert found == {"cwd": {"temperature": "2"}, "logit_kd": {"weight": "3"}}
     with pytest.raises(KdbenchError, match="unknown method"):
-        assign_settings(["cwx.temperature=2"], ["cwd"])
+        assign_settings({"cwx.temperature": "2"}, ["cwd"])
 
 
 def test_a_variant_is_what_is_off_its_default() -> None:
@@ -74,4 +74,4 @@ def test_a_protocols_id_follows_every_number_but_not_its_summary() -> None:
     assert MINI.id != SMOKE.id
     assert MINI.model_copy(update={"summary": "other"}).id == MINI.id
     assert MINI.model_copy(update={"val_images": 49}).id != MINI.id
-    assert MINI.model_copy(update={"keep": (1.0,)}).id != MINI.id
+    assert MINI.model_copy(update={"snapshots": (1.0,)}).id != MINI.id
