@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError, unknown
-from kdbench.metrics import class_iou, domains, known_mean, points
+from kdbench.metrics import class_iou, domains, known_mean, snapshots
 from kdbench.records import CellId, Record, read_record, record_files
 
 PLACE = ["protocol_id", "data_source", "benchmark", "label_fraction", "teacher", "classes", "foreign"]
@@ -211,7 +211,7 @@ def _measured(record: Record) -> Iterator[tuple[Any, ...]]:
     if not held:
         yield (None, None, None, None, 0, True, np.nan, np.nan, None, None, None)
     for domain in held:
-        hits, truth = points(domain), domain.confusion.sum(1)
+        hits, truth = snapshots(domain), domain.confusion.sum(1)
         iou, labelled, total = class_iou(hits), truth > 0, truth.sum()
         for place, (counts, classes, miou) in enumerate(zip(hits, iou, known_mean(iou, axis=-1), strict=True), 1):
             accuracy = float(100.0 * counts[0].sum() / total) if total else np.nan
