@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Bench:
     """A method on a small pair with random weights."""
 
     networks: Networks
-    method: Method
+    method: Method[Any]
 
     def stages(self) -> tuple[Stage, ...]:
         """The method's stages, checked."""
@@ -152,7 +153,7 @@ def exactly_trains_moves(bench: Bench) -> None:
 
 
 def gradients_reach_what_trains(bench: Bench) -> None:
-    """Every parameter that is trained gets a gradient, save `dead` ones and what a loss leaves unread of networks."""
+    """Every parameter that is trained gets a gradient, save unused ones and what a loss leaves unread of networks."""
     for stage in bench.stages():
         modules = bench.networks.modules()
         for module in modules.values():
@@ -169,11 +170,14 @@ def gradients_reach_what_trains(bench: Bench) -> None:
             # Of a network, a final norm or a mask token may have no part in a loss; a method's own modules are for it.
             unreached = _unreached if name in stage.own_modules else _unreached_though_read
             found = [f"{name}.{parameter}" for parameter in unreached(modules[name])]
-            missed = [each for each in found if not any(fnmatch(each, pattern) for pattern in bench.method.dead)]
+            missed = [
+                each for each in found if not any(fnmatch(each, pattern) for pattern in bench.method.unused_parameters)
+            ]
             more = f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
             assert not missed, (
                 f"stage {stage.name}: no gradient reaches {', '.join(missed[:SHOWN])}{more}. Mend the path from the "
-                f"loss, leave out what nothing can train, or declare it with the reason: dead = ({missed[0]!r},)"
+                "loss, leave out what nothing can train, or declare it with the reason: "
+                f"unused_parameters = ({missed[0]!r},)"
             )
 
 

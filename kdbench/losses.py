@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.types import Features, FeatureSpec, PairSpec, Segmentor
+from kdbench.errors import KdbenchError
+from kdbench.types import Features, FeatureSpec, Segmentor
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -16,6 +17,11 @@ def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
     if map_.shape[-2:] == size:
         return map_
     return F.interpolate(map_, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_as(map_: Tensor, other: Tensor) -> Tensor:
+    """A map at another map's grid."""
+    return resize(map_, other.shape[-2:])
 
 
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +50,10 @@ def channel_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return kl(student.flatten(2), teacher.flatten(2), temperature, dim=2).mean()
 
 
-def labels_at(label: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Labels (B, H, W) at another grid, by nearest neighbour; 255 stays 255."""
+def labels_at(label: Tensor | None, size: tuple[int, ...]) -> Tensor:
+    """Labels (B, H, W) at another grid, by nearest neighbour; 255 stays 255. Raises where there are none."""
+    if label is None:
+        raise KdbenchError("a loss reads labels, which its stage's phase withholds. Run the stage in Phase.TASK.")
     if label.shape[-2:] == size:
         return label
     return F.interpolate(label[:, None].float(), size=size, mode="nearest")[:, 0].long()
@@ -66,11 +74,6 @@ def matched_levels(student: Features, teacher: Features) -> list[tuple[Tensor, T
     """Levels of both side by side, shallow to deep; where one has more, its shallowest are left out."""
     pairs = zip(reversed(student.levels), reversed(teacher.levels), strict=False)
     return list(pairs)[::-1]
-
-
-def matched_widths(pair: PairSpec) -> list[tuple[int, int]]:
-    """Channels of the levels that matched_levels puts side by side."""
-    return list(zip(reversed(pair.student.channels), reversed(pair.teacher.channels), strict=False))[::-1]
 
 
 def tokens(map_: Tensor) -> Tensor:

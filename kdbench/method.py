@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
@@ -24,54 +23,42 @@ Loss = Callable[[Batch, Segmentor, Segmentor], dict[str, Tensor]]
 
 
 class MethodConfig(BaseModel):
-    """A method's settings. Defaults are the published values; each knob's description names their source."""
+    """A method's options: `weight: float = Field(1.0, ge=0, description="what it is. Source: paper, equation")`.
+
+    Defaults are the published values.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    unread: ClassVar[tuple[tuple[Mapping[str, Any], tuple[str, ...]], ...]] = ()
-    """Settings, and the knobs that are not read where all of them hold. Off its default, such a knob is refused there:
-    else a variant would have a row of its own with the numbers of another."""
-
-    @model_validator(mode="after")
-    def _all_read(self) -> Self:
-        for settings, names in self.unread:
-            if all(getattr(self, name) == value for name, value in settings.items()):
-                for name in names:
-                    self._refuse_unread(name, settings)
-        return self
-
-    def _refuse_unread(self, name: str, settings: Mapping[str, Any]) -> None:
-        value = getattr(self, name)
-        if value != type(self).model_fields[name].default:
-            where = " and ".join(f"{other}={setting}" for other, setting in settings.items())
-            context = {"name": name, "value": str(value), "where": where, "others": " or ".join(settings)}
-            raise PydanticCustomError(
-                "unread", "{name}={value} is not read where {where}; leave it out, or set {others} otherwise", context
-            )
 
 
-def knob(
-    default: Any,
-    source: str,
-    *,
-    gt: float | None = None,
-    ge: float | None = None,
-    lt: float | None = None,
-    le: float | None = None,
-) -> Any:
-    """A knob with its default, the source of that default, and the limits that bad input is held to."""
-    return Field(default, description=source, gt=gt, ge=ge, lt=lt, le=le)
+class PresetConfig(MethodConfig):
+    """Options of a method whose published numbers were obtained together with other losses."""
+
+    preset: Literal["plain", "published"] = Field(
+        "plain",
+        description="plain: this method's own loss alone; published: with the auxiliary losses of its published "
+        "numbers, without adversarial ones",
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of a method.
 
-    name: unique in the method; stands in the record. phase: picks the protocol's data, steps and optimiser.
-    trains: parts, or names of the method's own sub-modules; all else is frozen and in eval mode, as a whole.
-    loss: what is minimised. uses: the parts that the loss reads besides those it trains; by default all four where the
-    phase is labelled and both encoders where it is not. A narrower set lets the engine share the stage between runs.
-    reset: what is put back to its initial (pretrained) weights first; scratch: to random ones. budget: times the
-    phase's steps. passes: how often an image goes through the student in a step, which is what the equal track counts.
+    Args:
+        name: Unique in the method; stands in the record.
+        phase: Picks the protocol's data, steps and optimiser.
+        trains: Parts, or names of the method's own sub-modules. All else is frozen and in eval mode, as a whole.
+        loss: What is minimised: a method of the class (`self.loss`) or a function of a module.
+        uses: Parts that the loss reads besides those it trains. By default all four where the phase is labelled and
+            both encoders where it is not; a smaller set lets the engine share the stage between runs.
+        reset: What is put back to its initial (pretrained) weights first.
+        scratch: What is put to random weights first.
+        budget: Factor on the phase's steps.
+        student_forwards: How often an image passes through the student in a step; the equal budget counts these.
     """
 
     name: str
@@ -86,13 +73,13 @@ class Stage:
 
     @property
     def parts(self) -> frozenset[Part]:
-        """Every network part in play, trained or read."""
+        """Every network part that the stage trains or reads."""
         read = self.uses if self.uses is not None else (STUDENT | TEACHER if self.phase.labelled else ENCODERS)
         return read | {Part(name) for name in self.trains if name in set(Part)}
 
     @property
     def smallest_batch(self) -> int:
-        """Images that its loss needs at once: what the method says of its own losses, 1 for a plain function."""
+        """Images that the loss needs at once: its method's `smallest_batch`, 1 for a plain function."""
         return int(getattr(getattr(self.loss, "__self__", None), "smallest_batch", 1))
 
     @property
@@ -103,13 +90,11 @@ class Stage:
 
 def teacher_task_loss(batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
     """The teacher's own supervised loss, for fitting its decoder on a frozen encoder."""
-    assert batch.label is not None
     return teacher.task_loss(teacher(batch.image), batch.label)
 
 
 def task_loss(batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
     """The student's own supervised loss, without any distillation."""
-    assert batch.label is not None
     return student.task_loss(student(batch.image), batch.label)
 
 
@@ -121,52 +106,67 @@ FIT_TEACHER = Stage(
     loss=teacher_task_loss,
     student_forwards=0.0,
 )
-"""The frozen teacher's decoder on the labelled source: what a method needs first when it reads the teacher's logits."""
+"""Fits the frozen teacher's decoder on the labelled source: what a method needs first when it reads teacher logits."""
 
 
-class PresetConfig(MethodConfig):
-    """Settings of a method whose published numbers come from a combination."""
-
-    recipe: Literal["bare", "paper"] = knob(
-        "bare", "bare: this method's own term; paper: with the companions of its published numbers, no adversarial term"
-    )
+def task_stage(freeze_encoder: bool = False) -> Stage:
+    """The student alone learns the task on the labelled source, with its encoder frozen or fine-tuned."""
+    trains = frozenset({Part.STUDENT_DECODER}) if freeze_encoder else STUDENT
+    return Stage("task", Phase.TASK, trains=trains, uses=STUDENT, loss=task_loss)
 
 
-class Method(nn.Module):
-    """How a student learns from a teacher. The first line of a subclass's docstring is its idea, shown in lists; its
-    paragraphs "Formula:", "Deviations:" and "Compared:" stand on the method's page (docs/methods.md).
+class Method(nn.Module, Generic[ConfigT]):
+    """How a student learns from a teacher: `class Mine(Method[MineConfig])`.
 
-    Sub-modules are the method's adapters (projectors, heads, memories): trained where a stage's `trains` names them,
-    dropped at deployment. Parameters and buffers live in sub-modules, never directly on the method.
+    By default the teacher's decoder is fitted, then one joint stage minimises `loss` on the labelled source. The first
+    line of a subclass's docstring is its idea, shown in lists; its sections "Formula:", "Deviations:" and "Compared:"
+    stand on the method's page (docs/methods.md).
+
+    Sub-modules are the method's own (projectors, heads, memories): trained where a stage's `trains` names them, dropped
+    at deployment. Parameters and buffers live in sub-modules, never directly on the method.
     """
 
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    """The class of its options, found from `Method[...]`."""
     paper: ClassVar[str] = ""
     role: ClassVar[Literal["distilled", "undistilled"]] = "distilled"
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
     requires: ClassVar[str] = ""
     """An optional package that the method is built on."""
+    reads_teacher_logits: bool = True
+    """Whether the joint stage reads the teacher's logits, so that the teacher's decoder is fitted first."""
     smallest_batch: int = 1
-    """Images that its losses need at once. With fewer on a process, or in a piece that memory holds, they would say
-    nothing: a run is refused instead."""
-    dead: ClassVar[tuple[str, ...]] = ()
-    """Patterns (fnmatch) of parameters that a stage trains and no gradient reaches, e.g. because the published method
-    carries them along: `head.query.*`, `student.encoder.*.bias`. All others get one, as kdbench.conformance checks."""
+    """Images that its losses compare with each other. A run that gives a process or a micro-batch fewer is refused."""
+    unused_parameters: ClassVar[tuple[str, ...]] = ()
+    """Patterns (fnmatch) of parameters that a stage trains and no gradient reaches, such as those that the published
+    method carries along: `head.query.*`. All others get one, as kdbench.conformance checks."""
     footnote: str = ""
-    """What a reader of a board must know of this pair, e.g. an extension beyond the paper; printed as a footnote."""
+    """What a reader of a board must know of this pair, such as an extension beyond the paper."""
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for argument in get_args(base):
+                if not isinstance(argument, TypeVar):
+                    cls.Config = argument
+
+    def __init__(self, config: ConfigT, pair: PairSpec) -> None:
         super().__init__()
         self.config = config
         self.pair = pair
 
-    def stages(self) -> tuple[Stage, ...]:
-        """Fit the teacher's decoder, then one joint stage on the labelled source."""
-        return (FIT_TEACHER, self.joint())
+    @property
+    def own_modules(self) -> frozenset[str]:
+        """Names of its sub-modules that hold parameters or buffers."""
+        return frozenset(name for name, module in self.named_children() if module.state_dict())
 
-    def joint(self, uses: frozenset[Part] | None = None) -> Stage:
-        """Student and adapters together on the labelled source, under `loss`."""
-        own = frozenset(name for name, module in self.named_children() if module.state_dict())
-        return Stage("joint", Phase.TASK, trains=STUDENT | own, uses=uses, loss=self.loss)
+    def stages(self) -> tuple[Stage, ...]:
+        """Its stages in order."""
+        return (FIT_TEACHER, self.joint_stage()) if self.reads_teacher_logits else (self.joint_stage(),)
+
+    def joint_stage(self) -> Stage:
+        """Student and the method's own modules learn together on the labelled source, under `loss`."""
+        uses = None if self.reads_teacher_logits else STUDENT | {Part.TEACHER_ENCODER}
+        return Stage("joint", Phase.TASK, trains=STUDENT | self.own_modules, uses=uses, loss=self.loss)
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         """The joint stage's named losses, the task loss among them."""
@@ -178,7 +178,7 @@ class Method(nn.Module):
 
 
 def check_terms(terms: Any) -> dict[str, Tensor]:
-    """What a loss has returned; anything but named scalar tensors is an error that says so."""
+    """Return the terms of a loss; anything but named scalar tensors is an error that says so."""
     if not isinstance(terms, Mapping) or not terms:
         what = "no terms" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
         raise KdbenchError(f"a loss returned {what}; return a dict of named scalar tensors.")
@@ -190,8 +190,8 @@ def check_terms(terms: Any) -> dict[str, Tensor]:
     return dict(terms)
 
 
-def joined(losses: Mapping[str, Tensor], terms: Any) -> dict[str, Tensor]:
-    """Losses with further terms; a name that both have would leave out a loss without a word."""
+def merge_terms(losses: Mapping[str, Tensor], terms: Any) -> dict[str, Tensor]:
+    """Add terms to losses; a name that both have is an error, since one of the two would be lost."""
     if not isinstance(terms, Mapping):
         raise KdbenchError(f"terms() returns a {type(terms).__name__}; return a dict of named scalar tensors.")
     repeated = sorted(losses.keys() & terms.keys())
@@ -200,52 +200,64 @@ def joined(losses: Mapping[str, Tensor], terms: Any) -> dict[str, Tensor]:
     return {**losses, **terms}
 
 
-class LogitMethod(Method):
+class LogitMethod(Method[ConfigT]):
     """A method that compares the class logits of labelled source images, beside the task loss."""
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         output = student(batch.image)
-        assert batch.label is not None
-        ours, theirs = same_grid(output.logits, teacher(batch.image).logits)
-        return joined(student.task_loss(output, batch.label), self.terms(batch, ours, theirs))
+        logits = same_grid(output.logits, teacher(batch.image).logits)
+        return merge_terms(student.task_loss(output, batch.label), self.terms(batch, *logits))
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """Named losses, already weighted, of logits (B, K, h, w) on one grid."""
         raise NotImplementedError(f"{type(self).__name__} does not define terms()")
 
 
-class FeatureMethod(Method):
-    """A method that compares the features of labelled source images, beside the task loss.
+class FeatureMethod(Method[ConfigT]):
+    """A method that compares the features of labelled source images, beside the task loss."""
 
-    The teacher's decoder is fitted and read only where companions on the logits are switched on.
-    """
-
-    companions: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {}
-    """What `recipe = "paper"` adds: name -> weighted loss of student's and teacher's logits on one grid."""
+    auxiliary_losses: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {}
+    """What `preset=published` adds (see PresetConfig): name -> weighted loss of student and teacher logits on one
+    grid."""
     blocks: tuple[int, ...] = ()
     """Blocks of both encoders that `terms` reads besides levels and final: 0 is the first, -1 the last. In networks
     without blocks these are the resolution steps; a number that an encoder does not have is an error."""
 
-    @property
-    def accompanied(self) -> bool:
-        """Whether the companions are switched on."""
-        return bool(self.companions) and self.config.recipe == "paper"
-
-    def stages(self) -> tuple[Stage, ...]:
-        if self.accompanied:
-            return (FIT_TEACHER, self.joint())
-        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
+    def __init__(self, config: ConfigT, pair: PairSpec) -> None:
+        super().__init__(config, pair)
+        self.reads_teacher_logits = isinstance(config, PresetConfig) and config.preset == "published"
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         output = student.decode(student.encode(batch.image, blocks=self.blocks))
         theirs = teacher.encode(batch.image, blocks=self.blocks)
-        assert batch.label is not None
-        terms = joined(student.task_loss(output, batch.label), self.terms(batch, output.features, theirs))
-        if self.accompanied:
+        terms = merge_terms(student.task_loss(output, batch.label), self.terms(batch, output.features, theirs))
+        if self.reads_teacher_logits:
             logits = same_grid(output.logits, teacher.decode(theirs).logits)
-            terms = joined(terms, {name: companion(*logits) for name, companion in self.companions.items()})
+            terms = merge_terms(terms, {name: loss(*logits) for name, loss in self.auxiliary_losses.items()})
         return terms
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         """Named losses, already weighted."""
         raise NotImplementedError(f"{type(self).__name__} does not define terms()")
+
+
+class RepresentationMethod(Method[ConfigT]):
+    """A method that passes on the teacher's representation without labels, before the student learns the task.
+
+    Its `loss` trains the student's encoder on the proxy set, then on the source's images with the method's own modules
+    drawn anew. Then the student alone learns the task.
+    """
+
+    student_forwards: float = 1.0
+    """How often `loss` sends an image through the student."""
+    freezes_encoder: bool = False
+    """Whether the task trains the decoder alone."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        own, forwards = self.own_modules, self.student_forwards
+        learns = own | {Part.STUDENT_ENCODER}
+        return (
+            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, student_forwards=forwards),
+            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=own, student_forwards=forwards),
+            task_stage(self.freezes_encoder),
+        )

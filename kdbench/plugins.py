@@ -93,19 +93,20 @@ def _wrap_failure(plugin: Plugin, what: str, error: Exception) -> KdbenchError:
     return KdbenchError(f"{what} '{plugin.name}' ({plugin.origin}) cannot be used: {describe(error)}")
 
 
-def _method_in(loaded: Any, origin: str) -> type[Method]:
+def _method_in(loaded: Any, origin: str) -> type[Method[Any]]:
     from kdbench.method import Method, MethodConfig
 
     method = loaded if isinstance(loaded, type) and issubclass(loaded, Method) else _only_method(loaded, origin)
     if not (isinstance(method.Config, type) and issubclass(method.Config, MethodConfig)):
         raise KdbenchError(
-            f"{origin}: the Config of {method.__name__} is no kdbench.method.Knobs. Write its settings as "
-            "class MyKnobs(Knobs): weight: float = knob(1.0, 'source')."
+            f"{origin}: the Config of {method.__name__} is no kdbench.method.MethodConfig. Write its options as "
+            "class MyConfig(MethodConfig): weight: float = Field(1.0, description='what it is'), and the method as "
+            "class Mine(Method[MyConfig])."
         )
     return method
 
 
-def _only_method(module: Any, origin: str) -> type[Method]:
+def _only_method(module: Any, origin: str) -> type[Method[Any]]:
     from kdbench.method import Method
 
     own = [
@@ -134,7 +135,7 @@ class MethodPlugin:
     """A method's name with its class."""
 
     name: str
-    method: type[Method]
+    method: type[Method[Any]]
 
     @property
     def missing(self) -> str:

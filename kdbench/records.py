@@ -271,6 +271,9 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
     passed, resolved = spec["passed"], renamed(spec["resolved"])
     if "track" in passed:
         passed["budget"] = "published" if passed.pop("track") == "paper" else "equal"
+    if "recipe" in resolved["options"]:
+        resolved["options"]["preset"] = {"bare": "plain", "paper": "published"}[resolved["options"].pop("recipe")]
+        resolved["variant"] = resolved["variant"].replace("recipe=paper", "preset=published")
     if resolved["model_set"] == "mini-v1":
         resolved["model_set"] = "toy-v1"
     resolved["protocol_id"] = _PROTOCOL_IDS_IN_2.get(resolved["protocol_id"], resolved["protocol_id"])

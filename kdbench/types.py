@@ -135,6 +135,16 @@ class PairSpec:
     student: FeatureSpec
     classes: int
 
+    @property
+    def final_channels(self) -> tuple[int, int]:
+        """Channels of the last maps: the student's, the teacher's."""
+        return self.student.final_channels, self.teacher.final_channels
+
+    @property
+    def level_channels(self) -> list[tuple[int, int]]:
+        """Channels of the levels side by side (student, teacher), shallow to deep; see losses.matched_levels."""
+        return list(zip(reversed(self.student.channels), reversed(self.teacher.channels), strict=False))[::-1]
+
 
 class Segmentor(Protocol):
     """An encoder with a decoder, as methods see it (built in kdbench.models)."""
@@ -155,5 +165,5 @@ class Segmentor(Protocol):
     def __call__(self, image: Tensor) -> SegOutput:
         """Encode, then decode."""
 
-    def task_loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
+    def task_loss(self, output: SegOutput, label: Tensor | None) -> dict[str, Tensor]:
         """The decoder's own supervised loss for labels (B, H, W); methods never choose it."""

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import align, generator, pixel_kl, resize, same_grid
-from kdbench.method import Method, MethodConfig, Stage, knob
-from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
+from kdbench.method import Method, MethodConfig
+from kdbench.types import Batch, PairSpec, Segmentor
 
 PATCH = 4
 
 
-class AfDCDKnobs(MethodConfig):
+class AfDCDConfig(MethodConfig):
     """Weights of the three terms, the mask, and the contrast's temperature and groups."""
 
-    unread: ClassVar = (
-        ({"contrast": 0}, ("temperature", "groups")),
-        ({"contrast": 0, "reconstruction": 0}, ("mask_ratio",)),
+    kd: float = Field(
+        1.0, ge=0, description="Af-DCD, Cityscapes script: lambda_kd = 1; 0 leaves the teacher's decoder out"
     )
-    kd: float = knob(1.0, "Af-DCD, Cityscapes script: lambda_kd = 1; 0 leaves the teacher's decoder out", ge=0)
-    reconstruction: float = knob(
-        33.6, "Af-DCD, Cityscapes script, on the mean: lambda_fd = 2e-6 times its map's 2048 64 128 elements", ge=0
+    reconstruction: float = Field(
+        33.6,
+        ge=0,
+        description="Af-DCD, Cityscapes script, on the mean: lambda_fd = 2e-6 times its map's 2048 64 128 elements",
     )
-    contrast: float = knob(
-        0.08, "Af-DCD, Cityscapes script, on the mean: lambda_ctr = 5e-3 times its 16 anchors a position", ge=0
+    contrast: float = Field(
+        0.08,
+        ge=0,
+        description="Af-DCD, Cityscapes script, on the mean: lambda_ctr = 5e-3 times its 16 anchors a position",
     )
-    mask_ratio: float = knob(0.75, "Af-DCD: zeta = 0.75", ge=0, le=1)
-    temperature: float = knob(0.07, "Af-DCD: tau = 0.07", gt=0)
-    groups: int = knob(16, "Af-DCD: M = 16 channel groups; fewer where 16 does not divide the width", ge=1)
+    mask_ratio: float = Field(0.75, ge=0, le=1, description="Af-DCD: zeta = 0.75")
+    temperature: float = Field(0.07, gt=0, description="Af-DCD: tau = 0.07")
+    groups: int = Field(16, ge=1, description="Af-DCD: M = 16 channel groups; fewer where 16 does not divide the width")
 
 
 def patches(map_: Tensor, groups: int) -> Tensor:
@@ -59,7 +60,7 @@ def dense_contrast(student: Tensor, teacher: Tensor, groups: int, temperature: f
     return -share.diagonal(dim1=1, dim2=2).mean()
 
 
-class AfDCD(Method):
+class AfDCD(Method[AfDCDConfig]):
     """The student rebuilds the teacher's map from a masked one, and its pieces are contrasted within small patches.
 
     Formula: the student's map is aligned to the teacher's width (1x1 convolution with bias, nothing where the widths
@@ -72,7 +73,8 @@ class AfDCD(Method):
     at every pixel of the larger logit map, mean over pixels. All three and the task loss are summed with their weights.
 
     Deviations: logit distillation is part of the default, as in the released scripts, where other methods have their
-    own term alone unless recipe = paper asks for companions; kd=0 leaves it out. Coefficients stand on means, so that
+    own term alone unless preset=published asks for auxiliary losses; kd=0 leaves it out. Coefficients stand on
+    means, so that
     they do not grow with the crop or the width; defaults convert the Cityscapes setting. The released code takes the
     last stage of a dilated ResNet; here it is the encoder's last map. Odd grids: the pool is the largest of 4, 2 and 1
     that leaves both sides at least 4 long, a side that is shorter even so is a patch's side, and rows and columns that
@@ -86,25 +88,19 @@ class AfDCD(Method):
     """
 
     paper = "Fan, Li, Liu, Song, Yao, Augmentation-free Dense Contrastive Knowledge Distillation, NeurIPS 2023"
-    Config = AfDCDKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: AfDCDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        inputs, width = pair.student.final_channels, pair.teacher.final_channels
+        inputs, width = pair.final_channels
+        self.reads_teacher_logits = config.kd > 0
         self.align = align(inputs, width)
         self.generator = generator(width)
         self.groups = max(count for count in range(1, config.groups + 1) if width % count == 0)
 
-    def stages(self) -> tuple[Stage, ...]:
-        if self.config.kd > 0:
-            return super().stages()
-        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
-
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         ours, theirs = student(batch.image), teacher.encode(batch.image)
-        assert batch.label is not None
         terms, config = student.task_loss(ours, batch.label), self.config
-        if config.kd > 0:
+        if self.reads_teacher_logits:
             terms["logit_kd"] = config.kd * pixel_kl(*same_grid(ours.logits, teacher.decode(theirs).logits))
         aligned = resize(self.align(ours.features.final), theirs.final.shape[-2:])
         kept = torch.rand(len(aligned), 1, *aligned.shape[-2:], device=aligned.device) <= 1 - config.mask_ratio

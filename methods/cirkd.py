@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import kl, labels_at, pixel_kl, resize, tokens
-from kdbench.method import FeatureMethod, PresetConfig, knob
+from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import IGNORE, Batch, Features, PairSpec
 
 POSITIONS = 1024
 """Positions of a map beyond which it is pooled for the similarities within a batch, whose cost is their square."""
 
 
-class CIRKDKnobs(PresetConfig):
+class CIRKDConfig(PresetConfig):
     """Weights of the three terms, temperatures, and sizes of the memory."""
 
-    unread: ClassVar = (
-        ({"pixel_weight": 0}, ("pixel_queue", "samples", "pixel_contrast")),
-        ({"region_weight": 0}, ("region_queue", "region_contrast")),
-        ({"pixel_weight": 0, "region_weight": 0}, ("kd_temperature",)),
-        ({"batch_weight": 0, "pixel_weight": 0, "region_weight": 0}, ("temperature",)),
+    batch_weight: float = Field(1.0, ge=0, description="CIRKD script: 1")
+    pixel_weight: float = Field(0.1, ge=0, description="CIRKD script: 0.1")
+    region_weight: float = Field(0.1, ge=0, description="CIRKD script: 0.1")
+    temperature: float = Field(
+        0.1, gt=0, description="CIRKD: cosine similarities are divided by 0.1 in all three terms"
     )
-    batch_weight: float = knob(1.0, "CIRKD script: 1", ge=0)
-    pixel_weight: float = knob(0.1, "CIRKD script: 0.1", ge=0)
-    region_weight: float = knob(0.1, "CIRKD script: 0.1", ge=0)
-    temperature: float = knob(0.1, "CIRKD: cosine similarities are divided by 0.1 in all three terms", gt=0)
-    kd_temperature: float = knob(1.0, "CIRKD script: the memory's divergences at T = 1", gt=0)
-    pixel_queue: int = knob(2000, "CIRKD's SegFormer script: 2000 pixels a class (20000 elsewhere)", ge=1)
-    region_queue: int = knob(2000, "CIRKD script: 2000 regions a class", ge=1)
-    samples: int = knob(16, "CIRKD code: at most 16 pixels of a class of an image are remembered", ge=1)
-    pixel_contrast: int = knob(4096, "CIRKD script: 4096 // classes + 1 pixels of each class are compared with", ge=1)
-    region_contrast: int = knob(1024, "CIRKD script: 1024 // classes + 1 regions of each class", ge=1)
+    kd_temperature: float = Field(1.0, gt=0, description="CIRKD script: the memory's divergences at T = 1")
+    pixel_queue: int = Field(2000, ge=1, description="CIRKD's SegFormer script: 2000 pixels a class (20000 elsewhere)")
+    region_queue: int = Field(2000, ge=1, description="CIRKD script: 2000 regions a class")
+    samples: int = Field(16, ge=1, description="CIRKD code: at most 16 pixels of a class of an image are remembered")
+    pixel_contrast: int = Field(
+        4096, ge=1, description="CIRKD script: 4096 // classes + 1 pixels of each class are compared with"
+    )
+    region_contrast: int = Field(1024, ge=1, description="CIRKD script: 1024 // classes + 1 regions of each class")
 
 
 def ranks(groups: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def ranks(groups: Tensor) -> Tensor:
     return places[order.argsort()]
 
 
-class Queue(nn.Module):
+class ClassMemory(nn.Module):
     """A ring of unit vectors for each class, filled with random ones at first."""
 
     vectors: Tensor
@@ -84,7 +83,7 @@ def pooled(map_: Tensor) -> Tensor:
     return map_ if window == 1 else F.avg_pool2d(map_, window, ceil_mode=True)
 
 
-class CIRKD(FeatureMethod):
+class CIRKD(FeatureMethod[CIRKDConfig]):
     """How similar a pixel is to the pixels of other images, and to remembered ones of every class, is passed on.
 
     Formula: features are scaled to unit length at every position, so that an inner product is a cosine. Within a batch:
@@ -104,7 +103,7 @@ class CIRKD(FeatureMethod):
     pools twofold for SegFormer, fourfold from 256 x 256 on). Without labelled positions the memory's terms are 0, where
     the code's are not a number. The encoder's last map stands in for the feature before the classifier. With several
     processes batch norm sees a process's own images and the memory holds those of the first; the code gathers all of
-    them. The published numbers add logit distillation with weight 1 at T = 1 (recipe = paper). The later CIRKDv2 adds
+    them. The published numbers add logit distillation with weight 1 at T = 1 (preset=published). The later CIRKDv2 adds
     relations of channels, which are not here.
 
     Compared: CIRKD's losses/cirkd_mini_batch.py and losses/cirkd_memory.py, four steps on random maps with equal
@@ -113,22 +112,20 @@ class CIRKD(FeatureMethod):
     """
 
     paper = "Yang, Zhou, An, Jiang, Xu, Zhang, Cross-Image Relational KD, CVPR 2022 (arXiv 2204.06986)"
-    Config = CIRKDKnobs
-    companions: ClassVar = {"logit_kd": pixel_kl}
+    auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: CIRKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         width = pair.teacher.final_channels
         self.projector = nn.Sequential(
             nn.Conv2d(pair.student.final_channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, width, 1, bias=False),
         )  # fmt: skip
-        self.pixel_queue = Queue(pair.classes, config.pixel_queue, width)
-        self.region_queue = Queue(pair.classes, config.region_queue, width)
+        self.pixel_queue = ClassMemory(pair.classes, config.pixel_queue, width)
+        self.region_queue = ClassMemory(pair.classes, config.region_queue, width)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         config, size = self.config, teacher.final.shape[-2:]
-        assert batch.label is not None
         labels = labels_at(batch.label, size).flatten(1)
         projected, goal = unit(resize(self.projector(student.final), size)), unit(teacher.final)
         self._remember(goal, labels)

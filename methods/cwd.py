@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import Projector, channel_kl, pixel_kl, resize, same_grid
-from kdbench.method import FIT_TEACHER, Method, PresetConfig, Stage, knob
-from kdbench.types import STUDENT, Batch, PairSpec, Part, Segmentor
+from kdbench.method import Method, PresetConfig
+from kdbench.types import Batch, PairSpec, Segmentor
 
 
-class ChannelKnobs(PresetConfig):
+class CWDConfig(PresetConfig):
     """What is distilled, how softly and how strongly."""
 
-    unread: ClassVar = (
-        ({"recipe": "paper"}, ("target",)),
-        ({"recipe": "bare", "target": "logits"}, ("feature_weight",)),
-        ({"recipe": "bare", "target": "features"}, ("logit_weight",)),
-        ({"recipe": "bare", "target": "logits", "logit_weight": 0}, ("temperature",)),
-        ({"recipe": "bare", "target": "features", "feature_weight": 0}, ("temperature",)),
-        ({"logit_weight": 0, "feature_weight": 0}, ("temperature",)),
+    target: Literal["logits", "features", "both"] = Field(
+        "logits", description="TorchDistiller's headline command: logits only"
     )
-    target: Literal["logits", "features", "both"] = knob("logits", "TorchDistiller's headline command: logits only")
-    temperature: float = knob(4.0, "TorchDistiller README and CIRKD script: T = 4", gt=0)
-    logit_weight: float = knob(3.0, "TorchDistiller README and CIRKD script: 3", ge=0)
-    feature_weight: float = knob(50.0, "CIRKD script: 50", ge=0)
+    temperature: float = Field(4.0, gt=0, description="TorchDistiller README and CIRKD script: T = 4")
+    logit_weight: float = Field(3.0, ge=0, description="TorchDistiller README and CIRKD script: 3")
+    feature_weight: float = Field(50.0, ge=0, description="CIRKD script: 50")
 
 
 def projector(inputs: int, outputs: int, convolutional: bool) -> nn.Module:
@@ -38,7 +33,7 @@ def projector(inputs: int, outputs: int, convolutional: bool) -> nn.Module:
     return made
 
 
-class CWD(Method):
+class CWD(Method[CWDConfig]):
     """Each channel is a distribution over positions, and the student's follows the teacher's.
 
     Formula: T^2 times KL(teacher || student) of the softmax over the positions of each channel of a map / T, mean over
@@ -55,27 +50,20 @@ class CWD(Method):
     """
 
     paper = "Shu, Liu, Gao, Yan, Shen, ICCV 2021 (arXiv 2011.13256)"
-    Config = ChannelKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: CWDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        self._combined = config.recipe == "paper"
-        self._on_logits = self._combined or config.target != "features"
+        self._combined = config.preset == "published"
+        self.reads_teacher_logits = self._combined or config.target != "features"
         self._on_features = self._combined or config.target != "logits"
-        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        inputs, outputs = pair.final_channels
         if self._on_features:
             self.projector = projector(inputs, outputs, pair.student.convolutional)
 
-    def stages(self) -> tuple[Stage, ...]:
-        if not self._on_logits:
-            return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
-        return (FIT_TEACHER, self.joint())
-
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         ours, theirs = student(batch.image), teacher.encode(batch.image)
-        assert batch.label is not None
         terms, config = student.task_loss(ours, batch.label), self.config
-        if self._on_logits:
+        if self.reads_teacher_logits:
             logits = same_grid(ours.logits, teacher.decode(theirs).logits)
             terms["cwd_logits"] = config.logit_weight * channel_kl(*logits, config.temperature)
             if self._combined:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from kdbench.losses import tokens
-from kdbench.method import LogitMethod, MethodConfig, knob
+from kdbench.method import LogitMethod, MethodConfig
 from kdbench.types import Batch
 
 
-class DISTKnobs(MethodConfig):
+class DISTConfig(MethodConfig):
     """Weights of the two correlations."""
 
-    inter: float = knob(1.0, "DIST, segmentation code: beta = 1 at lambda = 1", ge=0)
-    intra: float = knob(1.0, "DIST, segmentation code: gamma = 1 at lambda = 1", ge=0)
+    inter: float = Field(1.0, ge=0, description="DIST, segmentation code: beta = 1 at lambda = 1")
+    intra: float = Field(1.0, ge=0, description="DIST, segmentation code: gamma = 1 at lambda = 1")
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
@@ -24,7 +25,7 @@ def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     return correlation
 
 
-class DIST(LogitMethod):
+class DIST(LogitMethod[DISTConfig]):
     """The student's class probabilities correlate with the teacher's, over the classes and over the pixels.
 
     Formula: the softmax of both logit maps, with all pixels of the batch as rows and the classes as columns. Inter:
@@ -40,7 +41,6 @@ class DIST(LogitMethod):
     """
 
     paper = "Huang, You, Wang, Qian, Xu, Distillation from A Stronger Teacher, NeurIPS 2022 (arXiv 2205.10536)"
-    Config = DISTKnobs
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         ours, theirs = (tokens(logits).flatten(0, 1).float().softmax(1) for logits in (student, teacher))

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import kl, labels_at, other_classes
-from kdbench.method import LogitMethod, MethodConfig, knob
+from kdbench.method import LogitMethod, MethodConfig
 from kdbench.types import IGNORE, Batch
 
 FIRST = 1 / 20
 """The share of the weight at the very start: mdistiller's first of 20 warm-up epochs."""
 
 
-class DKDKnobs(MethodConfig):
+class DKDConfig(MethodConfig):
     """Weights of the two parts, temperature and warm-up."""
 
-    unread: ClassVar = (({"alpha": 0, "beta": 0}, ("temperature", "warmup")),)
-    alpha: float = knob(1.0, "mdistiller: alpha = 1 throughout", ge=0)
-    beta: float = knob(0.5, "mdistiller, ImageNet: beta = 0.5 (CIFAR: 2 to 8 by pair)", ge=0)
-    temperature: float = knob(1.0, "mdistiller, ImageNet: T = 1 (CIFAR: 4)", gt=0)
-    warmup: float = knob(0.05, "kdbench: 5 % of the stage (mdistiller: CIFAR 8 %, ImageNet 0)", ge=0, le=1)
+    alpha: float = Field(1.0, ge=0, description="mdistiller: alpha = 1 throughout")
+    beta: float = Field(0.5, ge=0, description="mdistiller, ImageNet: beta = 0.5 (CIFAR: 2 to 8 by pair)")
+    temperature: float = Field(1.0, gt=0, description="mdistiller, ImageNet: T = 1 (CIFAR: 4)")
+    warmup: float = Field(0.05, ge=0, le=1, description="kdbench: 5 % of the stage (mdistiller: CIFAR 8 %, ImageNet 0)")
 
 
 def split(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +32,7 @@ def split(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Te
     return binary, rest
 
 
-class DKD(LogitMethod):
+class DKD(LogitMethod[DKDConfig]):
     """Whether the student sees the label's class, and how it ranks all other classes, follow the teacher separately.
 
     Formula: at every labelled pixel, with p the softmax of the logits / T, the target part is T^2 times the divergence
@@ -51,10 +49,8 @@ class DKD(LogitMethod):
     """
 
     paper = "Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, CVPR 2022 (arXiv 2203.08679)"
-    Config = DKDKnobs
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        assert batch.label is not None
         label = labels_at(batch.label, student.shape[-2:])
         labelled, temperature = label != IGNORE, self.config.temperature
         weight = self._warm(batch.progress) * labelled / labelled.sum().clamp(min=1)

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import attention, matched_levels, resize
-from kdbench.method import Method, MethodConfig, knob
+from kdbench.method import Method, MethodConfig
 from kdbench.types import Batch, Segmentor
 
 
-class DoubleKnobs(MethodConfig):
+class DSDConfig(MethodConfig):
     """Weights of both similarities, and the temperature of the second."""
 
-    unread: ClassVar = (({"class_overlap_weight": 0}, ("temperature",)),)
-    pixel_mean_weight: float = knob(
+    pixel_mean_weight: float = Field(
         1e3 / (64 * 128),
-        "CIRKD: 1000 on the mean over images and positions, of which an image has 64 x 128 there; divided by those it "
+        ge=0,
+        description="CIRKD: 1000 on the mean over images and positions, of which an image has 64 x 128 there; "
+        "divided by those it "
         "is 0.122 on the mean over images of the squared distance",
-        ge=0,
     )
-    class_overlap_weight: float = knob(
+    class_overlap_weight: float = Field(
         10 / (32 * 64) ** 2,
-        "CIRKD: 10 on overlaps that fall with the positions, of which an image has 32 x 64 after the pooling there; "
-        "divided by their square it is 2.38e-6 on overlaps times the positions",
         ge=0,
+        description="CIRKD: 10 on overlaps that fall with the positions, of which an image has 32 x 64 after "
+        "the pooling there; "
+        "divided by their square it is 2.38e-6 on overlaps times the positions",
     )
-    temperature: float = knob(4.0, "CIRKD: 4", gt=0)
+    temperature: float = Field(4.0, gt=0, description="CIRKD: 4")
 
 
 def changes(maps: list[Tensor]) -> Tensor:
@@ -48,7 +49,7 @@ def class_affinities(logits: Tensor, temperature: float) -> Tensor:
         return places.shape[2] * places @ places.mT
 
 
-class DSD(Method):
+class DSD(Method[DSDConfig]):
     """The change of attention between layers, and the overlap of classes in space, follow the teacher's.
 
     Formula: three maps of each network, in order: the second-deepest level, the last map and the logits, all resized to
@@ -71,11 +72,9 @@ class DSD(Method):
     """
 
     paper = "Feng, Sun, Diao, Li, Gao, Double Similarity Distillation for Semantic Image Segmentation, IEEE TIP 2021"
-    Config = DoubleKnobs
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         output, target = student(batch.image), teacher(batch.image)
-        assert batch.label is not None
         size = target.features.final.shape[-2:]
         pairs = [
             *matched_levels(output.features, target.features)[-2:-1],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import matched_levels, matched_widths, resize, tokens
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.losses import matched_levels, resize, tokens
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
 SETTING = (
@@ -19,15 +19,14 @@ SETTING = (
 )
 
 
-class AttentiveKnobs(MethodConfig):
+class FBKDConfig(MethodConfig):
     """Weights on root mean squares for each level, and the temperature of the spatial attention."""
 
-    unread: ClassVar = (({"feature_on_rms": 0}, ("temperature",)),)
-    feature_on_rms: float = knob(0.192, f"mmrazor: 7e-5 {SETTING}", ge=0)
-    channel_on_rms: float = knob(0.0905, f"mmrazor: 4e-3 {SETTING}", ge=0)
-    spatial_on_rms: float = knob(0.687, f"mmrazor: 4e-3 {SETTING}", ge=0)
-    relation_on_rms: float = knob(0.192, f"mmrazor: 7e-5 {SETTING}", ge=0)
-    temperature: float = knob(0.5, "mmrazor: spatial temperature 0.5", gt=0)
+    feature_on_rms: float = Field(0.192, ge=0, description=f"mmrazor: 7e-5 {SETTING}")
+    channel_on_rms: float = Field(0.0905, ge=0, description=f"mmrazor: 4e-3 {SETTING}")
+    spatial_on_rms: float = Field(0.687, ge=0, description=f"mmrazor: 4e-3 {SETTING}")
+    relation_on_rms: float = Field(0.192, ge=0, description=f"mmrazor: 7e-5 {SETTING}")
+    temperature: float = Field(0.5, gt=0, description="mmrazor: spatial temperature 0.5")
 
 
 class NonLocal(nn.Module):
@@ -90,7 +89,7 @@ class Level(nn.Module):
         return torch.stack([rms(error) for error in errors])
 
 
-class FBKD(FeatureMethod):
+class FBKD(FeatureMethod[FBKDConfig]):
     """At each level the student follows the teacher's features where either of them attends, and their relations.
 
     Formula: four root mean squares over all of a batch, each with its weight, summed over the levels. Features: a 1x1
@@ -113,11 +112,10 @@ class FBKD(FeatureMethod):
     """
 
     paper = "Zhang, Ma, Improve Object Detection with Feature-based Knowledge Distillation, ICLR 2021"
-    Config = AttentiveKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: FBKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        self.levels = nn.ModuleList(Level(*both) for both in matched_widths(pair))
+        self.levels = nn.ModuleList(Level(*both) for both in pair.level_channels)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         config, maps = self.config, zip(self.levels, matched_levels(student, teacher), strict=True)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import Projector, pixel_kl, resize
-from kdbench.method import FeatureMethod, PresetConfig, knob
+from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features, PairSpec
 
 
-class FeatureKnobs(PresetConfig):
+class FeatureKDConfig(PresetConfig):
     """The weight of the hint."""
 
-    weight: float = knob(10.0, "CIRKD: lambda = 10 beside the task loss", ge=0)
+    weight: float = Field(10.0, ge=0, description="CIRKD: lambda = 10 beside the task loss")
 
 
-class FeatureKD(FeatureMethod):
+class FeatureKD(FeatureMethod[FeatureKDConfig]):
     """The student's last feature map, projected to the teacher's width, follows the teacher's in squared error.
 
     Formula: mean over samples, channels and positions of (P(student) - teacher)^2. P is LayerNorm and a linear map for
@@ -26,18 +27,18 @@ class FeatureKD(FeatureMethod):
     teacher's grid.
 
     Deviations: CIRKD reads the last feature before the classifier; kdbench's decoders share no such layer, so the
-    encoder's last map stands in. The published numbers add logit distillation with weight 1 at T = 1 (recipe = paper).
+    encoder's last map stands in. The published numbers add logit distillation with weight 1 at T = 1
+    (preset=published).
 
     Compared: CIRKD's losses/fitnet.py on random maps, for a convolutional student: equal to 1.9e-7, relative.
     """
 
     paper = "Romero et al., FitNets, ICLR 2015 (arXiv 1412.6550)"
-    Config = FeatureKnobs
-    companions: ClassVar = {"logit_kd": pixel_kl}
+    auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: FeatureKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        widths = pair.student.final_channels, pair.teacher.final_channels
+        widths = pair.final_channels
         self.projector = Projector(*widths, convolutional=pair.student.convolutional)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from kdbench.losses import masked_images, resize, token_masks, tokens, whole_and_masked
-from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
+from kdbench.method import MethodConfig, RepresentationMethod, Stage
 from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
 
 
-class GKDKnobs(MethodConfig):
+class GKDConfig(MethodConfig):
     """Weights of the three losses, the masking rule, and the paper's ablations. A weight of 0 leaves out the term."""
 
-    unread: ClassVar = (
-        ({"single_stage": True}, ("proxy", "encoder")),
-        ({"match": "mse"}, ("values",)),
-        ({"patch": 0}, ("mask_probability", "mask_ratio")),
-        ({"mask_probability": 0}, ("mask_ratio",)),
+    token: float = Field(1.0, ge=0, description="GKD, alpha = 1, and every released script")
+    feature: float = Field(1.0, ge=0, description="GKD, beta = 1, and every released script")
+    patch: float = Field(1.0, ge=0, description="GKD, gamma = 1, and every released script")
+    mask_probability: float = Field(0.5, ge=0, le=1, description="GKD scripts: the first half of each batch is masked")
+    mask_ratio: float = Field(0.5, ge=0, le=1, description="GKD scripts: half of a masked image's tokens")
+    match: Literal["qsd", "scaled", "mse"] = Field(
+        "qsd", description="GKD, eq. of section 3: unscaled attention; mse: its ablation"
     )
-    token: float = knob(1.0, "GKD, alpha = 1, and every released script", ge=0)
-    feature: float = knob(1.0, "GKD, beta = 1, and every released script", ge=0)
-    patch: float = knob(1.0, "GKD, gamma = 1, and every released script", ge=0)
-    mask_probability: float = knob(0.5, "GKD scripts: the first half of each batch is masked", ge=0, le=1)
-    mask_ratio: float = knob(0.5, "GKD scripts: half of a masked image's tokens", ge=0, le=1)
-    match: Literal["qsd", "scaled", "mse"] = knob("qsd", "GKD, eq. of section 3: unscaled attention; mse: its ablation")
-    values: Literal["student", "teacher"] = knob("student", "GKD's formula and code; its prose reads as the teacher's")
-    proxy: bool = knob(True, "GKD scripts; the paper's text leaves the proxy set out for F2F pairs")
-    encoder: Literal["frozen", "fine-tuned"] = knob("frozen", "GKD: frozen in the task stage; else its ablation")
-    single_stage: bool = knob(False, "GKD's ablation: distilled and taught at once on the source, without the proxy")
+    values: Literal["student", "teacher"] = Field(
+        "student", description="GKD's formula and code; its prose reads as the teacher's"
+    )
+    proxy: bool = Field(True, description="GKD scripts; the paper's text leaves the proxy set out for F2F pairs")
+    encoder: Literal["frozen", "fine-tuned"] = Field(
+        "frozen", description="GKD: frozen in the task stage; else its ablation"
+    )
+    single_stage: bool = Field(
+        False, description="GKD's ablation: distilled and taught at once on the source, without the proxy"
+    )
 
     @model_validator(mode="after")
     def _some_term(self) -> Self:
@@ -85,7 +87,7 @@ def make_head(config: Any, student: int, teacher: int) -> nn.Module:
     return QSD(student, teacher, teacher**-0.5 if config.match == "scaled" else 1.0, config.values)
 
 
-class GKD(Method):
+class GKD(RepresentationMethod[GKDConfig]):
     """The student takes over the teacher's features without labels, then learns the task with its encoder frozen.
 
     Formula: student tokens are mapped to queries and values by a LayerNorm and a linear map each; the unscaled softmax
@@ -105,61 +107,37 @@ class GKD(Method):
     """
 
     paper = "Lv et al., Generalizable Knowledge Distillation, CVPR 2026 (arXiv 2603.02554)"
-    Config = GKDKnobs
     # The class token meets one key, so that the attention is 1 whatever the query; released like this.
-    dead = ("token_head.query.*",)
+    unused_parameters = ("token_head.query.*",)
     token_head: nn.Module
     feature_head: nn.Module
     patch_head: nn.Module
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: GKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        widths = pair.student.final_channels, pair.teacher.final_channels
+        widths = pair.final_channels
         weights = {"token_head": config.token + config.feature, "feature_head": config.feature}
         weights["patch_head"] = config.patch
         # A head whose terms are left out would be trained by nothing.
         for name, weight in weights.items():
             if weight > 0:
                 self.add_module(name, make_head(config, *widths))
-        self.heads = frozenset(name for name, _ in self.named_children())
+        again = 1.0 if pair.student.batch_norms else config.mask_probability
+        self.student_forwards = 1.0 + (again if config.patch > 0 else 0.0)
+        self.freezes_encoder = config.encoder == "frozen"
         if not pair.student.class_token:
             self.footnote = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 
     def stages(self) -> tuple[Stage, ...]:
-        again = 1.0 if self.pair.student.batch_norms else self.config.mask_probability
-        student_forwards = 1.0 + (again if "patch_head" in self.heads else 0.0)
         if self.config.single_stage:
-            trains, uses = STUDENT | self.heads, STUDENT | {Part.TEACHER_ENCODER}
-            return (
-                Stage(
-                    "joint",
-                    Phase.TASK,
-                    trains=trains,
-                    uses=uses,
-                    loss=self.joint_loss,
-                    student_forwards=student_forwards,
-                ),
-            )
-        learns = self.heads | {Part.STUDENT_ENCODER}
-        task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
-        stages = (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, student_forwards=student_forwards),
-            Stage(
-                "source",
-                Phase.SOURCE,
-                trains=learns,
-                loss=self.loss,
-                reset=self.heads,
-                student_forwards=student_forwards,
-            ),
-            Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
-        )
-        return stages if self.config.proxy else stages[1:]
+            trains, uses = STUDENT | self.own_modules, STUDENT | {Part.TEACHER_ENCODER}
+            forwards = self.student_forwards
+            return (Stage("joint", Phase.TASK, trains, self.joint_loss, uses, student_forwards=forwards),)
+        return super().stages() if self.config.proxy else super().stages()[1:]
 
     def joint_loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         """The three terms beside the task's, for the ablation in a single stage."""
         whole, masked, target = self._passes(batch, student, teacher)
-        assert batch.label is not None
         return {**student.task_loss(student.decode(whole), batch.label), **self._terms(whole, masked, target)}
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
@@ -168,7 +146,7 @@ class GKD(Method):
     def _passes(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> tuple[Features, Tensor | None, Features]:
         """The student's features, its last map with hidden tokens (None where no term reads it), the teacher's."""
         image, target = batch.image, teacher.encode(batch.image)
-        if "patch_head" not in self.heads:
+        if "patch_head" not in self.own_modules:
             return student.encode(image), None, target
         grid = (target.final.shape[-2], target.final.shape[-1])
         masked = masked_images(len(image), self.config.mask_probability)
@@ -179,11 +157,11 @@ class GKD(Method):
         terms: dict[str, Tensor] = {}
         grid = target.final.shape[-2:]
         goal, class_goal = tokens(target.final).float(), target.pooled.float().unsqueeze(1)
-        if "token_head" in self.heads:
+        if "token_head" in self.own_modules:
             class_token = self.token_head(whole.pooled.unsqueeze(1), class_goal)
         if self.config.token > 0:
             terms["token"] = self.config.token * F.mse_loss(class_token, class_goal)
-        if "feature_head" in self.heads:
+        if "feature_head" in self.own_modules:
             features = self.feature_head(tokens(resize(whole.final, grid)), goal)
             # The class row stands in the feature term too, so it counts 1 + 1 / (1 + N) times, as released.
             rows, row_goals = torch.cat((class_token, features), 1), torch.cat((class_goal, goal), 1)

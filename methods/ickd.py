@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
 
-class ICKDKnobs(MethodConfig):
+class ICKDConfig(MethodConfig):
     """The weight of the correlations."""
 
-    weight: float = knob(
-        500 / 256, "torchdistill's sample, on the mean: 500 divided by its batch of 256 (CIFAR code: 2.5)", ge=0
+    weight: float = Field(
+        500 / 256,
+        ge=0,
+        description="torchdistill's sample, on the mean: 500 divided by its batch of 256 (CIFAR code: 2.5)",
     )
 
 
@@ -28,7 +29,7 @@ def correlations(map_: Tensor) -> Tensor:
         return F.normalize(channels @ channels.transpose(1, 2), dim=2)
 
 
-class ICKD(FeatureMethod):
+class ICKD(FeatureMethod[ICKDConfig]):
     """Each channel of the student's adapted map relates to its other channels as the teacher's does.
 
     Formula: a 3x3 convolution without bias and a batch normalisation bring the student's last map to the teacher's
@@ -46,11 +47,10 @@ class ICKD(FeatureMethod):
     """
 
     paper = "Liu et al., Exploring Inter-Channel Correlation for Diversity-preserved KD, ICCV 2021 (arXiv 2202.03680)"
-    Config = ICKDKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: ICKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        inputs, outputs = pair.final_channels
         self.adapter = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

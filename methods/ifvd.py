@@ -6,17 +6,18 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import labels_at, pixel_kl, resize, tokens
-from kdbench.method import FeatureMethod, PresetConfig, knob
+from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import IGNORE, Batch, Features
 
 
-class VariationKnobs(PresetConfig):
+class IFVDConfig(PresetConfig):
     """The weight of the term."""
 
-    weight: float = knob(20.0, "CIRKD: 20 beside logit distillation at 1", ge=0)
+    weight: float = Field(20.0, ge=0, description="CIRKD: 20 beside logit distillation at 1")
 
 
 def variation(map_: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -28,7 +29,7 @@ def variation(map_: Tensor, label: Tensor, classes: int) -> Tensor:
     return F.cosine_similarity(rows, sums.gather(1, index), dim=2).masked_fill(ignored, 1.0)
 
 
-class IFVD(FeatureMethod):
+class IFVD(FeatureMethod[IFVDConfig]):
     """Every position is as close to the centre of its class as it is for the teacher.
 
     Formula: labels come to the teacher's grid by nearest neighbour. The centre of a class in an image is the mean of
@@ -38,7 +39,8 @@ class IFVD(FeatureMethod):
     not agree.
 
     Deviations: the map is the encoder's last, not the feature before the classifier. The official code weighs the term
-    200 beside logit distillation at 10; CIRKD's 20 beside 1 are taken (recipe = paper adds the logits, with weight 1 at
+    200 beside logit distillation at 10; CIRKD's 20 beside 1 are taken (preset=published adds the logits, with weight
+    1 at
     T = 1). The adversarial term of both is left out.
 
     Compared: CIRKD's losses/ifvd.py and the official utils/criterion.py (YukangWang/IFVD) on random maps with ignored
@@ -46,11 +48,9 @@ class IFVD(FeatureMethod):
     """
 
     paper = "Wang, Zhou, Jiang, Bai, Xu, Intra-class Feature Variation Distillation, ECCV 2020"
-    Config = VariationKnobs
-    companions: ClassVar = {"logit_kd": pixel_kl}
+    auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        assert batch.label is not None
         theirs = teacher.final.float()
         maps = resize(student.final.float(), theirs.shape[-2:]), theirs
         label = labels_at(batch.label, theirs.shape[-2:])

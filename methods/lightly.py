@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import kl, resize, tokens
-from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
-from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
+from kdbench.method import MethodConfig, RepresentationMethod
+from kdbench.types import Batch, Features, PairSpec, Segmentor
 
 
-class LightlyKnobs(MethodConfig):
+class LightlyConfig(MethodConfig):
     """Which of the two losses, and the settings of the second."""
 
-    unread: ClassVar = (({"version": "v2"}, ("temperature", "local", "queue")),)
-    version: Literal["v2", "v3"] = knob("v3", "LightlyTrain: what its method 'distillation' stands for since v3")
-    temperature: float = knob(0.07, "LightlyTrain v3: 0.07 for both terms", gt=0)
-    local: float = knob(1.0, "LightlyTrain v3: loss_local_weight = 1 beside the global term", gt=0)
-    queue: int = knob(8192, "LightlyTrain v3: 8192 for data sets of more than 20 000 images, fewer below", ge=1)
+    version: Literal["v2", "v3"] = Field(
+        "v3", description="LightlyTrain: what its method 'distillation' stands for since v3"
+    )
+    temperature: float = Field(0.07, gt=0, description="LightlyTrain v3: 0.07 for both terms")
+    local: float = Field(1.0, gt=0, description="LightlyTrain v3: loss_local_weight = 1 beside the global term")
+    queue: int = Field(
+        8192, ge=1, description="LightlyTrain v3: 8192 for data sets of more than 20 000 images, fewer below"
+    )
 
 
-class Queue(nn.Module):
+class EmbeddingQueue(nn.Module):
     """The teacher's last global embeddings, newest first, and how many rows are filled by now."""
 
     rows: Tensor
@@ -74,7 +78,7 @@ def last_two(teacher: Features) -> Tensor:
     return torch.cat((resize(normed, teacher.final.shape[-2:]), teacher.final.float()), 1)
 
 
-class Lightly(Method):
+class Lightly(RepresentationMethod[LightlyConfig]):
     """The student takes over the teacher's maps, or their similarities, from mixed images without labels.
 
     Formula: both networks see l x + (1 - l) x', with x' the batch in random order and l from U(0, 1), one for the whole
@@ -100,26 +104,16 @@ class Lightly(Method):
     """
 
     paper = "Lightly AG, LightlyTrain, distillation v2 and v3 (software without a paper)"
-    Config = LightlyKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: LightlyConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        inputs, width = pair.student.final_channels, pair.teacher.final_channels
+        inputs, width = pair.final_channels
         if config.version == "v2":
             self.head = start_small(nn.Conv2d(inputs, pair.teacher.blocks[BEFORE_LAST] + width, 1))
         else:
             self.local_head = start_small(nn.Conv2d(inputs, width, 1))
             self.global_head = start_small(nn.Linear(inputs, width))
-            self.queue = Queue(config.queue, width)
-
-    def stages(self) -> tuple[Stage, ...]:
-        own = frozenset(name for name, _ in self.named_children())
-        learns = own | {Part.STUDENT_ENCODER}
-        return (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss),
-            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=own),
-            Stage("task", Phase.TASK, trains=STUDENT, uses=STUDENT, loss=task_loss),
-        )
+            self.queue = EmbeddingQueue(config.queue, width)
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         image = mix(batch.image)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import pixel_kl
-from kdbench.method import LogitMethod, MethodConfig, knob
+from kdbench.method import LogitMethod, MethodConfig
 from kdbench.types import Batch
 
 
-class LogitKnobs(MethodConfig):
+class LogitKDConfig(MethodConfig):
     """Temperature and weight."""
 
-    unread: ClassVar = (({"weight": 0}, ("temperature",)),)
-    temperature: float = knob(1.0, "CIRKD and Af-DCD (Cityscapes): T = 1", gt=0)
-    weight: float = knob(1.0, "CIRKD and Af-DCD (Cityscapes): lambda = 1", ge=0)
+    temperature: float = Field(1.0, gt=0, description="CIRKD and Af-DCD (Cityscapes): T = 1")
+    weight: float = Field(1.0, ge=0, description="CIRKD and Af-DCD (Cityscapes): lambda = 1")
 
 
-class LogitKD(LogitMethod):
+class LogitKD(LogitMethod[LogitKDConfig]):
     """The student's class posterior at every pixel follows the teacher's softened one.
 
     Formula: T^2 times the divergence KL(teacher || student) of the softmax over classes of logits / T, mean over all
@@ -32,7 +30,6 @@ class LogitKD(LogitMethod):
     """
 
     paper = "Hinton, Vinyals, Dean 2014 (arXiv 1503.02531); per pixel in Liu et al., CVPR 2019"
-    Config = LogitKnobs
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         return {"logit_kd": self.config.weight * pixel_kl(student, teacher, self.config.temperature)}

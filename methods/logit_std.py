@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import pixel_kl
-from kdbench.method import LogitMethod, MethodConfig, knob
+from kdbench.method import LogitMethod, MethodConfig
 from kdbench.types import Batch
 
 
-class LogitStdKnobs(MethodConfig):
+class LogitStdConfig(MethodConfig):
     """Temperature and weight."""
 
-    unread: ClassVar = (({"weight": 0}, ("temperature",)),)
-    temperature: float = knob(
-        2.0, "Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): T = 2", gt=0
+    temperature: float = Field(
+        2.0, gt=0, description="Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): T = 2"
     )
-    weight: float = knob(9.0, "Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): 9", ge=0)
+    weight: float = Field(
+        9.0, ge=0, description="Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): 9"
+    )
 
 
 def standardised(logits: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 
-class LogitStd(LogitMethod):
+class LogitStd(LogitMethod[LogitStdConfig]):
     """The student has to order the classes as the teacher does and space them in proportion, on any scale of its own.
 
     Formula: the logits of every pixel are standardised over the classes, (z - mean) / (unbiased deviation + 1e-7), in
@@ -42,7 +42,6 @@ class LogitStd(LogitMethod):
     """
 
     paper = "Sun, Ren, Li, Wang, Cao, Logit Standardization in Knowledge Distillation, CVPR 2024 (arXiv 2403.01427)"
-    Config = LogitStdKnobs
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         divergence = pixel_kl(standardised(student), standardised(teacher), self.config.temperature)

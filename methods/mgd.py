@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import align, channel_kl, generator, resize
-from kdbench.method import FeatureMethod, PresetConfig, knob
+from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features, PairSpec
 
 
-class MaskedKnobs(PresetConfig):
+class MGDConfig(PresetConfig):
     """How much is hidden, and the weight."""
 
-    unread: ClassVar = (({"weight_on_mean": 0}, ("mask_ratio",)),)
-    mask_ratio: float = knob(0.75, "MGD, segmentation: lambda = 0.75", ge=0, le=1)
-    weight_on_mean: float = knob(
+    mask_ratio: float = Field(0.75, ge=0, le=1, description="MGD, segmentation: lambda = 0.75")
+    weight_on_mean: float = Field(
         167.8,
-        "MGD, segmentation: alpha = 2e-5 on the sum over C x h x w, which was 2048 x 64 x 64 there (PSPNet-R101, crops "
-        "of 512 at stride 8): 2e-5 x 2048 x 64 x 64 on the mean",
         ge=0,
+        description="MGD, segmentation: alpha = 2e-5 on the sum over C x h x w, which was 2048 x 64 x 64 there "
+        "(PSPNet-R101, crops "
+        "of 512 at stride 8): 2e-5 x 2048 x 64 x 64 on the mean",
     )
 
 
@@ -31,7 +32,7 @@ def channel_wise(student: Tensor, teacher: Tensor) -> Tensor:
     return 3 * channel_kl(student, teacher, temperature=4.0)
 
 
-class MGD(FeatureMethod):
+class MGD(FeatureMethod[MGDConfig]):
     """The student's last map, with positions hidden at random, has to regenerate the whole map of the teacher.
 
     Formula: the student's map is brought to the teacher's width by a 1x1 convolution (only where the widths differ) and
@@ -48,12 +49,11 @@ class MGD(FeatureMethod):
     """
 
     paper = "Yang, Li, Shao, Shi, Yuan, Yuan, Masked Generative Distillation, ECCV 2022 (arXiv 2205.01529)"
-    Config = MaskedKnobs
-    companions: ClassVar = {"cwd": channel_wise}
+    auxiliary_losses: ClassVar = {"cwd": channel_wise}
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: MGDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        inputs, outputs = pair.final_channels
         self.align = align(inputs, outputs)
         self.generator = generator(outputs)
 

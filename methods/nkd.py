@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import labels_at, other_classes
-from kdbench.method import LogitMethod, MethodConfig, knob
+from kdbench.method import LogitMethod, MethodConfig
 from kdbench.types import IGNORE, Batch
 
 
-class NKDKnobs(MethodConfig):
+class NKDConfig(MethodConfig):
     """Weight and temperature of the part on the other classes."""
 
-    unread: ClassVar = (({"gamma": 0}, ("temperature",)),)
-    gamma: float = knob(1.5, "cls_KD, ImageNet, convolutional pairs: gamma = 1.5 (DeiT pairs: 1)", ge=0)
-    temperature: float = knob(1.0, "cls_KD, ImageNet: T = 1", gt=0)
+    gamma: float = Field(1.5, ge=0, description="cls_KD, ImageNet, convolutional pairs: gamma = 1.5 (DeiT pairs: 1)")
+    temperature: float = Field(1.0, gt=0, description="cls_KD, ImageNet: T = 1")
 
 
-class NKD(LogitMethod):
+class NKD(LogitMethod[NKDConfig]):
     """The teacher's probability of the label's class weighs a cross-entropy; the other classes follow it normalised.
 
     Formula: at every labelled pixel with label y, minus the teacher's probability of y times the log-probability of y
@@ -34,10 +32,8 @@ class NKD(LogitMethod):
     """
 
     paper = "Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023 (arXiv 2303.13005)"
-    Config = NKDKnobs
 
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        assert batch.label is not None
         label = labels_at(batch.label, student.shape[-2:])
         labelled, temperature = label != IGNORE, self.config.temperature
         share, label = labelled / labelled.sum().clamp(min=1), label * labelled

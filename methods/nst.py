@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import resize
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features
 
 
-class NSTKnobs(MethodConfig):
+class NSTConfig(MethodConfig):
     """The weight of the discrepancy."""
 
-    weight: float = knob(50.0, "mdistiller: 50 for each of its maps", ge=0)
+    weight: float = Field(50.0, ge=0, description="mdistiller: 50 for each of its maps")
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.transpose(1, 2)).square().mean()
 
 
-class NST(FeatureMethod):
+class NST(FeatureMethod[NSTConfig]):
     """The student's channels, as patterns over the image, are distributed like the teacher's, in any order and number.
 
     Formula: every channel of the last feature map is divided by its Euclidean norm over the positions of the image. The
@@ -40,7 +41,6 @@ class NST(FeatureMethod):
     """
 
     paper = "Huang, Wang, Knowledge Distill via Neuron Selectivity Transfer, 2017 (arXiv 1707.01219)"
-    Config = NSTKnobs
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         maps = resize(student.final, teacher.final.shape[-2:]), teacher.final

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import align, resize
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
 FLAT = 1e-4
 """The deviation below which a channel is constant, and its direction noise."""
 
 
-class PKDKnobs(MethodConfig):
+class PKDConfig(MethodConfig):
     """The weight of the correlation."""
 
-    weight: float = knob(10.0, "mmrazor: 10 for single-stage detectors (6 for two-stage ones), an FPN level", ge=0)
+    weight: float = Field(
+        10.0, ge=0, description="mmrazor: 10 for single-stage detectors (6 for two-stage ones), an FPN level"
+    )
 
 
 def standardised(map_: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,7 @@ def standardised(map_: Tensor) -> tuple[Tensor, Tensor]:
     return (rows - rows.mean(1, keepdim=True)) / (deviation + 1e-6), deviation >= FLAT
 
 
-class PKD(FeatureMethod):
+class PKD(FeatureMethod[PKDConfig]):
     """Each channel of the student's last feature map correlates with the teacher's over the positions of the batch.
 
     Formula: every channel is standardised over all n positions of all images of the batch, (f - mean) / (unbiased
@@ -44,11 +45,10 @@ class PKD(FeatureMethod):
     """
 
     paper = "Cao, Zhang, Gao, Cheng, Cheng, Zhang, PKD, NeurIPS 2022 (arXiv 2207.02039)"
-    Config = PKDKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: PKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        inputs, outputs = pair.student.final_channels, pair.teacher.final_channels
+        inputs, outputs = pair.final_channels
         self.projector = align(inputs, outputs, bias=False)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import Projector, resize, share, token_masks, whole_and_masked
-from kdbench.method import Method, MethodConfig, Stage, knob, task_loss
-from kdbench.types import STUDENT, Batch, PairSpec, Part, Phase, Segmentor
-
-HEADS = frozenset({"token_head", "feature_head", "patch_head"})
+from kdbench.method import MethodConfig, RepresentationMethod
+from kdbench.types import Batch, PairSpec, Segmentor
 
 
-class ProteusKnobs(MethodConfig):
+class ProteusConfig(MethodConfig):
     """Weights of the three losses, the masking rule, and what the task trains."""
 
-    unread: ClassVar = (({"patch": 0}, ("mask_probability", "mask_ratio")), ({"mask_probability": 0}, ("mask_ratio",)))
-    token: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_token = 1", ge=0)
-    feature: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_fea = 1", ge=0)
-    patch: float = knob(1.0, "Proteus, script for DINOv2 teachers: lambda_patch = 1", ge=0)
-    mask_probability: float = knob(0.5, "Proteus scripts: the first half of each batch is masked", ge=0, le=1)
-    mask_ratio: float = knob(0.5, "Proteus scripts: half of a masked image's tokens", ge=0, le=1)
-    encoder: Literal["fine-tuned", "frozen"] = knob("fine-tuned", "GKD's comparison: ordinary task training follows")
+    token: float = Field(1.0, ge=0, description="Proteus, script for DINOv2 teachers: lambda_token = 1")
+    feature: float = Field(1.0, ge=0, description="Proteus, script for DINOv2 teachers: lambda_fea = 1")
+    patch: float = Field(1.0, ge=0, description="Proteus, script for DINOv2 teachers: lambda_patch = 1")
+    mask_probability: float = Field(
+        0.5, ge=0, le=1, description="Proteus scripts: the first half of each batch is masked"
+    )
+    mask_ratio: float = Field(0.5, ge=0, le=1, description="Proteus scripts: half of a masked image's tokens")
+    encoder: Literal["fine-tuned", "frozen"] = Field(
+        "fine-tuned", description="GKD's comparison: ordinary task training follows"
+    )
 
 
-class Proteus(Method):
+class Proteus(RepresentationMethod[ProteusConfig]):
     """The student takes over the teacher's class token, tokens and hidden tokens without labels, then learns the task.
 
     Formula: three heads, each LayerNorm and a linear map with bias to the teacher's width. Token: squared error of the
@@ -49,26 +51,15 @@ class Proteus(Method):
     """
 
     paper = "Zhang et al., Accessing Vision Foundation Models via ImageNet-1K, ICLR 2025"
-    Config = ProteusKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: ProteusConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        widths = pair.student.final_channels, pair.teacher.final_channels
+        widths = pair.final_channels
         self.token_head, self.feature_head, self.patch_head = (Projector(*widths, False) for _ in range(3))
+        self.student_forwards = 2.0 if pair.student.batch_norms else 1.0 + config.mask_probability
+        self.freezes_encoder = config.encoder == "frozen"
         if not pair.student.class_token:
             self.footnote = "Proteus-CNN: kdbench's extension; the paper's students are ViTs"
-
-    def stages(self) -> tuple[Stage, ...]:
-        learns = HEADS | {Part.STUDENT_ENCODER}
-        student_forwards = 2.0 if self.pair.student.batch_norms else 1.0 + self.config.mask_probability
-        task = STUDENT if self.config.encoder == "fine-tuned" else frozenset({Part.STUDENT_DECODER})
-        return (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, student_forwards=student_forwards),
-            Stage(
-                "source", Phase.SOURCE, trains=learns, loss=self.loss, reset=HEADS, student_forwards=student_forwards
-            ),
-            Stage("task", Phase.TASK, trains=task, uses=STUDENT, loss=task_loss),
-        )
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         target, config = teacher.encode(batch.image), self.config

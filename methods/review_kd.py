@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import matched_levels
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
 POOLS = (4, 2, 1)
 """Sides of the pooled maps of the hierarchical loss."""
 
 
-class ReviewKnobs(MethodConfig):
+class ReviewKDConfig(MethodConfig):
     """The weight, and how it grows."""
 
-    unread: ClassVar = (({"weight": 0}, ("warm_up",)),)
-    weight: float = knob(1.0, "mdistiller, ImageNet: 1; 5 on CIFAR-100, 0.8 to 2 for detection", ge=0)
-    warm_up: float = knob(0.01, "mdistiller, ImageNet: 1 epoch of 100, as a share of the stage", ge=0, le=1)
+    weight: float = Field(1.0, ge=0, description="mdistiller, ImageNet: 1; 5 on CIFAR-100, 0.8 to 2 for detection")
+    warm_up: float = Field(
+        0.01, ge=0, le=1, description="mdistiller, ImageNet: 1 epoch of 100, as a share of the stage"
+    )
 
 
 def convolution(inputs: int, outputs: int, side: int) -> nn.Sequential:
@@ -61,7 +61,7 @@ def hierarchical_error(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.stack(errors).sum() / sum(weights)
 
 
-class ReviewKD(FeatureMethod):
+class ReviewKD(FeatureMethod[ReviewKDConfig]):
     """Each level of the student, reviewed together with all deeper ones, follows the teacher's level at four scales.
 
     Formula: from the deepest level up, e = BN(1x1 convolution to m channels); m is the student's deepest width, 512 at
@@ -82,9 +82,8 @@ class ReviewKD(FeatureMethod):
     """
 
     paper = "Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021 (arXiv 2104.09044)"
-    Config = ReviewKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: ReviewKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         middle = min(512, pair.student.channels[-1])
         widths = zip(reversed(pair.student.channels), reversed(pair.teacher.channels), strict=False)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import LevelProjectors
-from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage, knob
+from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage
 from kdbench.types import Batch, PairSpec, Part, Phase, Segmentor, SegOutput
 
 
-class SimKDKnobs(MethodConfig):
+class SimKDConfig(MethodConfig):
     """The weight of the features and the narrowing inside the projectors."""
 
-    unread: ClassVar = (({"weight": 0}, ("reduction",)),)
-    weight: float = knob(1.0, "SimKD scripts: 1 for the features, 0 for labels and logits", ge=0)
-    reduction: int = knob(2, "SimKD: the projector's inner width is the teacher's / 2", ge=1)
+    weight: float = Field(1.0, ge=0, description="SimKD scripts: 1 for the features, 0 for labels and logits")
+    reduction: int = Field(2, ge=1, description="SimKD: the projector's inner width is the teacher's / 2")
 
 
 def bottleneck(inputs: int, outputs: int, reduction: int) -> nn.Sequential:
@@ -48,7 +48,7 @@ class Reused(nn.Module):
         return output
 
 
-class SimKD(Method):
+class SimKD(Method[SimKDConfig]):
     """The student's encoder learns to feed the teacher's frozen decoder, which is deployed with it.
 
     Formula: the teacher's decoder is fitted on its frozen encoder. Then, on the source without labels, the student's
@@ -69,10 +69,9 @@ class SimKD(Method):
     """
 
     paper = "Chen, Mei, Zhang, Wang, Feng, Chen, Reused Teacher Classifier, CVPR 2022 (arXiv 2203.14001)"
-    Config = SimKDKnobs
     footnote = "SimKD-dense: kdbench's extension; it deploys the teacher's decoder and projectors"
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: SimKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         self.projectors = LevelProjectors(
             pair.student, pair.teacher, lambda inputs, outputs: bottleneck(inputs, outputs, config.reduction)
@@ -86,7 +85,7 @@ class SimKD(Method):
         theirs = teacher.encode(batch.image).levels
         ours = self.projectors(student.encode(batch.image).levels, [level.shape[-2:] for level in theirs])
         errors = [F.mse_loss(a.float(), b.float()) for a, b in zip(ours, theirs, strict=True)]
-        return {"simkd": self.config.weight * sum(errors) / len(errors)}
+        return {"simkd": self.config.weight * sum(errors[1:], errors[0]) / len(errors)}
 
     def deploy(self, student: Any, teacher: Any) -> nn.Module:
         return Reused(student.encoder, self.projectors, teacher.decoder, teacher.spec.strides)

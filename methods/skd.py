@@ -6,19 +6,19 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.losses import pixel_kl, resize, tokens
-from kdbench.method import FeatureMethod, PresetConfig, knob
+from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features
 
 
-class StructureKnobs(PresetConfig):
+class SKDConfig(PresetConfig):
     """The weight of the pair-wise term and the size of its nodes."""
 
-    unread: ClassVar = (({"weight": 0}, ("pool",)),)
-    weight: float = knob(10.0, "CIRKD: 10", ge=0)
-    pool: int = knob(2, "CIRKD: nodes of 2 x 2 positions", ge=1)
+    weight: float = Field(10.0, ge=0, description="CIRKD: 10")
+    pool: int = Field(2, ge=1, description="CIRKD: nodes of 2 x 2 positions")
 
 
 def affinities(map_: Tensor, pool: int) -> Tensor:
@@ -28,7 +28,7 @@ def affinities(map_: Tensor, pool: int) -> Tensor:
         return nodes @ nodes.mT
 
 
-class SKD(FeatureMethod):
+class SKD(FeatureMethod[SKDConfig]):
     """Any two places of an image are as alike to the student as they are to the teacher.
 
     Formula: the last map, max-pooled over blocks of 2 x 2 positions (incomplete ones at the border count), gives N
@@ -38,14 +38,13 @@ class SKD(FeatureMethod):
     Deviations: CIRKD's form. The official code pools each map into 2 x 2 nodes, keeps the norm out of the gradient and
     weighs the term 1. The map is the encoder's last, not the feature before the classifier; its channels are signed in
     transformers, where the maximum prefers positive values. The paper's holistic, adversarial term is left out; its
-    logit distillation, with weight 1 at T = 1 as CIRKD has it, is recipe = paper.
+    logit distillation, with weight 1 at T = 1 as CIRKD has it, is preset=published.
 
     Compared: CIRKD's losses/skd.py on random maps: values equal, gradients to 2e-7.
     """
 
     paper = "Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019 (arXiv 1903.04197)"
-    Config = StructureKnobs
-    companions: ClassVar = {"logit_kd": pixel_kl}
+    auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         theirs = teacher.final.float()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features
 
 
-class SimilarityKnobs(MethodConfig):
+class SPConfig(MethodConfig):
     """The weight of the term."""
 
-    row_weight: float = knob(
+    row_weight: float = Field(
         3000 / 64,
-        "mdistiller: 3000 on the mean over all entries of batches of 64 images; on the mean over rows that is 46.9",
         ge=0,
+        description="mdistiller: 3000 on the mean over all entries of batches of 64 images; on the mean over "
+        "rows that is 46.9",
     )
 
 
@@ -27,7 +29,7 @@ def similarities(map_: Tensor) -> Tensor:
         return F.normalize(rows @ rows.T)
 
 
-class SP(FeatureMethod):
+class SP(FeatureMethod[SPConfig]):
     """Images that are alike to the teacher become alike to the student.
 
     Formula: the last map of every image as one vector, F (B, C h w); G = F F^T, each row divided by its Euclidean norm.
@@ -44,7 +46,6 @@ class SP(FeatureMethod):
     """
 
     paper = "Tung, Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019 (arXiv 1907.09682)"
-    Config = SimilarityKnobs
     smallest_batch = 2
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

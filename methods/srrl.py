@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import LevelProjectors
-from kdbench.method import Method, MethodConfig, knob
+from kdbench.method import Method, MethodConfig
 from kdbench.types import Batch, PairSpec, Segmentor
 
 
-class SRRLKnobs(MethodConfig):
+class SRRLConfig(MethodConfig):
     """Weights of the two terms."""
 
-    feature_weight: float = knob(1.0, "SRRL, alpha = 1", ge=0)
-    logit_weight: float = knob(1.0, "SRRL, beta = 1 on ImageNet (5 on CIFAR)", ge=0)
+    feature_weight: float = Field(1.0, ge=0, description="SRRL, alpha = 1")
+    logit_weight: float = Field(1.0, ge=0, description="SRRL, beta = 1 on ImageNet (5 on CIFAR)")
 
 
 def linear(inputs: int, outputs: int) -> nn.Sequential:
@@ -25,7 +25,7 @@ def linear(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
-class SRRL(Method):
+class SRRL(Method[SRRLConfig]):
     """The student's features, projected, have to give the teacher's logits in the teacher's frozen decoder.
 
     Formula: each level that the teacher's decoder reads is predicted from the student's by a 1x1 convolution without
@@ -46,9 +46,8 @@ class SRRL(Method):
     """
 
     paper = "Yang, Martinez, Bulat, Tzimiropoulos, Softmax Regression Representation Learning, ICLR 2021"
-    Config = SRRLKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: SRRLConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         self.projectors = LevelProjectors(pair.student, pair.teacher, linear)
 
@@ -58,10 +57,9 @@ class SRRL(Method):
         levels = self.projectors(output.features.levels, [goal.shape[-2:] for goal in goals])
         means = [F.mse_loss(_mean(a), _mean(b)) for a, b in zip(levels, goals, strict=True)]
         judged = teacher.decode(replace(output.features, levels=levels))
-        assert batch.label is not None
         return {
             **student.task_loss(output, batch.label),
-            "srrl_features": self.config.feature_weight * sum(means) / len(means),
+            "srrl_features": self.config.feature_weight * sum(means[1:], means[0]) / len(means),
             "srrl_logits": self.config.logit_weight * F.mse_loss(judged.logits.float(), theirs.logits.float()),
         }
 

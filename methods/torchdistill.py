@@ -11,28 +11,43 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import Projector, matched_levels, matched_widths, resize, same_grid, tokens
-from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage, knob
-from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor, SegOutput
+from kdbench.losses import Projector, matched_levels, resize, same_grid, tokens
+from kdbench.method import Method, MethodConfig, Stage
+from kdbench.types import Batch, Features, PairSpec, Part, Phase, Segmentor, SegOutput
 
 FLOOR = 1e-5
 """Smallest variance of VIDLoss (torchdistill's sample)."""
 
 
-class TorchDistillKnobs(MethodConfig):
+class TorchDistillConfig(MethodConfig):
     """Which loss, and its weight."""
 
     loss: Literal[
-        "AffinityLoss", "ATLoss", "AltActTransferLoss", "ChSimLoss", "DISTLoss", "DISTPlusLoss", "FSPLoss", "FTLoss",
-        "HierarchicalContextLoss", "KDLoss", "KTALoss", "LogitStdKDLoss", "RKDLoss", "SPKDLoss", "VIDLoss",
-    ] = knob("KTALoss", "the loss of torchdistill's only distillation sample for segmentation")  # fmt: skip
-    weight: float | None = knob(
+        "AffinityLoss",
+        "ATLoss",
+        "AltActTransferLoss",
+        "ChSimLoss",
+        "DISTLoss",
+        "DISTPlusLoss",
+        "FSPLoss",
+        "FTLoss",
+        "HierarchicalContextLoss",
+        "KDLoss",
+        "KTALoss",
+        "LogitStdKDLoss",
+        "RKDLoss",
+        "SPKDLoss",
+        "VIDLoss",
+    ] = Field("KTALoss", description="the loss of torchdistill's only distillation sample for segmentation")
+    weight: float | None = Field(
         None,
-        "torchdistill's sample of the loss, converted to means where the loss grows with the map (see Formula); 1 for "
-        "AltActTransferLoss and FSPLoss, whose samples have no task loss beside them",
         ge=0,
+        description="torchdistill's sample of the loss, converted to means where the loss grows with the map "
+        "(see Formula); 1 for "
+        "AltActTransferLoss and FSPLoss, whose samples have no task loss beside them",
     )
 
 
@@ -120,7 +135,7 @@ def make_criterion(kind: Callable[..., nn.Module], settings: Mapping[str, Any]) 
     return kind(**given, **settings)
 
 
-class TorchDistill(Method):
+class TorchDistill(Method[TorchDistillConfig]):
     """A loss of the package torchdistill that works on dense maps, called from the package itself.
 
     Formula: the loss is torchdistill's, with weight w on its value divided by what it grows with. Logits are compared
@@ -159,19 +174,19 @@ class TorchDistill(Method):
     """
 
     paper = "Matsubara, torchdistill, RRPR 2021 (arXiv 2011.12913); KTALoss: He et al., Knowledge Adaptation, CVPR 2019"
-    Config = TorchDistillKnobs
     requires = "torchdistill"
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: TorchDistillConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         kind = from_package(self.requires, "losses.mid_level", config.loss)
         self.criterion = make_criterion(kind, self.rule.settings)
         self.smallest_batch = self.rule.images
+        self.reads_teacher_logits = self.rule.reads in ("logits", "both")
         if config.loss == "KTALoss":
             self.footnote = "KTA's loss alone: maps in place of codes, and no affinity (He et al. have both)"
         widths = [(pair.student.final_channels, pair.teacher.final_channels)]
         if self.rule.reads == "levels":
-            widths = matched_widths(pair)
+            widths = pair.level_channels
         self.projectors = nn.ModuleList(
             Projector(*both, pair.student.convolutional) if self.rule.project else nn.Identity() for both in widths
         )
@@ -197,14 +212,12 @@ class TorchDistill(Method):
         self.projectors = nn.ModuleList([translator(student, int(self.rule.code * teacher), uses_bn=False)])
 
     def stages(self) -> tuple[Stage, ...]:
-        if self.rule.reads in ("logits", "both"):
-            return (FIT_TEACHER, self.joint())
-        joint = self.joint(uses=STUDENT | {Part.TEACHER_ENCODER})
         if not self.rule.code:
-            return (joint,)
+            return super().stages()
         coder = frozenset({"paraphraser"})
         read = frozenset({Part.TEACHER_ENCODER})
         first = Stage("paraphraser", Phase.SOURCE, trains=coder, uses=read, loss=self.paraphrase, student_forwards=0.0)
+        joint = self.joint_stage()
         return (first, replace(joint, trains=joint.trains - coder))
 
     def paraphrase(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
@@ -214,9 +227,8 @@ class TorchDistill(Method):
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         ours, theirs = student(batch.image), teacher.encode(batch.image)
-        assert batch.label is not None
         terms = student.task_loss(ours, batch.label)
-        if self.rule.reads in ("logits", "both"):
+        if self.reads_teacher_logits:
             calls = [self._on_pixels(ours, teacher.decode(theirs))]
         else:
             calls = self._on_maps(ours.features, theirs)

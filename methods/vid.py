@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import matched_levels, matched_widths, resize
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.losses import matched_levels, resize
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
 FLOOR = 1e-5
 """Smallest variance (mdistiller, torchdistill)."""
 
 
-class VariationalKnobs(MethodConfig):
+class VIDConfig(MethodConfig):
     """The weight, and the variance to begin with."""
 
-    unread: ClassVar = (({"weight": 0}, ("variance",)),)
-    weight: float = knob(1.0, "mdistiller and torchdistill: 1 for each level", ge=0)
-    variance: float = knob(5.0, "mdistiller and torchdistill: every variance begins at 5", gt=FLOOR)
+    weight: float = Field(1.0, ge=0, description="mdistiller and torchdistill: 1 for each level")
+    variance: float = Field(5.0, gt=FLOOR, description="mdistiller and torchdistill: every variance begins at 5")
 
 
 class Gaussian(nn.Module):
@@ -48,7 +47,7 @@ class Gaussian(nn.Module):
         return 0.5 * ((mean - teacher.float()).square() / variance + variance.log()).mean()
 
 
-class VID(FeatureMethod):
+class VID(FeatureMethod[VIDConfig]):
     """The student's levels predict the teacher's as Gaussians, with an uncertainty that is learnt for each channel.
 
     Formula: for each level, mu is three 1x1 convolutions without bias with ReLUs between them, from the student's width
@@ -65,11 +64,10 @@ class VID(FeatureMethod):
     """
 
     paper = "Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation, CVPR 2019 (arXiv 1904.05835)"
-    Config = VariationalKnobs
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: VIDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        self.gaussians = nn.ModuleList(Gaussian(*both, config.variance) for both in matched_widths(pair))
+        self.gaussians = nn.ModuleList(Gaussian(*both, config.variance) for both in pair.level_channels)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         maps = zip(self.gaussians, matched_levels(student, teacher), strict=True)

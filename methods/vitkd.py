@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.losses import align, generator, resize, share
-from kdbench.method import FeatureMethod, MethodConfig, knob
+from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, FeatureSpec, PairSpec
 
 
-class ViTKDKnobs(MethodConfig):
+class ViTKDConfig(MethodConfig):
     """Weights of the two terms, on means, and the share of hidden tokens."""
 
-    unread: ClassVar = (({"generation": 0}, ("mask_ratio",)),)
-    mimicking: float = knob(
-        9.03, "ViTKD, on the mean: alpha = 3e-5 times the elements of two blocks of a teacher 768 wide, 2 196 768", ge=0
+    mimicking: float = Field(
+        9.03,
+        ge=0,
+        description="ViTKD, on the mean: alpha = 3e-5 times the elements of two blocks of a teacher 768 wide, 2 "
+        "196 768",
     )
-    generation: float = knob(
-        0.452, "ViTKD, on the mean: beta = 3e-6 times the elements of a block of a teacher 768 wide, 196 768", ge=0
+    generation: float = Field(
+        0.452,
+        ge=0,
+        description="ViTKD, on the mean: beta = 3e-6 times the elements of a block of a teacher 768 wide, 196 768",
     )
-    mask_ratio: float = knob(0.5, "ViTKD: lambda = 0.5", ge=0, le=1)
+    mask_ratio: float = Field(0.5, ge=0, le=1, description="ViTKD: lambda = 0.5")
 
 
 def is_plain(spec: FeatureSpec) -> bool:
@@ -63,7 +66,7 @@ def random_masks(map_: Tensor, ratio: float) -> Tensor:
     return (ranks >= kept).reshape(batch, 1, height, width)
 
 
-class ViTKD(FeatureMethod):
+class ViTKD(FeatureMethod[ViTKDConfig]):
     """The student mimics the teacher's first two blocks and regenerates its last map from half of the tokens.
 
     Formula: mimicking: the outputs of blocks 0 and 1 (before any norm of the network's own) are mapped linearly to the
@@ -84,10 +87,9 @@ class ViTKD(FeatureMethod):
     """
 
     paper = "Yang, Li, Zeng, Li, Yuan, Li, ViTKD: Practical Guidelines for ViT Feature KD, 2022 (arXiv 2209.02432)"
-    Config = ViTKDKnobs
     blocks = (0, 1)
 
-    def __init__(self, config: Any, pair: PairSpec) -> None:
+    def __init__(self, config: ViTKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         widths = zip(shallow_widths(pair.student), shallow_widths(pair.teacher), strict=False)
         self.shallow = nn.ModuleList(align(*both) for both in widths)

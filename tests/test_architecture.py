@@ -30,7 +30,7 @@ ARROWS = {
     "kdbench.units": (),
     "kdbench.names": ("kdbench.identity",),
     "kdbench.benchmark": ("kdbench.errors",),
-    "kdbench.losses": ("kdbench.types",),
+    "kdbench.losses": ("kdbench.errors", "kdbench.types"),
     "kdbench.method": ("kdbench.errors", "kdbench.types", "kdbench.losses"),
     "kdbench.protocol": (*SMALL, "kdbench.types"),
     "kdbench.spec": (*SMALL, "kdbench.method", "kdbench.plugins"),

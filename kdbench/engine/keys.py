@@ -51,7 +51,7 @@ def source_of(thing: Any) -> str:
     return _file_digest(module.__name__, file)
 
 
-def method_source(method: Method) -> list[str]:
+def method_source(method: Method[Any]) -> list[str]:
     """Return digests of a method's class, bases and sub-modules, and the version of the package it requires."""
     classes = {base for module in method.modules() for base in type(module).__mro__}
     required = [f"{method.requires} {version(method.requires)}"] if method.requires else []

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Networks:
 
     teacher: Segmentor
     student: Segmentor | None = None
-    method: Method | None = None
+    method: Method[Any] | None = None
     _loaded: dict[str, LoadedState] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -116,14 +117,19 @@ class Networks:
         return {name: modules[name] for name in sorted(trains)}
 
 
-def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) -> None:
+def check_stages(method: Method[Any], stages: Sequence[Stage], networks: Networks) -> None:
     """Raise where a method's stages cannot be run, before anything is trained."""
     direct = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
     who = type(method).__name__
     if isinstance(stages, Stage):
-        raise KdbenchError(f"{who}: stages() returns one Stage. Return a tuple, which takes a comma: (self.joint(),).")
-    if isinstance(method.dead, str):
-        raise KdbenchError(f"{who}: dead is the text '{method.dead}'. Write a tuple, which takes a comma: ('...',).")
+        raise KdbenchError(
+            f"{who}: stages() returns one Stage. Return a tuple, which takes a comma: (self.joint_stage(),)."
+        )
+    if isinstance(method.unused_parameters, str):
+        raise KdbenchError(
+            f"{who}: unused_parameters is the text '{method.unused_parameters}'. Write a tuple, which takes a comma: "
+            "('...',)."
+        )
     if direct:
         raise KdbenchError(f"{who} holds {', '.join(direct)} directly. Put parameters and buffers into a sub-module.")
     if len({stage.name for stage in stages}) != len(stages) or not stages:
@@ -139,7 +145,7 @@ def check_stages(method: Method, stages: Sequence[Stage], networks: Networks) ->
             )
 
 
-def _check_loss(method: Method, stage: Stage) -> None:
+def _check_loss(method: Method[Any], stage: Stage) -> None:
     """Raise where a loss is neither the method's own nor a plain function: a stage's key could not cover its code."""
     owner = getattr(stage.loss, "__self__", None)
     name = getattr(stage.loss, "__qualname__", "")
@@ -188,8 +194,13 @@ class StageModel:
         """Encode, then decode."""
         return self.decode(self.encode(image))
 
-    def task_loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """As Segmentor.task_loss."""
+    def task_loss(self, output: SegOutput, label: Tensor | None) -> dict[str, Tensor]:
+        """As Segmentor.task_loss; an error where the phase withholds labels."""
+        if label is None:
+            raise KdbenchError(
+                f"stage '{self._stage.name}' reads labels, which its phase '{self._stage.phase}' withholds. Run it in "
+                "Phase.TASK, or leave the task loss out."
+            )
         return self._network(self._decoder).task_loss(output, label)
 
     def _network(self, part: Part) -> Segmentor:

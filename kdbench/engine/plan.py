@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor, nn
@@ -200,8 +201,8 @@ def _build(context: RunContext, cell: Cell) -> Networks:
     return Networks(teacher, student, _method(cell.method, PairSpec(teacher.spec, student.spec, cell.classes), cell))
 
 
-def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method:
-    method: Method = seeded(lambda: plugin.method(cell.config, pair), cell.seed, "method")
+def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method[Any]:
+    method: Method[Any] = seeded(lambda: plugin.method(cell.config, pair), cell.seed, "method")
     return method
 
 
@@ -248,7 +249,7 @@ def _length(recipe: Recipe, sets: Iterable[DomainSet]) -> int:
 def _plan_stage(
     context: RunContext,
     cell: Cell,
-    method: Method | None,
+    method: Method[Any] | None,
     stage: Stage,
     sources: Mapping[str, WeightSource],
     factor: float,

@@ -6,6 +6,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -53,7 +54,7 @@ def document(reference: Path | None) -> str:
     return "\n".join([HEAD, contents + "\n", *(pages[name] for name in sorted(pages))])
 
 
-def paragraphs(method: type[Method]) -> dict[str, str]:
+def paragraphs(method: type[Method[Any]]) -> dict[str, str]:
     """The labelled paragraphs of a method's docstring, and its first line as `idea`."""
     text = inspect.cleandoc(method.__doc__ or "")
     found = {"idea": text.partition("\n\n")[0].replace("\n", " ")}
@@ -98,7 +99,7 @@ def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], labels: dict[st
     return "\n".join(lines)
 
 
-def _options(method: type[Method]) -> Iterator[str]:
+def _options(method: type[Method[Any]]) -> Iterator[str]:
     rows = [
         [f"`{name}`", f"`{field.default}`", _limits(field.annotation), field.description]
         for name, field in method.Config.model_fields.items()

@@ -50,8 +50,7 @@ class Mine(Method):
         super().__init__(config, pair)
         self.adapter = nn.Linear(pair.student.final_channels, pair.teacher.final_channels)
 
-    def stages(self):
-        return (self.joint(uses=STUDENT | {Part.TEACHER_ENCODER}),)
+    reads_teacher_logits = False
 
     def hint(self, ours, theirs):
         return (self.adapter(ours.features.pooled) - theirs.pooled).square().mean()
@@ -69,7 +68,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     networks = built("baseline", PAIR).networks
     encoders = dict(zip(PAIR.split(":"), (networks.teacher.encoder, networks.student.encoder), strict=True))
     # Drawing weights takes longest, and for these faults any will do.
-    monkeypatch.setattr(conformance, "build_stand_in", lambda role: copy.deepcopy(encoders[role.name]))
+    monkeypatch.setattr(conformance, "build_toy", lambda role: copy.deepcopy(encoders[role.name]))
     monkeypatch.setattr(conformance, "PAIRS", (PAIR,))
 
     def make(further: str = "") -> Bench:
@@ -91,7 +90,7 @@ FAULTS = {
         "distinct names",
         """
         def stages(self):
-            return (self.joint(), self.joint())
+            return (self.joint_stage(), self.joint_stage())
         """,
     ),
     "no stage": (
@@ -179,7 +178,7 @@ FAULTS = {
     ),
     "a second pass that is not declared": (
         "passes_are_declared",
-        r"sends an image through the student 2 times and declares 1\. Write Stage\(\.\.\., passes=2\)",
+        r"sends an image through the student 2 times and declares 1\. Write Stage\(\.\.\., student_forwards=2\)",
         """
         def loss(self, batch, student, teacher):
             student.encode(batch.image)
@@ -272,7 +271,7 @@ FAULTS = {
     ),
     "a bias that the loss takes out again": (
         "gradients_reach_what_trains",
-        r"stage joint: no gradient reaches adapter.bias\. .*dead = \('adapter.bias',\)",
+        r"stage joint: no gradient reaches adapter.bias\. .*unused_parameters = \('adapter.bias',\)",
         """
         def hint(self, ours, theirs):
             # Over the positions, so that what is added to all of them cancels; a gradient of rounding errors is left.
@@ -398,8 +397,8 @@ def test_a_fault_in_an_authors_code_has_its_line(bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("def stages(self):\n    return (self.joint())", r"stages\(\) returns one Stage\. Return a tuple"),
-        ('dead = ("adapter.*")', r"dead is the text 'adapter\.\*'\. Write a tuple"),
+        ("def stages(self):\n    return (self.joint_stage())", r"stages\(\) returns one Stage\. Return a tuple"),
+        ('unused_parameters = ("adapter.*")', r"unused_parameters is the text 'adapter\.\*'\. Write a tuple"),
     ],
 )
 def test_a_forgotten_comma_is_told(body: str, message: str, bench) -> None:
@@ -407,10 +406,10 @@ def test_a_forgotten_comma_is_told(body: str, message: str, bench) -> None:
         bench(body).stages()
 
 
-def test_what_a_method_declares_dead_needs_no_gradient(bench) -> None:
+def test_a_parameter_declared_unused_needs_no_gradient(bench) -> None:
     _, _, further = FAULTS["a bias that the loss takes out again"]
     (check,) = (check for check in CHECKS if check.__name__ == "gradients_reach_what_trains")
-    check(bench(dedent(further) + 'dead = ("adapter.b*",)'))
+    check(bench(dedent(further) + 'unused_parameters = ("adapter.b*",)'))
 
 
 def test_what_starts_at_zero_hides_nothing_behind_it(bench) -> None:
@@ -426,14 +425,16 @@ def test_what_starts_at_zero_hides_nothing_behind_it(bench) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("method", [name for name in method_names() if load_method(name).method.dead])
-def test_what_is_declared_dead_is_dead(method: str, pair: str) -> None:
+@pytest.mark.parametrize("method", [name for name in method_names() if load_method(name).method.unused_parameters])
+def test_parameters_declared_unused_get_no_gradient(method: str, pair: str) -> None:
     bench = copy.deepcopy(built(method, pair))
-    bench.method.dead = ()
+    bench.method.unused_parameters = ()
     parameters = [
         f"{name}.{key}" for name, part in bench.networks.modules().items() for key, _ in part.named_parameters()
     ]
-    declared = [name for name in parameters if any(fnmatch(name, pattern) for pattern in type(bench.method).dead)]
+    declared = [
+        name for name in parameters if any(fnmatch(name, pattern) for pattern in type(bench.method).unused_parameters)
+    ]
     with pytest.raises(AssertionError, match="no gradient reaches ") as fault:
         conformance.gradients_reach_what_trains(bench)
     assert f"no gradient reaches {', '.join(declared)}. Mend" in str(fault.value)

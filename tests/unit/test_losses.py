@@ -25,7 +25,7 @@ from kdbench.losses import (
     same_grid,
     tokens,
 )
-from kdbench.method import joined
+from kdbench.method import merge_terms
 from kdbench.types import Features, FeatureSpec
 
 
@@ -214,6 +214,6 @@ def test_a_generator_keeps_the_grid_and_sees_two_positions_around(random) -> Non
 
 def test_an_author_who_returns_no_dict_is_told_so() -> None:
     one = torch.ones(())
-    assert joined({"task": one}, {"a": one}) == {"task": one, "a": one}
+    assert merge_terms({"task": one}, {"a": one}) == {"task": one, "a": one}
     with pytest.raises(KdbenchError, match=r"terms\(\) returns a Tensor; return a dict of named scalar tensors"):
-        joined({"task": one}, one)
+        merge_terms({"task": one}, one)

@@ -115,29 +115,32 @@ def test_a_benchmark_file_is_a_benchmark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("weight: float = knob(1.0, 'me', minimum=0)", r"mine\.py\) cannot be used: TypeError: .*minimum.*line 6"),
-        ("weight: nothing = 1", r"cannot be used: NameError: .*nothing.* \(at mine\.py, line 6, in MyKnobs\)"),
+        (
+            "weight: float = Field(1.0, lo=0)",
+            r"cannot be used: NameError: .*Field.* \(at mine\.py, line 6, in MyConfig\)",
+        ),
+        ("weight: nothing = 1", r"cannot be used: NameError: .*nothing.* \(at mine\.py, line 6, in MyConfig\)"),
     ],
 )
 def test_a_file_that_does_not_import_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
-        "from kdbench.method import Knobs, Method, knob\n\n\nclass MyKnobs(Knobs):\n    'Mine.'\n"
-        f"    {text}\n\n\nclass Mine(Method):\n    Config = MyKnobs\n",
+        "from kdbench.method import Method, MethodConfig\n\n\nclass MyConfig(MethodConfig):\n    'Mine.'\n"
+        f"    {text}\n\n\nclass Mine(Method[MyConfig]):\n    pass\n",
         encoding="utf-8",
     )
     with pytest.raises(KdbenchError, match=message):
         load_method(str(plugin))
 
 
-def test_settings_that_are_no_knobs_are_refused_when_the_file_is_read(tmp_path: Path) -> None:
+def test_options_that_are_no_method_config_are_refused_when_the_file_is_read(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "from dataclasses import dataclass\nfrom kdbench.method import Method\n\n\n@dataclass(frozen=True)\n"
-        "class C:\n    weight: float = 1.0\n\n\nclass Mine(Method):\n    Config = C\n",
+        "class C:\n    weight: float = 1.0\n\n\nclass Mine(Method[C]):\n    pass\n",
         encoding="utf-8",
     )
-    with pytest.raises(KdbenchError, match=r"mine\.py: the Config of Mine is no kdbench\.method\.Knobs\. Write"):
+    with pytest.raises(KdbenchError, match=r"mine\.py: the Config of Mine is no kdbench\.method\.MethodConfig\. Write"):
         load_method(str(plugin))
 
 

@@ -167,7 +167,7 @@ def plugin(folder: Path, name: str, body: str) -> str:
     """A method file whose class body is given."""
     path = folder / f"{name}.py"
     path.write_text(
-        "from kdbench.method import Knobs, Method, Stage, task_loss\nfrom kdbench.types import STUDENT, Phase\n"
+        "from kdbench.method import Method, Stage, task_loss\nfrom kdbench.types import STUDENT, Phase\n"
         f"\n\nclass Made(Method):\n{body}",
         encoding="utf-8",
     )

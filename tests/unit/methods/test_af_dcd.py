@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.af_dcd import AfDCD, AfDCDKnobs, dense_contrast, patches
+from kdbench.methods.af_dcd import AfDCD, AfDCDConfig, dense_contrast, patches
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -52,7 +52,7 @@ def plain(make_pair):
     """A method of equal widths whose generator passes its input on, so that R is the masked student map."""
 
     def make(width: int = 4, **config: float) -> AfDCD:
-        method = AfDCD(AfDCDKnobs(**config), make_pair(width, width))
+        method = AfDCD(AfDCDConfig(**config), make_pair(width, width))
         method.generator = nn.Identity()
         return method
 
@@ -74,7 +74,7 @@ def distil(make_batch, fake):
 
 def test_defaults_are_the_published_ones() -> None:
     published = {"kd": 1.0, "reconstruction": 33.6, "contrast": 0.08, "mask_ratio": 0.75}
-    assert AfDCDKnobs().model_dump() == published | {"temperature": 0.07, "groups": 16}
+    assert AfDCDConfig().model_dump() == published | {"temperature": 0.07, "groups": 16}
     # 2e-6 times a sum over 2048 x 64 x 128 elements, and 16 x 5e-3.
     assert pytest.approx(2e-6 * 2048 * 64 * 128, rel=2e-3) == 33.6
 
@@ -82,18 +82,18 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize("wrong", [{"mask_ratio": 1.1}, {"temperature": 0}, {"groups": 0}, {"kd": -1}])
 def test_knobs_are_held_to_their_limits(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        AfDCDKnobs(**wrong)
+        AfDCDConfig(**wrong)
 
 
 def test_stages_fit_the_teacher_then_train_student_and_adapters(make_pair) -> None:
-    fit, joint = AfDCD(AfDCDKnobs(), make_pair()).stages()
+    fit, joint = AfDCD(AfDCDConfig(), make_pair()).stages()
     assert fit.trains == {Part.TEACHER_DECODER}
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"align", "generator"})
     assert joint.parts == STUDENT | TEACHER
 
 
 def test_without_logits_the_teacher_needs_no_decoder(make_pair, make_batch, fake, random) -> None:
-    method = AfDCD(AfDCDKnobs(kd=0), make_pair())
+    method = AfDCD(AfDCDConfig(kd=0), make_pair())
     (joint,) = method.stages()
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
     student, teacher = fake(random(2, 4, 2, 2), random(2, 3, 4, 8)), fake(None, random(2, 5, 4, 8))
@@ -101,7 +101,7 @@ def test_without_logits_the_teacher_needs_no_decoder(make_pair, make_batch, fake
 
 
 def test_equal_widths_are_not_aligned(make_pair) -> None:
-    method = AfDCD(AfDCDKnobs(), make_pair(5, 5))
+    method = AfDCD(AfDCDConfig(), make_pair(5, 5))
     assert not method.align.state_dict()
     assert method.joint().own_modules == {"generator"}
 
@@ -143,7 +143,7 @@ def test_pool_and_patch_suit_the_grid(grid: tuple[int, int], count: int, positio
 
 @pytest.mark.parametrize(("width", "groups"), [(384, 16), (24, 12), (10, 10), (17, 1)])
 def test_groups_divide_the_teachers_width(width: int, groups: int, make_pair) -> None:
-    assert AfDCD(AfDCDKnobs(), make_pair(3, width)).groups == groups
+    assert AfDCD(AfDCDConfig(), make_pair(3, width)).groups == groups
 
 
 def test_reconstruction_is_the_mean_squared_error_of_the_masked_map(plain, distil, random) -> None:
@@ -182,7 +182,7 @@ def test_logits_are_distilled_too(plain, make_batch, fake, random) -> None:
 
 
 def test_gradient_reaches_student_and_adapters_by_both_terms(make_pair, distil, random) -> None:
-    method = AfDCD(AfDCDKnobs(), make_pair(3, 8, convolutional=True))
+    method = AfDCD(AfDCDConfig(), make_pair(3, 8, convolutional=True))
     student = random(2, 3, 8, 8).requires_grad_()
     terms = distil(method, student, 0.1 * random(2, 8, 8, 8))
     for name in ("reconstruction", "contrast"):
@@ -192,7 +192,7 @@ def test_gradient_reaches_student_and_adapters_by_both_terms(make_pair, distil, 
 
 
 def test_extreme_maps_and_ignored_pixels_stay_finite(make_pair, make_batch, fake, random) -> None:
-    method = AfDCD(AfDCDKnobs(), make_pair())
+    method = AfDCD(AfDCDConfig(), make_pair())
     student = fake(1e4 * random(2, 4, 2, 2), (1e4 * random(2, 3, 4, 8)).requires_grad_())
     terms = method.loss(make_batch(label=255), student, fake(1e4 * random(2, 4, 2, 2), 1e4 * random(2, 5, 4, 8)))
     sum(terms.values()).backward()

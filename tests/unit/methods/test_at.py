@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.at import AT, AttentionKnobs
+from kdbench.methods.at import AT, ATConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
     def run(student: Tensor, teacher: Tensor, **config: float) -> Tensor:
-        method = AT(AttentionKnobs(**config), make_pair())
+        method = AT(ATConfig(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student)), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "at"}
@@ -40,13 +40,13 @@ def distil(make_pair, make_batch, fake):
 
 
 def test_default_is_the_published_weight_at_64_by_128_positions() -> None:
-    assert AttentionKnobs().model_dump() == {"recipe": "bare", "mean_weight": pytest.approx(1.22, abs=0.001)}
+    assert ATConfig().model_dump() == {"preset": "plain", "mean_weight": pytest.approx(1.22, abs=0.001)}
     with pytest.raises(ValidationError):
-        AttentionKnobs(mean_weight=-1)
+        ATConfig(mean_weight=-1)
 
 
 def test_one_joint_stage_without_adapters_or_teacher_decoder(make_pair) -> None:
-    (joint,) = AT(AttentionKnobs(), make_pair()).stages()
+    (joint,) = AT(ATConfig(), make_pair()).stages()
     assert (joint.name, joint.phase, joint.trains) == ("joint", Phase.TASK, STUDENT)
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -102,7 +102,7 @@ def test_half_precision_maps_are_compared_in_single_precision(distil, random) ->
 
 
 def test_ignored_pixels_count(make_pair, make_batch, fake, random) -> None:
-    method = AT(AttentionKnobs(), make_pair())
+    method = AT(ATConfig(), make_pair())
     student, teacher = fake(random(2, 4, 2, 2), random(2, 3, 2, 2)), fake(None, random(2, 5, 2, 2))
     ignored, seen = (method.loss(make_batch(label=label), student, teacher) for label in (255, 0))
     assert ignored["task"] == 0
@@ -110,7 +110,7 @@ def test_ignored_pixels_count(make_pair, make_batch, fake, random) -> None:
 
 
 def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:
-    method = AT(AttentionKnobs(recipe="paper"), make_pair())
+    method = AT(ATConfig(preset="published"), make_pair())
     fit, joint = method.stages()
     assert (fit.phase, joint.parts) == (Phase.FIT_TEACHER, STUDENT | TEACHER)
     ours, theirs = random(2, 4, 2, 2), random(2, 4, 2, 2)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.cirkd import CIRKD, CIRKDKnobs, Queue, ranks
+from kdbench.methods.cirkd import CIRKD, CIRKDConfig, Queue, ranks
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -45,7 +45,7 @@ def make_method(make_pair):
 
     def make(student: int = WIDTH, project: bool = False, **config: float) -> CIRKD:
         config = {"pixel_queue": 6, "region_queue": 5, **config}
-        method = CIRKD(CIRKDKnobs(**config), make_pair(student, WIDTH, classes=CLASSES))
+        method = CIRKD(CIRKDConfig(**config), make_pair(student, WIDTH, classes=CLASSES))
         if not project:
             method.projector = nn.Identity()
         return method
@@ -60,15 +60,15 @@ def label() -> Tensor:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    published = {"recipe": "bare", "batch_weight": 1.0, "pixel_weight": 0.1, "region_weight": 0.1}
+    published = {"preset": "plain", "batch_weight": 1.0, "pixel_weight": 0.1, "region_weight": 0.1}
     published |= {"temperature": 0.1, "kd_temperature": 1.0, "pixel_queue": 2000, "region_queue": 2000, "samples": 16}
-    assert CIRKDKnobs().model_dump() == published | {"pixel_contrast": 4096, "region_contrast": 1024}
+    assert CIRKDConfig().model_dump() == published | {"pixel_contrast": 4096, "region_contrast": 1024}
 
 
 @pytest.mark.parametrize("knob", ["temperature", "kd_temperature", "pixel_queue", "samples", "region_contrast"])
 def test_sizes_and_temperatures_have_to_be_positive(knob: str) -> None:
     with pytest.raises(ValidationError):
-        CIRKDKnobs(**{knob: 0})
+        CIRKDConfig(**{knob: 0})
 
 
 def test_one_stage_trains_the_student_with_projector_and_memory(make_method) -> None:
@@ -80,7 +80,7 @@ def test_one_stage_trains_the_student_with_projector_and_memory(make_method) -> 
 
 
 def test_the_papers_recipe_adds_logit_distillation(make_method, make_batch, fake, random) -> None:
-    method = make_method(recipe="paper")
+    method = make_method(preset="published")
     assert [stage.phase for stage in method.stages()] == [Phase.FIT_TEACHER, Phase.TASK]
     sides = (fake(random(2, CLASSES, 4, 4), random(2, WIDTH, *GRID)) for _ in range(2))
     assert set(method.loss(make_batch(), *sides)) == {

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.cwd import CWD, ChannelKnobs
+from kdbench.methods.cwd import CWD, CWDConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ def distil(make_pair, make_batch, fake):
     """The logit term alone."""
 
     def run(student: Tensor, teacher: Tensor, **config: float) -> Tensor:
-        method = CWD(ChannelKnobs(**config), make_pair())
+        method = CWD(CWDConfig(**config), make_pair())
         return method.loss(make_batch(len(student)), fake(logits=student), fake(logits=teacher))["cwd_logits"]
 
     return run
@@ -55,19 +55,19 @@ def distil_features(make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    published = {"recipe": "bare", "target": "logits", "temperature": 4.0, "logit_weight": 3.0, "feature_weight": 50.0}
-    assert ChannelKnobs().model_dump() == published
+    published = {"preset": "plain", "target": "logits", "temperature": 4.0, "logit_weight": 3.0, "feature_weight": 50.0}
+    assert CWDConfig().model_dump() == published
 
 
 def test_temperature_has_to_be_positive() -> None:
     with pytest.raises(ValidationError):
-        ChannelKnobs(temperature=0)
+        CWDConfig(temperature=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "unread"),
     [
-        ({"recipe": "paper"}, {"target": "both"}),
+        ({"preset": "published"}, {"target": "both"}),
         ({}, {"feature_weight": 5}),
         ({"target": "features"}, {"logit_weight": 5}),
         ({"logit_weight": 0}, {"temperature": 2}),
@@ -77,18 +77,18 @@ def test_temperature_has_to_be_positive() -> None:
 def test_a_knob_that_is_not_read_is_refused(settings: dict[str, object], unread: dict[str, object]) -> None:
     (name,) = unread
     with pytest.raises(ValidationError, match=f"{name}=.* is not read where .*; leave it out, or set .* otherwise"):
-        ChannelKnobs(**settings, **unread)
+        CWDConfig(**settings, **unread)
     # Its default changes nothing, so it may be written down.
-    assert ChannelKnobs(**settings, **{name: getattr(ChannelKnobs(), name)}) == ChannelKnobs(**settings)
+    assert CWDConfig(**settings, **{name: getattr(CWDConfig(), name)}) == CWDConfig(**settings)
 
 
 def test_what_the_papers_recipe_and_both_targets_read_may_be_set() -> None:
-    for settings in ({"recipe": "paper"}, {"target": "both"}):
-        assert ChannelKnobs(**settings, feature_weight=5, logit_weight=5).feature_weight == 5
+    for settings in ({"preset": "published"}, {"target": "both"}):
+        assert CWDConfig(**settings, feature_weight=5, logit_weight=5).feature_weight == 5
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = CWD(ChannelKnobs(), make_pair()).stages()
+    fit, joint = CWD(CWDConfig(), make_pair()).stages()
     assert fit.trains == {Part.TEACHER_DECODER}
     assert (joint.name, joint.phase, joint.trains) == ("joint", Phase.TASK, STUDENT)
     assert joint.parts == STUDENT | TEACHER
@@ -96,20 +96,20 @@ def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
 
 
 def test_features_alone_need_no_fitted_teacher(make_pair) -> None:
-    (joint,) = CWD(ChannelKnobs(target="features"), make_pair()).stages()
+    (joint,) = CWD(CWDConfig(target="features"), make_pair()).stages()
     assert joint.trains == STUDENT | {"projector"}
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
 
 def test_both_targets_need_the_teacher_and_the_projector(make_pair) -> None:
-    fit, joint = CWD(ChannelKnobs(target="both"), make_pair()).stages()
+    fit, joint = CWD(CWDConfig(target="both"), make_pair()).stages()
     assert fit.phase == Phase.FIT_TEACHER
     assert joint.trains == STUDENT | {"projector"}
     assert joint.parts == STUDENT | TEACHER
 
 
 def test_logits_alone_have_no_adapter(make_pair) -> None:
-    assert not list(CWD(ChannelKnobs(), make_pair()).parameters())
+    assert not list(CWD(CWDConfig(), make_pair()).parameters())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -140,7 +140,7 @@ def test_divisor_is_the_number_of_samples_and_channels(distil, random) -> None:
 def test_feature_divisor_is_the_teachers_channels(make_pair, distil_features, random) -> None:
     # CIRKD divides by the student's channels: C_t / C_s = 2.375 times as much.
     student, teacher = random(2, 8, 3, 4), random(2, 19, 3, 4)
-    method = CWD(ChannelKnobs(target="features", temperature=1), make_pair(8, 19, convolutional=True))
+    method = CWD(CWDConfig(target="features", temperature=1), make_pair(8, 19, convolutional=True))
     weight = method.projector.linear.weight.detach().double().numpy()
     projected = np.einsum("ts,bshw->bthw", weight, student.double().numpy())
     expected = 50 * divergence(projected, teacher.numpy(), 1.0)
@@ -149,7 +149,7 @@ def test_feature_divisor_is_the_teachers_channels(make_pair, distil_features, ra
 
 def test_features_are_projected_then_resized_to_the_teachers_grid(make_pair, distil_features, random, bilinear) -> None:
     student, teacher = random(1, 3, 2, 2), random(1, 5, 4, 4)
-    method = CWD(ChannelKnobs(target="features"), make_pair(3, 5))
+    method = CWD(CWDConfig(target="features"), make_pair(3, 5))
     x = np.moveaxis(student.double().numpy(), 1, -1)
     normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     weight = method.projector.linear.weight.detach().double().numpy()
@@ -162,7 +162,7 @@ def test_features_are_projected_then_resized_to_the_teachers_grid(make_pair, dis
 def test_the_projector_has_nothing_that_the_softmax_takes_out_again(
     convolutional: bool, make_pair, distil_features, random
 ) -> None:
-    method = CWD(ChannelKnobs(target="features"), make_pair(3, 5, convolutional=convolutional))
+    method = CWD(CWDConfig(target="features"), make_pair(3, 5, convolutional=convolutional))
     distil_features(method, random(2, 3, 4, 6), random(2, 5, 4, 6)).backward()
     sizes = {name: float(parameter.grad.abs().max()) for name, parameter in method.projector.named_parameters()}
     assert set(sizes) == {"linear.weight"} if convolutional else {"norm.weight", "linear.weight"}
@@ -172,7 +172,7 @@ def test_the_projector_has_nothing_that_the_softmax_takes_out_again(
 
 def test_features_of_equal_width_are_not_projected(make_pair, distil_features, random) -> None:
     student, teacher = random(2, 3, 3, 4), random(2, 3, 3, 4)
-    method = CWD(ChannelKnobs(target="features"), make_pair(3, 3))
+    method = CWD(CWDConfig(target="features"), make_pair(3, 3))
     assert isinstance(method.projector, nn.Identity)
     expected = 50 * divergence(student.numpy(), teacher.numpy(), 4.0)
     assert distil_features(method, student, teacher).item() == pytest.approx(expected, rel=1e-4)
@@ -181,7 +181,7 @@ def test_features_of_equal_width_are_not_projected(make_pair, distil_features, r
 def test_both_targets_are_summed_with_their_own_weights(make_pair, make_batch, fake, random) -> None:
     student = fake(random(1, CLASSES, 3, 3), random(1, 3, 2, 2))
     teacher = fake(random(1, CLASSES, 3, 3), random(1, 3, 2, 2))
-    config = ChannelKnobs(target="both", logit_weight=2, feature_weight=7, temperature=1)
+    config = CWDConfig(target="both", logit_weight=2, feature_weight=7, temperature=1)
     terms = CWD(config, make_pair(3, 3)).loss(make_batch(1), student, teacher)
     logits = divergence(student.logits.numpy(), teacher.logits.numpy(), 1.0)
     features = divergence(student.final.numpy(), teacher.final.numpy(), 1.0)
@@ -238,7 +238,7 @@ def test_the_coarser_logits_are_brought_to_the_finer_grid(finer: str, distil, ra
 def test_all_pixels_ignored_leave_every_term_finite(make_pair, make_batch, fake, random) -> None:
     student = fake(random(2, CLASSES, 3, 3).requires_grad_(), random(2, 3, 2, 2))
     teacher = fake(random(2, CLASSES, 3, 3), random(2, 5, 2, 2))
-    terms = CWD(ChannelKnobs(target="both"), make_pair()).loss(make_batch(label=255), student, teacher)
+    terms = CWD(CWDConfig(target="both"), make_pair()).loss(make_batch(label=255), student, teacher)
     sum(terms.values()).backward()
     assert terms["task"] == 0
     assert all(torch.isfinite(term) for term in terms.values())
@@ -246,7 +246,7 @@ def test_all_pixels_ignored_leave_every_term_finite(make_pair, make_batch, fake,
 
 
 def test_the_papers_recipe_is_both_targets_with_logit_distillation(make_pair, make_batch, fake, random) -> None:
-    method = CWD(ChannelKnobs(recipe="paper"), make_pair(5, 5))
+    method = CWD(CWDConfig(preset="published"), make_pair(5, 5))
     assert [stage.phase for stage in method.stages()] == [Phase.FIT_TEACHER, Phase.TASK]
     ours, theirs = random(2, CLASSES, 2, 2), random(2, CLASSES, 2, 2)
     terms = method.loss(make_batch(), fake(ours, random(2, 5, 2, 2)), fake(theirs, random(2, 5, 2, 2)))

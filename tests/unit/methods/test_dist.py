@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.dist import DIST, DISTKnobs
+from kdbench.methods.dist import DIST, DISTConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def distil(make_pair, make_batch, fake):
     """Both terms, inter and intra."""
 
     def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> tuple[Tensor, Tensor]:
-        method = DIST(DISTKnobs(**config), make_pair())
+        method = DIST(DISTConfig(**config), make_pair())
         terms = method.loss(make_batch(len(student), label), fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "dist_inter", "dist_intra"}
         return terms["dist_inter"], terms["dist_intra"]
@@ -56,16 +56,16 @@ def distil(make_pair, make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert DISTKnobs().model_dump() == {"inter": 1.0, "intra": 1.0}
+    assert DISTConfig().model_dump() == {"inter": 1.0, "intra": 1.0}
 
 
 def test_weights_cannot_be_negative() -> None:
     with pytest.raises(ValidationError):
-        DISTKnobs(inter=-1)
+        DISTConfig(inter=-1)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = DIST(DISTKnobs(), make_pair()).stages()
+    fit, joint = DIST(DISTConfig(), make_pair()).stages()
     assert fit.phase == Phase.FIT_TEACHER
     assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
 

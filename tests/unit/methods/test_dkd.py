@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.dkd import DKD, DKDKnobs
+from kdbench.methods.dkd import DKD, DKDConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def distil(make_pair, fake):
     ) -> tuple[Tensor, Tensor]:
         count = len(label)
         batch = Batch(torch.zeros(count, 3, 8, 8), label, ("here",) * count, torch.arange(count), progress)
-        terms = DKD(DKDKnobs(**config), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
+        terms = DKD(DKDConfig(**config), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "dkd_target", "dkd_rest"}
         return terms["dkd_target"], terms["dkd_rest"]
 
@@ -62,17 +62,17 @@ def case(random) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert DKDKnobs().model_dump() == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 0.05}
+    assert DKDConfig().model_dump() == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 0.05}
 
 
 @pytest.mark.parametrize("config", [{"temperature": 0}, {"alpha": -1}, {"beta": -1}, {"warmup": 1.1}])
 def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        DKDKnobs(**config)
+        DKDConfig(**config)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = DKD(DKDKnobs(), make_pair()).stages()
+    fit, joint = DKD(DKDConfig(), make_pair()).stages()
     assert fit.phase == Phase.FIT_TEACHER
     assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
 

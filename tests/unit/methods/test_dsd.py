@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.dsd import DSD, DoubleKnobs, class_affinities
+from kdbench.methods.dsd import DSD, DSDConfig, class_affinities
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def distil(make_pair, make_batch, fake):
     """Both terms without the task's; each side is (levels, final, logits)."""
 
     def run(student, teacher, label: int = 0, **config: float) -> dict[str, Tensor]:
-        method = DSD(DoubleKnobs(**config), make_pair())
+        method = DSD(DSDConfig(**config), make_pair())
         sides = (fake(logits, final, levels=levels) for levels, final, logits in (student, teacher))
         terms = method.loss(make_batch(len(student[1]), label), *sides)
         assert set(terms) == {"task", "dsd_pixels", "dsd_classes"}
@@ -81,17 +81,17 @@ def listed(side) -> list[np.ndarray]:
 def test_defaults_are_the_published_ones() -> None:
     # 1000 for a mean over 64 x 128 positions; 10 for the squares of overlaps that fall with 32 x 64 pooled ones.
     weights = {"pixel_mean_weight": 1000 / 8192, "class_overlap_weight": 10 / 2048**2}
-    assert DoubleKnobs().model_dump() == {**weights, "temperature": 4.0}
+    assert DSDConfig().model_dump() == {**weights, "temperature": 4.0}
 
 
 @pytest.mark.parametrize("bad", [{"pixel_mean_weight": -1}, {"class_overlap_weight": -1}, {"temperature": 0}])
 def test_knobs_have_limits(bad: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        DoubleKnobs(**bad)
+        DSDConfig(**bad)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = DSD(DoubleKnobs(), make_pair()).stages()
+    fit, joint = DSD(DSDConfig(), make_pair()).stages()
     assert (fit.phase, fit.trains) == (Phase.FIT_TEACHER, {Part.TEACHER_DECODER})
     assert (joint.name, joint.phase, joint.trains, joint.parts) == ("joint", Phase.TASK, STUDENT, STUDENT | TEACHER)
 

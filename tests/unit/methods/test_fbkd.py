@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.fbkd import FBKD, AttentiveKnobs, Level, NonLocal, attention
+from kdbench.methods.fbkd import FBKD, FBKDConfig, Level, NonLocal, attention
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -104,7 +104,7 @@ def distil(make_batch, fake):
 
 
 def test_defaults_are_the_published_ones_at_the_detectors_setting() -> None:
-    assert AttentiveKnobs().model_dump() == {**{f"{k}_on_rms": v for k, v in WEIGHTS.items()}, "temperature": 0.5}
+    assert FBKDConfig().model_dump() == {**{f"{k}_on_rms": v for k, v in WEIGHTS.items()}, "temperature": 0.5}
     grids = [800 * 1344 // stride**2 if stride < 32 else 25 * 42 for stride in (4, 8, 16, 32)]
 
     def mean_root(channels: int) -> float:
@@ -117,11 +117,11 @@ def test_defaults_are_the_published_ones_at_the_detectors_setting() -> None:
 @pytest.mark.parametrize("config", [{"temperature": 0}, *({f"{name}_on_rms": -1} for name in NAMES)])
 def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        AttentiveKnobs(**config)
+        FBKDConfig(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = FBKD(AttentiveKnobs(), make_pair(levels=2)).stages()
+    (joint,) = FBKD(FBKDConfig(), make_pair(levels=2)).stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"levels"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -130,7 +130,7 @@ def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
 def test_values_equal_loops_over_levels_and_positions(
     student_grid: tuple[int, int], teacher_grid: tuple[int, int], make_pair, distil, rough, random, bilinear
 ) -> None:
-    method = rough(FBKD(AttentiveKnobs(), make_pair(4, 6, levels=2)))
+    method = rough(FBKD(FBKDConfig(), make_pair(4, 6, levels=2)))
     student = [random(2, 4, *student_grid) for _ in range(2)]
     teacher = [random(2, 6, *teacher_grid) for _ in range(2)]
     parts = [
@@ -151,7 +151,7 @@ def test_attention_has_a_mean_of_one_and_follows_magnitude_and_temperature() -> 
 
 def test_attention_is_no_path_for_gradients(make_pair, distil, random) -> None:
     # With an adapter that maps everything to zero, the student acts on the first term through its attention alone.
-    method = FBKD(AttentiveKnobs(), make_pair())
+    method = FBKD(FBKDConfig(), make_pair())
     nn.init.zeros_(method.levels[0].feature.weight)
     student = random(2, 3, 4, 8).requires_grad_()
     (gradient,) = torch.autograd.grad(distil(method, [student], [random(2, 5, 4, 8)])["feature"], student)
@@ -166,7 +166,7 @@ def test_non_local_blocks_begin_as_the_identity(random) -> None:
 def test_weights_do_not_depend_on_batch_width_and_grid(make_pair, distil, random) -> None:
     # An error of 2 everywhere costs as much however many elements there are.
     for images, width, grid in ((1, 4, (2, 3)), (3, 8, (4, 8))):
-        method = FBKD(AttentiveKnobs(), make_pair(width, width))
+        method = FBKD(FBKDConfig(), make_pair(width, width))
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.zero_()
@@ -177,7 +177,7 @@ def test_weights_do_not_depend_on_batch_width_and_grid(make_pair, distil, random
 
 
 def test_gradient_reaches_student_and_all_adapters_of_both_networks(make_pair, distil, rough, random) -> None:
-    method = rough(FBKD(AttentiveKnobs(), make_pair(3, 5, levels=2)))
+    method = rough(FBKD(FBKDConfig(), make_pair(3, 5, levels=2)))
     student = [random(2, 3, 4, 8).requires_grad_() for _ in range(2)]
     sum(distil(method, student, [random(2, 5, 4, 8) for _ in range(2)]).values()).backward()
     assert all(map_.grad.abs().sum() > 0 for map_ in student)
@@ -185,7 +185,7 @@ def test_gradient_reaches_student_and_all_adapters_of_both_networks(make_pair, d
 
 
 def test_no_error_has_a_finite_gradient(make_pair, distil) -> None:
-    method = FBKD(AttentiveKnobs(), make_pair())
+    method = FBKD(FBKDConfig(), make_pair())
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             if name.endswith("bias"):
@@ -200,7 +200,7 @@ def test_no_error_has_a_finite_gradient(make_pair, distil) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_extreme_features_without_a_labelled_pixel_are_finite(autocast: bool, make_pair, distil, rough, random) -> None:
-    method = rough(FBKD(AttentiveKnobs(), make_pair(3, 5)))
+    method = rough(FBKD(FBKDConfig(), make_pair(3, 5)))
     student = (1e4 * random(2, 3, 4, 8)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         values = distil(method, [student], [1e4 * random(2, 5, 4, 8)], label=255)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.feature_kd import FeatureKD, FeatureKnobs
+from kdbench.methods.feature_kd import FeatureKD, FeatureKDConfig
 from torch import Tensor
 
 from kdbench.types import STUDENT, Part, Phase
@@ -44,11 +44,11 @@ def distil(make_batch, fake):
 
 
 def test_default_is_the_published_one() -> None:
-    assert FeatureKnobs().model_dump() == {"recipe": "bare", "weight": 10.0}
+    assert FeatureKDConfig().model_dump() == {"preset": "plain", "weight": 10.0}
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = FeatureKD(FeatureKnobs(), make_pair()).stages()
+    (joint,) = FeatureKD(FeatureKDConfig(), make_pair()).stages()
     assert (joint.name, joint.phase) == ("joint", Phase.TASK)
     assert joint.trains == STUDENT | {"projector"}
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
@@ -61,7 +61,7 @@ def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
 def test_value_equals_an_explicit_projection(
     convolutional: bool, widths: tuple[int, int], make_pair, distil, random
 ) -> None:
-    method = FeatureKD(FeatureKnobs(), make_pair(*widths, convolutional=convolutional))
+    method = FeatureKD(FeatureKDConfig(), make_pair(*widths, convolutional=convolutional))
     with torch.no_grad():  # An affine LayerNorm starts as the plain one, which would hide its weight and bias.
         for parameter in method.projector.parameters():
             parameter.add_(0.3 * random(*parameter.shape))
@@ -72,14 +72,14 @@ def test_value_equals_an_explicit_projection(
 
 
 def test_weight_multiplies_the_term(make_pair, distil, random) -> None:
-    ten, two = (FeatureKD(FeatureKnobs(weight=weight), make_pair()) for weight in (10, 2))
+    ten, two = (FeatureKD(FeatureKDConfig(weight=weight), make_pair()) for weight in (10, 2))
     two.load_state_dict(ten.state_dict())
     student, teacher = random(1, 3, 2, 2), random(1, 5, 2, 2)
     assert distil(ten, student, teacher).item() == pytest.approx(5 * distil(two, student, teacher).item(), rel=1e-6)
 
 
 def test_a_target_that_the_projection_hits_costs_nothing(make_pair, distil, random) -> None:
-    method = FeatureKD(FeatureKnobs(), make_pair())
+    method = FeatureKD(FeatureKDConfig(), make_pair())
     student = random(2, 3, 2, 2)
     target = torch.from_numpy(project_position_by_position(method, student)).float()
     assert distil(method, student, target).item() == pytest.approx(0, abs=1e-10)
@@ -89,14 +89,14 @@ def test_a_target_that_the_projection_hits_costs_nothing(make_pair, distil, rand
 def test_the_student_is_resized_to_the_teachers_grid(
     student_grid: tuple[int, int], make_pair, distil, random, bilinear
 ) -> None:
-    method = FeatureKD(FeatureKnobs(), make_pair())
+    method = FeatureKD(FeatureKDConfig(), make_pair())
     student, teacher = random(1, 3, *student_grid), random(1, 5, 4, 6)
     error = bilinear(project_position_by_position(method, student), (4, 6)) - teacher.double().numpy()
     assert distil(method, student, teacher).item() == pytest.approx(10 * (error**2).mean(), rel=1e-4)
 
 
 def test_gradient_reaches_student_and_projector(make_pair, distil, random) -> None:
-    method = FeatureKD(FeatureKnobs(), make_pair())
+    method = FeatureKD(FeatureKDConfig(), make_pair())
     student = random(1, 3, 2, 2).requires_grad_()
     distil(method, student, random(1, 5, 2, 2)).backward()
     assert student.grad.abs().sum() > 0
@@ -108,7 +108,7 @@ def test_gradient_reaches_student_and_projector(make_pair, distil, random) -> No
 def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(
     scale: float, convolutional: bool, make_pair, make_batch, fake, random
 ) -> None:
-    method = FeatureKD(FeatureKnobs(), make_pair(convolutional=convolutional))
+    method = FeatureKD(FeatureKDConfig(), make_pair(convolutional=convolutional))
     student = fake(random(2, 4, 2, 2), (scale * random(2, 3, 2, 2)).requires_grad_())
     terms = method.loss(make_batch(label=255), student, fake(None, scale * random(2, 5, 2, 2)))
     terms["feature_kd"].backward()
@@ -118,7 +118,7 @@ def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(
 
 
 def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:
-    method = FeatureKD(FeatureKnobs(recipe="paper"), make_pair(5, 5))
+    method = FeatureKD(FeatureKDConfig(preset="published"), make_pair(5, 5))
     assert [stage.phase for stage in method.stages()] == [Phase.FIT_TEACHER, Phase.TASK]
     ours, theirs = random(2, 4, 2, 2), random(2, 4, 2, 2)
     terms = method.loss(make_batch(), fake(ours, random(2, 5, 2, 2)), fake(theirs, random(2, 5, 2, 2)))

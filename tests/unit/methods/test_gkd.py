@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.gkd import GKD, QSD, GKDKnobs
+from kdbench.methods.gkd import GKD, QSD, GKDConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ def loss_of(method: GKD, batch, sides) -> dict[str, float]:
 def test_defaults_are_the_published_ones() -> None:
     published = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
     published |= {"match": "qsd", "values": "student", "proxy": True, "encoder": "frozen", "single_stage": False}
-    assert GKDKnobs().model_dump() == published
+    assert GKDConfig().model_dump() == published
 
 
 @pytest.mark.parametrize(
@@ -100,22 +100,22 @@ def test_defaults_are_the_published_ones() -> None:
 def test_a_knob_that_is_not_read_is_refused(settings: dict[str, object], unread: dict[str, object]) -> None:
     (name, value), (where,) = *unread.items(), settings
     with pytest.raises(ValidationError, match=rf"{name}={value} is not read where {where}=\w+; leave it out, or set"):
-        GKDKnobs(**settings, **unread)
-    assert getattr(GKDKnobs(**unread), name) == value
-    assert getattr(GKDKnobs(**settings, **{name: getattr(GKDKnobs(), name)}), where) == settings[where]
+        GKDConfig(**settings, **unread)
+    assert getattr(GKDConfig(**unread), name) == value
+    assert getattr(GKDConfig(**settings, **{name: getattr(GKDConfig(), name)}), where) == settings[where]
 
 
 @pytest.mark.parametrize("single_stage", [False, True])
 def test_without_any_term_nothing_is_built(single_stage: bool) -> None:
     nothing = {"token": 0, "feature": 0, "patch": 0, "single_stage": single_stage}
     with pytest.raises(ValidationError, match="token, feature and patch are all 0; set one of them above 0"):
-        GKDKnobs(**nothing)
+        GKDConfig(**nothing)
     for name in ("token", "feature", "patch"):
-        assert getattr(GKDKnobs(**{**nothing, name: 0.5}), name) == 0.5
+        assert getattr(GKDConfig(**{**nothing, name: 0.5}), name) == 0.5
 
 
 def test_stages_are_proxy_source_and_task(make_pair) -> None:
-    method = GKD(GKDKnobs(), make_pair())
+    method = GKD(GKDConfig(), make_pair())
     stages = method.stages()
     assert [(stage.name, stage.phase) for stage in stages] == [
         ("proxy", Phase.PROXY),
@@ -136,17 +136,17 @@ def test_stages_are_proxy_source_and_task(make_pair) -> None:
 
 
 def test_task_stage_has_no_distillation(make_pair, make_batch, fake, random) -> None:
-    stage = GKD(GKDKnobs(), make_pair()).stages()[2]
+    stage = GKD(GKDConfig(), make_pair()).stages()[2]
     assert set(stage.loss(make_batch(), fake(logits=random(2, 4, 4, 4)), None)) == {"task"}
 
 
 def test_a_convolutional_student_is_remarked_on(make_pair) -> None:
-    assert "extension" in GKD(GKDKnobs(), make_pair(convolutional=True)).footnote
-    assert GKD(GKDKnobs(), make_pair()).footnote == ""
+    assert "extension" in GKD(GKDConfig(), make_pair(convolutional=True)).footnote
+    assert GKD(GKDConfig(), make_pair()).footnote == ""
 
 
 def test_the_three_heads_share_nothing(make_pair) -> None:
-    method = GKD(GKDKnobs(), make_pair())
+    method = GKD(GKDConfig(), make_pair())
     pointers = [parameter.data_ptr() for parameter in method.parameters()]
     assert len(set(pointers)) == len(pointers)
     # 2 (2 C_s + C_s C_t + C_t) parameters a head.
@@ -210,7 +210,7 @@ def test_permuting_the_teacher_alone_changes_the_output(head: QSD, random) -> No
 
 
 def test_losses_equal_an_explicit_computation(make_pair, make_batch, sides) -> None:
-    method = GKD(GKDKnobs(token=2, feature=3, patch=5), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(token=2, feature=3, patch=5), make_pair(*WIDTHS))
     student, teacher = sides
     goal, class_goal = rows(teacher.final), teacher.pooled.double().numpy()[:, None]
     class_token = attend(method.token_head, student.pooled.double().numpy()[:, None], class_goal)
@@ -234,7 +234,7 @@ def test_losses_by_hand_for_given_head_outputs(make_pair, make_batch, fake) -> N
         def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
             return torch.full_like(teacher, self.value)
 
-    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(), make_pair(*WIDTHS))
     method.token_head, method.feature_head, method.patch_head = Given(3.0), Given(1.0), Given(2.0)
     student = fake(None, torch.zeros(2, 3, *GRID), torch.zeros(2, 3), torch.zeros(2, 3, *GRID))
     teacher = fake(None, torch.zeros(2, 5, *GRID), torch.zeros(2, 5))
@@ -249,7 +249,7 @@ def test_patch_loss_counts_every_token_of_every_image(
     image: int, hidden: bool, make_pair, make_batch, sides, monkeypatch
 ) -> None:
     # Given outputs of the head, so that the teacher's tokens enter as goals alone.
-    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(), make_pair(*WIDTHS))
     student, teacher = sides
     monkeypatch.setattr(method.patch_head, "forward", lambda ours, theirs: torch.zeros(4, 6, 5))
     torch.manual_seed(0)
@@ -266,7 +266,7 @@ def test_patch_loss_counts_every_token_of_every_image(
 
 def test_the_teacher_is_never_masked_and_both_passes_of_the_student_are_one_batch(make_pair, make_batch, sides) -> None:
     student, teacher = sides
-    loss_of(GKD(GKDKnobs(), make_pair(*WIDTHS)), make_batch(4), sides)
+    loss_of(GKD(GKDConfig(), make_pair(*WIDTHS)), make_batch(4), sides)
     assert teacher.masks == []
     (mask,) = student.masks
     # Four whole images and the first half of them again; the other half has nothing hidden, so it is not run twice.
@@ -275,7 +275,7 @@ def test_the_teacher_is_never_masked_and_both_passes_of_the_student_are_one_batc
 
 def test_a_student_with_batch_norms_has_two_passes_with_statistics_of_their_own(make_pair, make_batch, sides) -> None:
     student, _ = sides
-    method = GKD(GKDKnobs(), make_pair(*WIDTHS, convolutional=True))
+    method = GKD(GKDConfig(), make_pair(*WIDTHS, convolutional=True))
     whole = loss_of(method, make_batch(4), sides)
     (mask,) = student.masks
     assert mask.flatten(1).sum(1).tolist() == [3, 3, 0, 0]
@@ -310,13 +310,13 @@ def test_one_batch_gives_the_losses_and_gradients_of_two_passes(pair: str) -> No
 
 
 def test_mask_knobs_reach_the_masks(make_pair, make_batch, sides) -> None:
-    method = GKD(GKDKnobs(mask_probability=0.75, mask_ratio=0.2), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(mask_probability=0.75, mask_ratio=0.2), make_pair(*WIDTHS))
     loss_of(method, make_batch(4), sides)
     assert sides[0].masks[0].flatten(1).sum(1).tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_student_of_another_grid_is_resized_to_the_teachers(make_pair, make_batch, fake, random, bilinear) -> None:
-    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(), make_pair(*WIDTHS))
     small = fake(None, random(2, 3, 2, 3), random(2, 3), random(2, 3, 2, 3))
     teacher = fake(None, random(2, 5, 4, 6), random(2, 5))
     whole, masked = (torch.from_numpy(bilinear(map_.numpy(), (4, 6))).float() for map_ in (small.final, small.masked))
@@ -328,7 +328,7 @@ def test_a_student_of_another_grid_is_resized_to_the_teachers(make_pair, make_ba
 
 
 def test_gradient_reaches_the_student_by_all_three_losses(make_pair, make_batch, sides) -> None:
-    method = GKD(GKDKnobs(), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(), make_pair(*WIDTHS))
     student, _ = sides
     for tensor in (student.final, student.pooled, student.masked):
         tensor.requires_grad_()
@@ -340,7 +340,7 @@ def test_gradient_reaches_the_student_by_all_three_losses(make_pair, make_batch,
 
 @pytest.mark.parametrize("match", ["qsd", "scaled", "mse"])
 def test_extreme_maps_give_finite_losses_and_gradients(match: str, make_pair, make_batch, fake, random) -> None:
-    method = GKD(GKDKnobs(match=match), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(match=match), make_pair(*WIDTHS))
     maps = [(1e4 * random(4, 3, *shape)).requires_grad_() for shape in (GRID, (), GRID)]
     teacher = fake(None, 1e4 * random(4, 5, *GRID), 1e4 * random(4, 5))
     terms = method.loss(make_batch(4, label=255), fake(None, *maps), teacher)
@@ -413,7 +413,7 @@ def test_masks_of_more_images_than_one_are_those_of_the_first_release(batch: int
 
 
 def test_a_batch_of_one_image_is_masked_in_half_of_the_steps(make_pair, make_batch, fake, random) -> None:
-    method, seen = GKD(GKDKnobs(), make_pair(*WIDTHS)), []
+    method, seen = GKD(GKDConfig(), make_pair(*WIDTHS)), []
     teacher = fake(None, random(1, WIDTHS[1], 4, 6), random(1, WIDTHS[1]))
     for seed in range(40):
         student = fake(None, random(1, WIDTHS[0], 4, 6), random(1, WIDTHS[0]), random(1, WIDTHS[0], 4, 6))
@@ -435,14 +435,14 @@ def test_hidden_tokens_are_drawn_uniformly_and_for_each_image() -> None:
 
 
 def test_scaled_attention_divides_the_scores_by_the_root_of_the_width(make_pair, random) -> None:
-    head = GKD(GKDKnobs(match="scaled"), make_pair(*WIDTHS)).token_head
+    head = GKD(GKDConfig(match="scaled"), make_pair(*WIDTHS)).token_head
     student, teacher = random(2, 6, 3), random(2, 6, 5)
     expected = attend(head, student.double().numpy(), teacher.double().numpy(), scale=1 / math.sqrt(5))
     assert np.allclose(head(student, teacher).detach().numpy(), expected, atol=1e-5)
 
 
 def test_the_mse_ablation_maps_every_token_alone(make_pair, make_batch, sides) -> None:
-    method = GKD(GKDKnobs(match="mse"), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(match="mse"), make_pair(*WIDTHS))
     student, teacher = sides
     mapped = np.array([[norm_and_map(method.patch_head.value, t) for t in image] for image in rows(seen(student))])
     expected = ((mapped - rows(teacher.final)) ** 2).mean()
@@ -450,7 +450,7 @@ def test_the_mse_ablation_maps_every_token_alone(make_pair, make_batch, sides) -
 
 
 def test_the_single_stage_ablation_adds_the_task_loss(make_pair, make_batch, fake, random) -> None:
-    method = GKD(GKDKnobs(single_stage=True), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(single_stage=True), make_pair(*WIDTHS))
     student = fake(random(4, 4, 4, 4), random(4, 3, *GRID), random(4, 3), random(4, 3, *GRID))
     sides = student, fake(None, random(4, 5, *GRID), random(4, 5))
     (stage,) = method.stages()
@@ -466,7 +466,7 @@ def test_the_single_stage_ablation_adds_the_task_loss(make_pair, make_batch, fak
 
 
 def test_values_of_the_teacher_are_gathered_as_they_are(make_pair, random) -> None:
-    head = GKD(GKDKnobs(values="teacher"), make_pair(*WIDTHS)).feature_head
+    head = GKD(GKDConfig(values="teacher"), make_pair(*WIDTHS)).feature_head
     student, teacher = random(2, 6, 3), random(2, 6, 5)
     queries = np.array([[norm_and_map(head.query, t) for t in image] for image in student.double().numpy()])
     scores = np.exp(queries @ teacher.double().numpy().swapaxes(1, 2))
@@ -475,18 +475,18 @@ def test_values_of_the_teacher_are_gathered_as_they_are(make_pair, random) -> No
 
 
 def test_teachers_values_do_not_change_with_the_order_of_the_teachers_tokens(make_pair, random) -> None:
-    head = GKD(GKDKnobs(values="teacher"), make_pair(*WIDTHS)).feature_head
+    head = GKD(GKDConfig(values="teacher"), make_pair(*WIDTHS)).feature_head
     student, teacher = random(2, 6, 3), random(2, 6, 5)
     assert torch.allclose(head(student, teacher[:, torch.randperm(6)]), head(student, teacher), atol=1e-5)
 
 
 def test_without_the_proxy_the_source_alone_is_distilled(make_pair) -> None:
-    stages = GKD(GKDKnobs(proxy=False), make_pair()).stages()
+    stages = GKD(GKDConfig(proxy=False), make_pair()).stages()
     assert [stage.phase for stage in stages] == [Phase.SOURCE, Phase.TASK]
 
 
 def test_an_unfrozen_task_stage_trains_the_whole_student(make_pair) -> None:
-    assert GKD(GKDKnobs(encoder="fine-tuned"), make_pair()).stages()[-1].trains == STUDENT
+    assert GKD(GKDConfig(encoder="fine-tuned"), make_pair()).stages()[-1].trains == STUDENT
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,7 @@ def test_an_unfrozen_task_stage_trains_the_whole_student(make_pair) -> None:
 def test_a_weight_of_zero_leaves_out_a_term_and_what_only_it_needs(
     knob: str, terms: set[str], heads: set[str], make_pair, make_batch, sides
 ) -> None:
-    method = GKD(GKDKnobs(**{knob: 0}), make_pair(*WIDTHS))
+    method = GKD(GKDConfig(**{knob: 0}), make_pair(*WIDTHS))
     assert {name for name, _ in method.named_children()} == heads
     assert method.stages()[0].trains == heads | {Part.STUDENT_ENCODER}
     assert set(loss_of(method, make_batch(4), sides)) == terms

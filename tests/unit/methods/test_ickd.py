@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.ickd import ICKD, ICKDKnobs
+from kdbench.methods.ickd import ICKD, ICKDConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ def make(make_pair, random):
     """A method whose normalisation is away from its start."""
 
     def make(student: int = 3, teacher: int = 5, **config: float) -> ICKD:
-        method = ICKD(ICKDKnobs(**config), make_pair(student, teacher))
+        method = ICKD(ICKDConfig(**config), make_pair(student, teacher))
         with torch.no_grad():
             for parameter in method.adapter[1].parameters():
                 parameter.add_(0.5 * random(*parameter.shape))
@@ -69,12 +69,12 @@ def distil(make_batch, fake):
 
 
 def test_default_is_the_published_one_on_the_mean() -> None:
-    assert ICKDKnobs().model_dump() == {"weight": 500 / 256}
+    assert ICKDConfig().model_dump() == {"weight": 500 / 256}
 
 
 def test_the_weight_cannot_be_negative() -> None:
     with pytest.raises(ValidationError):
-        ICKDKnobs(weight=-1)
+        ICKDConfig(weight=-1)
 
 
 @pytest.mark.parametrize("widths", [(3, 5), (4, 4)])
@@ -98,14 +98,14 @@ def test_value_equals_a_loop_over_pairs_of_channels(widths: tuple[int, int], mak
 def test_matrices_computed_by_hand(make_pair, distil) -> None:
     # Student: two equal channels, rows (1, 1) / sqrt 2. Teacher: two apart, rows (1, 0) and (0, 1).
     # The squared distance of each row is 2 - sqrt 2.
-    method = ICKD(ICKDKnobs(weight=1), make_pair(2, 2))
+    method = ICKD(ICKDConfig(weight=1), make_pair(2, 2))
     method.adapter = nn.Identity()
     student, teacher = torch.ones(1, 2, 1, 2), torch.eye(2).view(1, 2, 1, 2)
     assert distil(method, student, teacher).item() == pytest.approx(2 - 2**0.5, rel=1e-6)
 
 
 def test_a_batch_costs_the_mean_of_its_images(make_pair, distil, random) -> None:
-    method = ICKD(ICKDKnobs(), make_pair(4, 4))
+    method = ICKD(ICKDConfig(), make_pair(4, 4))
     method.adapter = nn.Identity()
     student, teacher = random(3, 4, 3, 4), random(3, 4, 3, 4)
     alone = [distil(method, student[i : i + 1], teacher[i : i + 1]).item() for i in range(3)]
@@ -134,7 +134,7 @@ def test_gradient_reaches_the_student_and_all_of_the_adapter(scale: float, make,
 
 
 def test_half_precision_around_the_matrices_changes_nothing(make_pair, distil, random) -> None:
-    method = ICKD(ICKDKnobs(), make_pair(5, 5))
+    method = ICKD(ICKDConfig(), make_pair(5, 5))
     method.adapter = nn.Identity()
     student, teacher = random(2, 5, 4, 8), random(2, 5, 4, 8)
     with torch.autocast("cpu", torch.bfloat16):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.ifvd import IFVD, VariationKnobs
+from kdbench.methods.ifvd import IFVD, IFVDConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -38,7 +38,7 @@ def distil(make_pair, fake):
     """The distillation term alone, for labels at any size."""
 
     def run(student: Tensor, teacher: Tensor, label: Tensor, **config: float) -> Tensor:
-        method = IFVD(VariationKnobs(**config), make_pair(classes=CLASSES))
+        method = IFVD(IFVDConfig(**config), make_pair(classes=CLASSES))
         count = len(student)
         batch = Batch(torch.zeros(count, 3, 8, 8), label, ("here",) * count, torch.arange(count))
         logits = torch.zeros(count, CLASSES, 2, 2)
@@ -58,13 +58,13 @@ def label() -> Tensor:
 
 
 def test_default_is_the_published_weight() -> None:
-    assert VariationKnobs().model_dump() == {"recipe": "bare", "weight": 20.0}
+    assert IFVDConfig().model_dump() == {"preset": "plain", "weight": 20.0}
     with pytest.raises(ValidationError):
-        VariationKnobs(weight=-1)
+        IFVDConfig(weight=-1)
 
 
 def test_one_joint_stage_without_adapters_or_teacher_decoder(make_pair) -> None:
-    (joint,) = IFVD(VariationKnobs(), make_pair()).stages()
+    (joint,) = IFVD(IFVDConfig(), make_pair()).stages()
     assert (joint.name, joint.phase, joint.trains) == ("joint", Phase.TASK, STUDENT)
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -149,7 +149,7 @@ def test_silent_and_loud_maps_give_finite_gradients(scale: float, distil, random
 
 
 def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:
-    method = IFVD(VariationKnobs(recipe="paper"), make_pair())
+    method = IFVD(IFVDConfig(preset="published"), make_pair())
     fit, joint = method.stages()
     assert (fit.phase, joint.parts) == (Phase.FIT_TEACHER, STUDENT | TEACHER)
     ours, theirs = random(2, 4, 2, 2), random(2, 4, 2, 2)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.lightly import Lightly, LightlyKnobs, Queue, mix
+from kdbench.methods.lightly import Lightly, LightlyConfig, Queue, mix
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def make(pair, random):
     """A method whose heads are away from their small start."""
 
     def build(**config: object) -> Lightly:
-        method = Lightly(LightlyKnobs(**config), pair)
+        method = Lightly(LightlyConfig(**config), pair)
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.add_(0.5 * random(*parameter.shape))
@@ -70,13 +70,13 @@ def sides(fake, random):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert LightlyKnobs().model_dump() == {"version": "v3", "temperature": 0.07, "local": 1.0, "queue": 8192}
+    assert LightlyConfig().model_dump() == {"version": "v3", "temperature": 0.07, "local": 1.0, "queue": 8192}
 
 
 @pytest.mark.parametrize("wrong", [{"version": "v1"}, {"temperature": 0}, {"queue": 0}, {"local": -1}])
 def test_knobs_are_held_to_their_limits(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        LightlyKnobs(**wrong)
+        LightlyConfig(**wrong)
 
 
 @pytest.mark.parametrize("unread", [{"temperature": 0.1}, {"local": 2}, {"queue": 9}])
@@ -85,8 +85,8 @@ def test_settings_of_v3_are_refused_beside_v2(unread: dict[str, object]) -> None
     with pytest.raises(
         ValidationError, match=rf"{name}=\S+ is not read where version=v2; leave it out, or set version"
     ):
-        LightlyKnobs(version="v2", **unread)
-    assert getattr(LightlyKnobs(**unread), name) == unread[name]
+        LightlyConfig(version="v2", **unread)
+    assert getattr(LightlyConfig(**unread), name) == unread[name]
 
 
 @pytest.mark.parametrize(("version", "own"), [("v2", {"head"}), ("v3", {"local_head", "global_head", "queue"})])
@@ -100,7 +100,7 @@ def test_stages_are_proxy_source_and_task(version: str, own: set[str], make) -> 
 
 
 def test_task_stage_has_no_distillation(make_pair, make_batch, fake, random) -> None:
-    stage = Lightly(LightlyKnobs(), make_pair()).stages()[2]
+    stage = Lightly(LightlyConfig(), make_pair()).stages()[2]
     assert set(stage.loss(make_batch(), fake(logits=random(2, 4, 4, 4)), None)) == {"task"}
 
 
@@ -214,7 +214,7 @@ def test_a_later_push_leaves_the_graph_of_an_earlier_batch_alone(make, make_batc
 
 
 def test_a_student_that_is_the_teacher_costs_nothing(make_pair, make_batch, fake, random) -> None:
-    method = Lightly(LightlyKnobs(), make_pair(5, 5))
+    method = Lightly(LightlyConfig(), make_pair(5, 5))
     with torch.no_grad():
         method.local_head.weight.copy_(torch.eye(5)[:, :, None, None])
         method.global_head.weight.copy_(torch.eye(5))

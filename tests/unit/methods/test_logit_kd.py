@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.logit_kd import LogitKD, LogitKnobs
+from kdbench.methods.logit_kd import LogitKD, LogitKDConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -40,23 +40,23 @@ def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
     def run(student: Tensor, teacher: Tensor, **config: float) -> Tensor:
-        method = LogitKD(LogitKnobs(**config), make_pair())
+        method = LogitKD(LogitKDConfig(**config), make_pair())
         return method.loss(make_batch(len(student)), fake(logits=student), fake(logits=teacher))["logit_kd"]
 
     return run
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert LogitKnobs().model_dump() == {"temperature": 1.0, "weight": 1.0}
+    assert LogitKDConfig().model_dump() == {"temperature": 1.0, "weight": 1.0}
 
 
 def test_temperature_has_to_be_positive() -> None:
     with pytest.raises(ValidationError):
-        LogitKnobs(temperature=0)
+        LogitKDConfig(temperature=0)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = LogitKD(LogitKnobs(), make_pair()).stages()
+    fit, joint = LogitKD(LogitKDConfig(), make_pair()).stages()
     assert (fit.name, fit.phase) == ("fit_teacher", Phase.FIT_TEACHER)
     assert fit.trains == {Part.TEACHER_DECODER}
     assert fit.parts == TEACHER
@@ -136,7 +136,7 @@ def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(
     scale: float, make_pair, make_batch, fake, random
 ) -> None:
     student = fake(logits=(scale * random(2, CLASSES, 4, 4)).requires_grad_())
-    terms = LogitKD(LogitKnobs(), make_pair()).loss(
+    terms = LogitKD(LogitKDConfig(), make_pair()).loss(
         make_batch(label=255), student, fake(logits=scale * random(2, CLASSES, 4, 4))
     )
     sum(terms.values()).backward()
@@ -148,7 +148,7 @@ def test_all_pixels_ignored_leave_the_task_at_zero_and_all_terms_finite(
 
 def test_the_task_loss_stands_beside_it(make_pair, make_batch, fake, random) -> None:
     logits = random(2, CLASSES, 8, 8)
-    terms = LogitKD(LogitKnobs(), make_pair()).loss(make_batch(label=3), fake(logits=logits), fake(logits=logits))
+    terms = LogitKD(LogitKDConfig(), make_pair()).loss(make_batch(label=3), fake(logits=logits), fake(logits=logits))
     assert set(terms) == {"task", "logit_kd"}
     expected = -torch.log_softmax(logits.double(), 1)[:, 3].mean()
     assert terms["task"].item() == pytest.approx(expected.item(), rel=1e-6)

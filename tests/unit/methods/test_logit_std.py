@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.logit_std import LogitStd, LogitStdKnobs
+from kdbench.methods.logit_std import LogitStd, LogitStdConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
     def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
-        method = LogitStd(LogitStdKnobs(**config), make_pair())
+        method = LogitStd(LogitStdConfig(**config), make_pair())
         terms = method.loss(make_batch(len(student), label), fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "logit_std"}
         return terms["logit_std"]
@@ -48,17 +48,17 @@ def distil(make_pair, make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert LogitStdKnobs().model_dump() == {"temperature": 2.0, "weight": 9.0}
+    assert LogitStdConfig().model_dump() == {"temperature": 2.0, "weight": 9.0}
 
 
 @pytest.mark.parametrize("config", [{"temperature": 0}, {"weight": -1}])
 def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        LogitStdKnobs(**config)
+        LogitStdConfig(**config)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = LogitStd(LogitStdKnobs(), make_pair()).stages()
+    fit, joint = LogitStd(LogitStdConfig(), make_pair()).stages()
     assert fit.phase == Phase.FIT_TEACHER
     assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.mgd import MGD, MaskedKnobs
+from kdbench.methods.mgd import MGD, MGDConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -43,18 +43,18 @@ def distil(make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert MaskedKnobs().model_dump() == {"recipe": "bare", "mask_ratio": 0.75, "weight_on_mean": 167.8}
-    assert pytest.approx(2e-5 * 2048 * 64 * 64, rel=1e-3) == MaskedKnobs().weight_on_mean
+    assert MGDConfig().model_dump() == {"preset": "plain", "mask_ratio": 0.75, "weight_on_mean": 167.8}
+    assert pytest.approx(2e-5 * 2048 * 64 * 64, rel=1e-3) == MGDConfig().weight_on_mean
 
 
 @pytest.mark.parametrize("config", [{"mask_ratio": 1.1}, {"mask_ratio": -0.1}, {"weight_on_mean": -1}])
 def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        MaskedKnobs(**config)
+        MGDConfig(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = MGD(MaskedKnobs(), make_pair()).stages()
+    (joint,) = MGD(MGDConfig(), make_pair()).stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"align", "generator"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -63,7 +63,7 @@ def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
 def test_value_equals_a_loop_over_the_offsets_of_the_convolutions(
     student_grid: tuple[int, int], make_pair, distil, random, bilinear, monkeypatch
 ) -> None:
-    method = MGD(MaskedKnobs(), make_pair(3, 5))
+    method = MGD(MGDConfig(), make_pair(3, 5))
     student, teacher = random(2, 3, *student_grid), random(2, 5, 3, 5)
     draws = torch.rand(2, 1, 3, 5, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(torch, "rand_like", lambda *_, **__: draws)
@@ -76,7 +76,7 @@ def test_value_equals_a_loop_over_the_offsets_of_the_convolutions(
 def test_positions_are_hidden_in_all_channels_with_the_given_probability_and_the_rest_not_rescaled(
     make_pair, distil
 ) -> None:
-    method = MGD(MaskedKnobs(mask_ratio=0.3), make_pair(4, 4))
+    method = MGD(MGDConfig(mask_ratio=0.3), make_pair(4, 4))
     seen: list[Tensor] = []
     method.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_positions_are_hidden_in_all_channels_with_the_given_probability_and_the
 
 
 def test_the_mask_follows_the_seed(make_pair, distil, random) -> None:
-    method = MGD(MaskedKnobs(), make_pair())
+    method = MGD(MGDConfig(), make_pair())
     maps = random(2, 3, 4, 8), random(2, 5, 4, 8)
 
     def value(seed: int) -> float:
@@ -101,11 +101,11 @@ def test_the_mask_follows_the_seed(make_pair, distil, random) -> None:
 
 
 def test_equal_widths_are_not_aligned(make_pair) -> None:
-    assert not list(MGD(MaskedKnobs(), make_pair(4, 4)).align.parameters())
+    assert not list(MGD(MGDConfig(), make_pair(4, 4)).align.parameters())
 
 
 def test_gradient_reaches_student_and_all_adapters(make_pair, distil, random) -> None:
-    method = MGD(MaskedKnobs(mask_ratio=0.2), make_pair())
+    method = MGD(MGDConfig(mask_ratio=0.2), make_pair())
     student = random(2, 3, 4, 8).requires_grad_()
     distil(method, student, random(2, 5, 4, 8)).backward()
     assert student.grad.abs().sum() > 0
@@ -114,7 +114,7 @@ def test_gradient_reaches_student_and_all_adapters(make_pair, distil, random) ->
 
 @pytest.mark.parametrize("mask_ratio", [0.75, 1.0])
 def test_extreme_features_without_a_labelled_pixel_are_finite(mask_ratio: float, make_pair, distil, random) -> None:
-    method = MGD(MaskedKnobs(mask_ratio=mask_ratio), make_pair())
+    method = MGD(MGDConfig(mask_ratio=mask_ratio), make_pair())
     student = (1e4 * random(2, 3, 4, 8)).requires_grad_()
     value = distil(method, student, 1e4 * random(2, 5, 4, 8), label=255)
     value.backward()
@@ -123,7 +123,7 @@ def test_extreme_features_without_a_labelled_pixel_are_finite(mask_ratio: float,
 
 
 def test_the_papers_recipe_adds_channel_wise_distillation_of_logits(make_pair, make_batch, fake, random) -> None:
-    method = MGD(MaskedKnobs(recipe="paper"), make_pair())
+    method = MGD(MGDConfig(preset="published"), make_pair())
     assert [stage.phase for stage in method.stages()] == [Phase.FIT_TEACHER, Phase.TASK]
     ours, theirs = random(2, 4, 3, 3), random(2, 4, 3, 3)
     terms = method.loss(make_batch(), fake(ours, random(2, 3, 4, 8)), fake(theirs, random(2, 5, 4, 8)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kdbench.methods.nkd import NKD, NKDKnobs
+from kdbench.methods.nkd import NKD, NKDConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def distil(make_pair, fake):
 
     def run(student: Tensor, teacher: Tensor, label: Tensor, **config: float) -> tuple[Tensor, Tensor]:
         batch = Batch(torch.zeros(len(label), 3, 8, 8), label, ("here",) * len(label), torch.arange(len(label)))
-        terms = NKD(NKDKnobs(**config), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
+        terms = NKD(NKDConfig(**config), make_pair()).loss(batch, fake(logits=student), fake(logits=teacher))
         assert set(terms) == {"task", "nkd_target", "nkd_rest"}
         return terms["nkd_target"], terms["nkd_rest"]
 
@@ -57,17 +57,17 @@ def case(random) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert NKDKnobs().model_dump() == {"gamma": 1.5, "temperature": 1.0}
+    assert NKDConfig().model_dump() == {"gamma": 1.5, "temperature": 1.0}
 
 
 @pytest.mark.parametrize("config", [{"temperature": 0}, {"gamma": -1}])
 def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        NKDKnobs(**config)
+        NKDConfig(**config)
 
 
 def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = NKD(NKDKnobs(), make_pair()).stages()
+    fit, joint = NKD(NKDConfig(), make_pair()).stages()
     assert fit.phase == Phase.FIT_TEACHER
     assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
 

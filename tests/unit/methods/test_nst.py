@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.nst import NST, NSTKnobs
+from kdbench.methods.nst import NST, NSTConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
     def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
-        method = NST(NSTKnobs(**config), make_pair())
+        method = NST(NSTConfig(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student), label), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "nst"}
@@ -41,16 +41,16 @@ def distil(make_pair, make_batch, fake):
 
 
 def test_default_is_the_published_one() -> None:
-    assert NSTKnobs().model_dump() == {"weight": 50.0}
+    assert NSTConfig().model_dump() == {"weight": 50.0}
 
 
 def test_the_weight_cannot_be_negative() -> None:
     with pytest.raises(ValidationError):
-        NSTKnobs(weight=-1)
+        NSTConfig(weight=-1)
 
 
 def test_one_joint_stage_without_an_adapter_or_the_teachers_decoder(make_pair) -> None:
-    (joint,) = NST(NSTKnobs(), make_pair()).stages()
+    (joint,) = NST(NSTConfig(), make_pair()).stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT)
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 

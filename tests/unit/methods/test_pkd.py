@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.pkd import PKD, PKDKnobs
+from kdbench.methods.pkd import PKD, PKDConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -38,20 +38,20 @@ def distil(make_batch, fake):
 @pytest.fixture
 def even(make_pair) -> PKD:
     """For networks of one width."""
-    return PKD(PKDKnobs(), make_pair(5, 5))
+    return PKD(PKDConfig(), make_pair(5, 5))
 
 
 def test_default_is_the_published_one() -> None:
-    assert PKDKnobs().model_dump() == {"weight": 10.0}
+    assert PKDConfig().model_dump() == {"weight": 10.0}
 
 
 def test_the_weight_cannot_be_negative() -> None:
     with pytest.raises(ValidationError):
-        PKDKnobs(weight=-1)
+        PKDConfig(weight=-1)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = PKD(PKDKnobs(), make_pair()).stages()
+    (joint,) = PKD(PKDConfig(), make_pair()).stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"projector"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -72,7 +72,7 @@ def test_a_channel_computed_by_hand(make_pair, distil) -> None:
     # (0, 1) has mean 1/2 and unbiased deviation 1/sqrt 2: standardised -1/sqrt 2 and 1/sqrt 2. Against its reverse
     # both squared differences are 2, half of their mean is 1.
     student = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
-    method = PKD(PKDKnobs(weight=1), make_pair(1, 1))
+    method = PKD(PKDConfig(weight=1), make_pair(1, 1))
     assert distil(method, student, student.flip(-1)).item() == pytest.approx(1, rel=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_constant_channels_are_left_out(side: int, make_pair, even: PKD, distil,
     maps = [random(2, 5, 3, 4), random(2, 5, 3, 4)]
     maps[side][:, 2] = 7
     kept = [map_[:, [0, 1, 3, 4]] for map_ in maps]
-    expected = distil(PKD(PKDKnobs(), make_pair(4, 4)), *kept)
+    expected = distil(PKD(PKDConfig(), make_pair(4, 4)), *kept)
     maps[0].requires_grad_()
     value = distil(even, *maps)
     value.backward()
@@ -112,7 +112,7 @@ def test_constant_maps_cost_nothing(even: PKD, distil, random) -> None:
 def test_the_student_is_projected_then_resized_to_the_teachers_grid(
     grid: tuple[int, int], convolutional: bool, make_pair, distil, random, bilinear
 ) -> None:
-    method = PKD(PKDKnobs(), make_pair(3, 5, convolutional=convolutional))
+    method = PKD(PKDConfig(), make_pair(3, 5, convolutional=convolutional))
     student, teacher = random(2, 3, *grid), random(2, 5, 4, 6)
     weight = method.projector.weight.detach().double().numpy()[:, :, 0, 0]
     projected = bilinear(np.einsum("ts,bshw->bthw", weight, student.double().numpy()), (4, 6))
@@ -122,7 +122,7 @@ def test_the_student_is_projected_then_resized_to_the_teachers_grid(
 
 @pytest.mark.parametrize("scale", [1, 1e4])
 def test_gradient_reaches_student_and_projector(scale: float, make_pair, distil, random) -> None:
-    method = PKD(PKDKnobs(), make_pair())
+    method = PKD(PKDConfig(), make_pair())
     student = (scale * random(2, 3, 4, 8)).requires_grad_()
     distil(method, student, scale * random(2, 5, 4, 8), label=255).backward()
     for tensor in (student, *method.projector.parameters()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.proteus import HEADS, Proteus, ProteusKnobs
+from kdbench.methods.proteus import HEADS, Proteus, ProteusConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def rows_of(map_: Tensor) -> np.ndarray:
 @pytest.fixture
 def method(make_pair, random) -> Proteus:
     """With LayerNorms away from their start, which would hide gains and shifts."""
-    made = Proteus(ProteusKnobs(token=2, feature=3, patch=5), make_pair())
+    made = Proteus(ProteusConfig(token=2, feature=3, patch=5), make_pair())
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.5 * random(*parameter.shape))
@@ -44,18 +44,18 @@ def sides(fake, random):
 
 def test_defaults_are_the_published_ones() -> None:
     published = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
-    assert ProteusKnobs().model_dump() == published | {"encoder": "fine-tuned"}
+    assert ProteusConfig().model_dump() == published | {"encoder": "fine-tuned"}
 
 
 @pytest.mark.parametrize("wrong", [{"mask_ratio": 1.1}, {"mask_probability": -0.1}, {"patch": -1}])
 def test_knobs_are_held_to_their_limits(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        ProteusKnobs(**wrong)
+        ProteusConfig(**wrong)
 
 
 @pytest.mark.parametrize(("encoder", "trained"), [("fine-tuned", STUDENT), ("frozen", {Part.STUDENT_DECODER})])
 def test_stages_are_proxy_source_and_task(encoder: str, trained: frozenset[Part], make_pair) -> None:
-    method = Proteus(ProteusKnobs(encoder=encoder), make_pair())
+    method = Proteus(ProteusConfig(encoder=encoder), make_pair())
     stages = method.stages()
     assert [stage.phase for stage in stages] == [Phase.PROXY, Phase.SOURCE, Phase.TASK]
     assert {name for name, _ in method.named_children()} == HEADS
@@ -66,7 +66,7 @@ def test_stages_are_proxy_source_and_task(encoder: str, trained: frozenset[Part]
 
 
 def test_task_stage_has_no_distillation(make_pair, make_batch, fake, random) -> None:
-    stage = Proteus(ProteusKnobs(), make_pair()).stages()[2]
+    stage = Proteus(ProteusConfig(), make_pair()).stages()[2]
     assert set(stage.loss(make_batch(), fake(logits=random(2, 4, 4, 4)), None)) == {"task"}
 
 
@@ -110,7 +110,7 @@ def test_the_image_of_a_batch_of_one_is_masked_and_counts_in_full(method, make_b
 
 
 def test_without_masked_images_the_patch_loss_is_zero(make_pair, make_batch, sides) -> None:
-    method = Proteus(ProteusKnobs(mask_probability=0), make_pair())
+    method = Proteus(ProteusConfig(mask_probability=0), make_pair())
     patch = method.loss(make_batch(5), *sides)["patch"]
     assert patch.item() == 0
     assert patch.requires_grad
@@ -162,7 +162,7 @@ def test_extreme_maps_stay_finite(method, make_batch, fake, random) -> None:
 
 
 def test_heads_of_a_convolutional_student_have_a_norm_and_a_bias_too(make_pair, make_batch, sides) -> None:
-    method, (student, teacher) = Proteus(ProteusKnobs(), make_pair(convolutional=True)), sides
+    method, (student, teacher) = Proteus(ProteusConfig(), make_pair(convolutional=True)), sides
     terms = method.loss(make_batch(5), student, teacher)
     class_goal = rows_of(teacher.pooled[:, :, None])
     errors = (norm_and_map(method.token_head, student.pooled[:, :, None]) - class_goal) ** 2
@@ -174,5 +174,5 @@ def test_heads_of_a_convolutional_student_have_a_norm_and_a_bias_too(make_pair, 
 
 
 def test_a_convolutional_student_is_remarked_on(make_pair) -> None:
-    assert "extension" in Proteus(ProteusKnobs(), make_pair(convolutional=True)).footnote
-    assert Proteus(ProteusKnobs(), make_pair()).footnote == ""
+    assert "extension" in Proteus(ProteusConfig(), make_pair(convolutional=True)).footnote
+    assert Proteus(ProteusConfig(), make_pair()).footnote == ""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.review_kd import Fusion, ReviewKD, ReviewKnobs, convolution, hierarchical_error
+from kdbench.methods.review_kd import Fusion, ReviewKD, ReviewKDConfig, convolution, hierarchical_error
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -99,17 +99,17 @@ def distil(make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert ReviewKnobs().model_dump() == {"weight": 1.0, "warm_up": 0.01}
+    assert ReviewKDConfig().model_dump() == {"weight": 1.0, "warm_up": 0.01}
 
 
 @pytest.mark.parametrize("config", [{"weight": -1}, {"warm_up": -0.1}, {"warm_up": 1.1}])
 def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        ReviewKnobs(**config)
+        ReviewKDConfig(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = ReviewKD(ReviewKnobs(), make_pair(levels=2)).stages()
+    (joint,) = ReviewKD(ReviewKDConfig(), make_pair(levels=2)).stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"fusions"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -123,7 +123,7 @@ def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
     ],
 )
 def test_value_equals_a_review_written_out(student_grids, teacher_grids, distil, random) -> None:
-    method = ReviewKD(ReviewKnobs(weight=3), uneven_pair())
+    method = ReviewKD(ReviewKDConfig(weight=3), uneven_pair())
     with torch.no_grad():  # Norms start as the plain ones, which would hide their weights and biases.
         for parameter in method.parameters():
             parameter.add_(0.3 * random(*parameter.shape))
@@ -150,14 +150,14 @@ def test_a_constant_difference_counts_alike_at_all_scales() -> None:
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (1.0, 1.0)])
 def test_the_weight_grows_linearly_to_its_full_height(progress: float, share: float, make_pair, distil, random) -> None:
-    method = ReviewKD(ReviewKnobs(warm_up=0.2), make_pair(3, 5))
+    method = ReviewKD(ReviewKDConfig(warm_up=0.2), make_pair(3, 5))
     maps = [random(2, 3, 4, 8)], [random(2, 5, 4, 8)]
     full = distil(method, *maps, progress=0.5).item()
     assert distil(method, *maps, progress=progress).item() == pytest.approx(share * full, rel=1e-6)
 
 
 def test_without_warm_up_the_weight_is_full_at_once(make_pair, distil, random) -> None:
-    method = ReviewKD(ReviewKnobs(warm_up=0), make_pair(3, 5))
+    method = ReviewKD(ReviewKDConfig(warm_up=0), make_pair(3, 5))
     maps = [random(2, 3, 4, 8)], [random(2, 5, 4, 8)]
     assert distil(method, *maps, progress=0.0) == distil(method, *maps, progress=1.0) > 0
 
@@ -175,12 +175,12 @@ def test_convolutions_are_drawn_as_in_mdistiller(side: int) -> None:
 def test_the_middle_width_is_the_students_deepest_up_to_512() -> None:
     for width, middle in ((6, 6), (700, 512)):
         spec = FeatureSpec((width,), (8,), width, 8, class_token=False)
-        (fusion,) = ReviewKD(ReviewKnobs(), PairSpec(uneven_pair().teacher, spec, 4)).fusions
+        (fusion,) = ReviewKD(ReviewKDConfig(), PairSpec(uneven_pair().teacher, spec, 4)).fusions
         assert fusion.reduce[0].out_channels == middle
 
 
 def test_gradient_reaches_every_level_and_all_adapters(distil, random) -> None:
-    method = ReviewKD(ReviewKnobs(), uneven_pair())
+    method = ReviewKD(ReviewKDConfig(), uneven_pair())
     student = [random(2, width, 4, 8).requires_grad_() for width in (3, 4, 6)]
     distil(method, student, [random(2, width, 4, 8) for width in (2, 5, 6, 7)]).backward()
     assert all(map_.grad.abs().sum() > 0 for map_ in student)
@@ -188,7 +188,7 @@ def test_gradient_reaches_every_level_and_all_adapters(distil, random) -> None:
 
 
 def test_extreme_features_without_a_labelled_pixel_are_finite(make_pair, distil, random) -> None:
-    method = ReviewKD(ReviewKnobs(), make_pair(3, 5, levels=2))
+    method = ReviewKD(ReviewKDConfig(), make_pair(3, 5, levels=2))
     student = [(1e4 * random(2, 3, 4, 8)).requires_grad_() for _ in range(2)]
     value = distil(method, student, [1e4 * random(2, 5, 4, 8) for _ in range(2)], label=255)
     value.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.simkd import SimKD, SimKDKnobs, bottleneck
+from kdbench.methods.simkd import SimKD, SimKDConfig, bottleneck
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,13 +66,13 @@ def spec(channels: tuple[int, ...], strides: tuple[int, ...]) -> FeatureSpec:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert SimKDKnobs().model_dump() == {"weight": 1.0, "reduction": 2}
+    assert SimKDConfig().model_dump() == {"weight": 1.0, "reduction": 2}
     with pytest.raises(ValidationError):
-        SimKDKnobs(reduction=0)
+        SimKDConfig(reduction=0)
 
 
 def test_stages_fit_the_teacher_then_the_students_encoder_without_labels(make_pair) -> None:
-    method = SimKD(SimKDKnobs(), make_pair(levels=4))
+    method = SimKD(SimKDConfig(), make_pair(levels=4))
     fit, source = method.stages()
     assert fit.trains == {Part.TEACHER_DECODER}
     assert (source.name, source.phase) == ("source", Phase.SOURCE)
@@ -82,7 +82,7 @@ def test_stages_fit_the_teacher_then_the_students_encoder_without_labels(make_pa
 
 
 def test_value_equals_an_explicit_computation(make_pair, distil, random) -> None:
-    method = roughen(SimKD(SimKDKnobs(weight=3), make_pair(3, 6, levels=2)), random)
+    method = roughen(SimKD(SimKDConfig(weight=3), make_pair(3, 6, levels=2)), random)
     student, teacher = ([random(2, width, 3, 4) for _ in range(2)] for width in (3, 6))
     projected = [project(p, map_.double().numpy()) for p, map_ in zip(method.projectors.each, student, strict=True)]
     errors = [((a - b.double().numpy()) ** 2).mean() for a, b in zip(projected, teacher, strict=True)]
@@ -96,21 +96,21 @@ def test_projector_narrows_to_a_share_of_the_teachers_width() -> None:
 
 
 def test_levels_that_are_met_cost_nothing(make_pair, distil, random) -> None:
-    method = SimKD(SimKDKnobs(), make_pair(3, 3, levels=2))
+    method = SimKD(SimKDConfig(), make_pair(3, 3, levels=2))
     method.projectors.each = nn.ModuleList([nn.Identity(), nn.Identity()])
     levels = [random(2, 3, 3, 4) for _ in range(2)]
     assert distil(method, levels, levels) == 0
 
 
 def test_a_finer_student_is_pooled_before_its_projector(make_pair, distil, random) -> None:
-    method, fine, teacher = SimKD(SimKDKnobs(), make_pair(3, 6)), random(2, 3, 4, 12), random(2, 6, 2, 4)
+    method, fine, teacher = SimKD(SimKDConfig(), make_pair(3, 6)), random(2, 3, 4, 12), random(2, 6, 2, 4)
     pooled = fine.double().numpy().reshape(2, 3, 2, 2, 4, 3).mean((3, 5))
     expected = ((project(method.projectors.each[0], pooled) - teacher.double().numpy()) ** 2).mean()
     assert distil(method, [fine], [teacher]).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_coarser_student_is_resized_after_its_projector(make_pair, distil, random, bilinear) -> None:
-    method, coarse, teacher = SimKD(SimKDKnobs(), make_pair(3, 6)), random(2, 3, 2, 3), random(2, 6, 4, 6)
+    method, coarse, teacher = SimKD(SimKDConfig(), make_pair(3, 6)), random(2, 3, 2, 3), random(2, 6, 4, 6)
     resized = bilinear(project(method.projectors.each[0], coarse.double().numpy()), (4, 6))
     expected = ((resized - teacher.double().numpy()) ** 2).mean()
     assert distil(method, [coarse], [teacher]).item() == pytest.approx(expected, rel=1e-4)
@@ -128,7 +128,7 @@ def test_every_level_of_the_teacher_is_served(student: int, teacher: int, serves
 
 
 def test_gradient_reaches_every_level_and_parameter_and_extremes_are_finite(make_pair, distil, random) -> None:
-    method = SimKD(SimKDKnobs(), make_pair(3, 6, levels=2))
+    method = SimKD(SimKDConfig(), make_pair(3, 6, levels=2))
     student = [(1e4 * random(2, 3, 3, 4)).requires_grad_() for _ in range(2)]
     loss = distil(method, student, [1e4 * random(2, 6, 3, 4) for _ in range(2)])
     loss.backward()
@@ -163,7 +163,7 @@ def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decod
 
     theirs, ours = spec((6, 6), (8, 8)), spec((3, 5), (4, 16))
     teacher, student = segmentor(theirs), segmentor(ours)
-    method = SimKD(SimKDKnobs(), PairSpec(theirs, ours, 4))
+    method = SimKD(SimKDConfig(), PairSpec(theirs, ours, 4))
     model = method.deploy(student, teacher).eval()
     parts = student.encoder, method.projectors, teacher.decoder
     assert {id(p) for p in model.parameters()} == {id(p) for part in parts for p in part.parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.skd import SKD, StructureKnobs
+from kdbench.methods.skd import SKD, SKDConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
     def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
-        method = SKD(StructureKnobs(**config), make_pair())
+        method = SKD(SKDConfig(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student), label), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "skd"}
@@ -41,17 +41,17 @@ def distil(make_pair, make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert StructureKnobs().model_dump() == {"recipe": "bare", "weight": 10.0, "pool": 2}
+    assert SKDConfig().model_dump() == {"preset": "plain", "weight": 10.0, "pool": 2}
 
 
 @pytest.mark.parametrize("bad", [{"weight": -1}, {"pool": 0}])
 def test_knobs_have_limits(bad: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        StructureKnobs(**bad)
+        SKDConfig(**bad)
 
 
 def test_one_joint_stage_without_adapters_or_teacher_decoder(make_pair) -> None:
-    (joint,) = SKD(StructureKnobs(), make_pair()).stages()
+    (joint,) = SKD(SKDConfig(), make_pair()).stages()
     assert (joint.name, joint.phase, joint.trains) == ("joint", Phase.TASK, STUDENT)
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
@@ -102,7 +102,7 @@ def test_autocast_keeps_single_precision(distil, random) -> None:
 
 
 def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:
-    method = SKD(StructureKnobs(recipe="paper"), make_pair())
+    method = SKD(SKDConfig(preset="published"), make_pair())
     fit, joint = method.stages()
     assert (fit.phase, joint.parts) == (Phase.FIT_TEACHER, STUDENT | TEACHER)
     ours, theirs = random(2, 4, 2, 2), random(2, 4, 2, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.sp import SP, SimilarityKnobs
+from kdbench.methods.sp import SP, SPConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def distil(make_pair, make_batch, fake):
     """The distillation term alone."""
 
     def run(student: Tensor, teacher: Tensor, label: int = 0, **config: float) -> Tensor:
-        method = SP(SimilarityKnobs(**config), make_pair())
+        method = SP(SPConfig(**config), make_pair())
         logits = torch.zeros(len(student), 4, 2, 2)
         terms = method.loss(make_batch(len(student), label), fake(logits, student), fake(None, teacher))
         assert set(terms) == {"task", "sp"}
@@ -34,13 +34,13 @@ def distil(make_pair, make_batch, fake):
 
 
 def test_default_is_the_published_weight() -> None:
-    assert SimilarityKnobs().model_dump() == {"row_weight": 46.875}
+    assert SPConfig().model_dump() == {"row_weight": 46.875}
     with pytest.raises(ValidationError):
-        SimilarityKnobs(row_weight=-1)
+        SPConfig(row_weight=-1)
 
 
 def test_one_joint_stage_without_adapters_or_teacher_decoder(make_pair) -> None:
-    (joint,) = SP(SimilarityKnobs(), make_pair()).stages()
+    (joint,) = SP(SPConfig(), make_pair()).stages()
     assert (joint.name, joint.phase, joint.trains) == ("joint", Phase.TASK, STUDENT)
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.srrl import SRRL, SRRLKnobs, linear
+from kdbench.methods.srrl import SRRL, SRRLConfig, linear
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -66,13 +66,13 @@ def expected(projected: list[np.ndarray], teacher: Any) -> tuple[float, float]:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert SRRLKnobs().model_dump() == {"feature_weight": 1.0, "logit_weight": 1.0}
+    assert SRRLConfig().model_dump() == {"feature_weight": 1.0, "logit_weight": 1.0}
     with pytest.raises(ValidationError):
-        SRRLKnobs(logit_weight=-1)
+        SRRLConfig(logit_weight=-1)
 
 
 def test_stages_fit_the_teacher_then_train_student_and_projectors(make_pair) -> None:
-    fit, joint = SRRL(SRRLKnobs(), make_pair(levels=4)).stages()
+    fit, joint = SRRL(SRRLConfig(), make_pair(levels=4)).stages()
     assert fit.trains == {Part.TEACHER_DECODER}
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"projectors"})
     assert joint.parts == STUDENT | TEACHER
@@ -80,11 +80,11 @@ def test_stages_fit_the_teacher_then_train_student_and_projectors(make_pair) -> 
 
 def test_the_plain_student_is_deployed(make_pair) -> None:
     student = nn.Identity()
-    assert SRRL(SRRLKnobs(), make_pair()).deploy(student, nn.Identity()) is student
+    assert SRRL(SRRLConfig(), make_pair()).deploy(student, nn.Identity()) is student
 
 
 def test_value_equals_an_explicit_computation(make_pair, distil, make_teacher, random) -> None:
-    method = SRRL(SRRLKnobs(feature_weight=3, logit_weight=7), make_pair(3, 6, levels=2))
+    method = SRRL(SRRLConfig(feature_weight=3, logit_weight=7), make_pair(3, 6, levels=2))
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(0.3 * random(*parameter.shape))
@@ -97,13 +97,13 @@ def test_value_equals_an_explicit_computation(make_pair, distil, make_teacher, r
 
 
 def test_levels_that_are_met_cost_nothing(make_pair, distil, make_teacher, random) -> None:
-    method, levels = SRRL(SRRLKnobs(), make_pair(3, 3)), [random(2, 3, 3, 4)]
+    method, levels = SRRL(SRRLConfig(), make_pair(3, 3)), [random(2, 3, 3, 4)]
     method.projectors.each = nn.ModuleList([nn.Identity()])
     assert all(term == 0 for term in distil(method, levels, make_teacher(levels)).values())
 
 
 def test_the_first_term_sees_means_alone_the_second_every_position(make_pair, distil, make_teacher, random) -> None:
-    method, level = SRRL(SRRLKnobs(), make_pair(3, 3)), random(2, 3, 3, 4)
+    method, level = SRRL(SRRLConfig(), make_pair(3, 3)), random(2, 3, 3, 4)
     method.projectors.each = nn.ModuleList([nn.Identity()])
     terms = distil(method, [level.flip(3)], make_teacher([level]))
     assert terms["srrl_features"].item() == pytest.approx(0, abs=1e-10)
@@ -114,7 +114,7 @@ def test_the_first_term_sees_means_alone_the_second_every_position(make_pair, di
 def test_a_finer_level_is_pooled_before_its_projector_and_a_coarser_one_resized_after_it(
     grid, make_pair, distil, make_teacher, random, bilinear
 ) -> None:
-    method = SRRL(SRRLKnobs(), make_pair(3, 6))
+    method = SRRL(SRRLConfig(), make_pair(3, 6))
     student, teacher = random(2, 3, *grid), make_teacher([random(2, 6, 4, 6)])
     coarse = student.double().numpy()
     if grid == (8, 12):
@@ -140,7 +140,7 @@ def test_every_level_of_the_teacher_is_served(student: int, teacher: int, serves
 def test_gradient_flows_through_the_teachers_decoder_and_extremes_are_finite(
     make_pair, distil, make_teacher, random
 ) -> None:
-    method = SRRL(SRRLKnobs(), make_pair(3, 6, levels=2))
+    method = SRRL(SRRLConfig(), make_pair(3, 6, levels=2))
     student = [(1e4 * random(2, 3, 3, 4)).requires_grad_() for _ in range(2)]
     terms = distil(method, student, make_teacher([1e4 * random(2, 6, 3, 4) for _ in range(2)]))
     for term in terms.values():

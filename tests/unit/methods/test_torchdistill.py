@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods import torchdistill as ours
-from kdbench.methods.at import AT, AttentionKnobs
-from kdbench.methods.review_kd import ReviewKD, ReviewKnobs
-from kdbench.methods.torchdistill import RULES, TorchDistill, TorchDistillKnobs
-from kdbench.methods.vid import VID, VariationalKnobs
+from kdbench.methods.at import AT, ATConfig
+from kdbench.methods.review_kd import ReviewKD, ReviewKDConfig
+from kdbench.methods.torchdistill import RULES, TorchDistill, TorchDistillConfig
+from kdbench.methods.vid import VID, VIDConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ def make(package, make_pair):
     """A method on three levels."""
 
     def build(loss: str, student: int = 3, teacher: int = WIDTH, cnn: bool = False, **config: float) -> TorchDistill:
-        return TorchDistill(TorchDistillKnobs(loss=loss, **config), make_pair(student, teacher, cnn, levels=3))
+        return TorchDistill(TorchDistillConfig(loss=loss, **config), make_pair(student, teacher, cnn, levels=3))
 
     return build
 
@@ -154,11 +154,11 @@ def unprojected(method: TorchDistill) -> TorchDistill:
 
 
 def test_defaults_are_the_sample_for_segmentation() -> None:
-    assert TorchDistillKnobs().model_dump() == {"loss": "KTALoss", "weight": None}
-    assert set(get_args(TorchDistillKnobs.model_fields["loss"].annotation)) == set(RULES) == set(DIRECT)
+    assert TorchDistillConfig().model_dump() == {"loss": "KTALoss", "weight": None}
+    assert set(get_args(TorchDistillConfig.model_fields["loss"].annotation)) == set(RULES) == set(DIRECT)
     for wrong in ({"weight": -1}, {"loss": "PKTLoss"}):
         with pytest.raises(ValidationError):
-            TorchDistillKnobs(**wrong)
+            TorchDistillConfig(**wrong)
 
 
 def test_the_file_loads_without_the_package_and_building_names_the_extra(make_pair, monkeypatch) -> None:
@@ -171,7 +171,7 @@ def test_the_file_loads_without_the_package_and_building_names_the_extra(make_pa
     monkeypatch.setitem(sys.modules, "loaded_without", module)
     spec.loader.exec_module(module)
     with pytest.raises(ImportError, match=r'pip install "kdbench\[torchdistill\]"'):
-        module.TorchDistill(module.TorchDistillKnobs(), make_pair())
+        module.TorchDistill(module.TorchDistillConfig(), make_pair())
 
 
 def test_the_package_is_not_taken_for_the_file_of_its_name(make) -> None:
@@ -298,7 +298,7 @@ def test_extreme_values_ignored_pixels_and_few_images_are_finite(
         map_.requires_grad_()
     three_levels, two_levels = make_pair(levels=3), make_pair(levels=2)
     pair = PairSpec(two_levels.teacher, three_levels.student, CLASSES)
-    method = TorchDistill(TorchDistillKnobs(loss=loss), pair)
+    method = TorchDistill(TorchDistillConfig(loss=loss), pair)
     terms = method.loss(make_batch(images, label=255), student, teacher)
     sum(terms.values()).backward()
     assert terms["task"] == 0
@@ -312,14 +312,14 @@ def test_levels_are_matched_from_the_deepest(package, make_pair) -> None:
     pair = replace(
         pair, teacher=replace(pair.teacher, channels=(6, 5)), student=replace(pair.student, channels=(2, 3, 4))
     )
-    method = TorchDistill(TorchDistillKnobs(loss="VIDLoss"), pair)
+    method = TorchDistill(TorchDistillConfig(loss="VIDLoss"), pair)
     shapes = [(projector.linear.in_features, projector.linear.out_features) for projector in method.projectors]
     assert shapes == [(3, 6), (4, 5)]
     assert [len(scale) for scale in method.scales] == [6, 5]
 
 
 def test_equal_widths_and_a_single_level_are_enough_for_fsp(make_pair, package, network, distil) -> None:
-    method = TorchDistill(TorchDistillKnobs(loss="FSPLoss"), make_pair(WIDTH, WIDTH, levels=1))
+    method = TorchDistill(TorchDistillConfig(loss="FSPLoss"), make_pair(WIDTH, WIDTH, levels=1))
     assert distil(method, network(WIDTH, levels=1), network(WIDTH, levels=1)) > 0
 
 
@@ -400,7 +400,7 @@ def test_the_paraphraser_learns_first_from_the_teacher_alone_and_is_frozen_after
 
 def test_our_attention_transfer_is_the_packages(package, make_pair, make_batch, network) -> None:
     student, teacher = network(3), network(WIDTH)
-    term = AT(AttentionKnobs(mean_weight=1), make_pair()).loss(make_batch(IMAGES), student, teacher)["at"]
+    term = AT(ATConfig(mean_weight=1), make_pair()).loss(make_batch(IMAGES), student, teacher)["at"]
     theirs = package.ATLoss(PAIRS)(as_hooked(layer=student.final), as_hooked(layer=teacher.final))
     # Theirs is the mean over positions too.
     assert term.item() == pytest.approx(POSITIONS * theirs.item(), rel=1e-6)
@@ -408,7 +408,7 @@ def test_our_attention_transfer_is_the_packages(package, make_pair, make_batch, 
 
 def test_our_variational_distillation_is_the_packages(package, make_pair, make_batch, network, random) -> None:
     student, teacher = network(3), network(WIDTH)
-    method = VID(VariationalKnobs(), make_pair(levels=3))
+    method = VID(VIDConfig(), make_pair(levels=3))
     total = 0.0
     with torch.no_grad():
         for gaussian, map_, target in zip(method.gaussians, student.levels, teacher.levels, strict=True):
@@ -422,7 +422,7 @@ def test_our_variational_distillation_is_the_packages(package, make_pair, make_b
 @pytest.mark.parametrize("grid", [GRID, (3, 6), (2, 2)])
 def test_our_review_loss_is_the_packages(grid: tuple[int, int], package, make_pair, make_batch, network) -> None:
     student, teacher = network(3, grid), network(WIDTH, grid)
-    method = ReviewKD(ReviewKnobs(warm_up=0), make_pair(levels=3))
+    method = ReviewKD(ReviewKDConfig(warm_up=0), make_pair(levels=3))
     criterion = package.HierarchicalContextLoss(**MODULES)
     residual, total = student.levels[-1], 0.0
     with torch.no_grad():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.vid import VID, VariationalKnobs
+from kdbench.methods.vid import VID, VIDConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -45,24 +45,24 @@ def distil(make_batch, fake):
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert VariationalKnobs().model_dump() == {"weight": 1.0, "variance": 5.0}
+    assert VIDConfig().model_dump() == {"weight": 1.0, "variance": 5.0}
 
 
 @pytest.mark.parametrize("config", [{"weight": -1}, {"variance": 0}])
 def test_knobs_have_limits(config: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        VariationalKnobs(**config)
+        VIDConfig(**config)
 
 
 def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = VID(VariationalKnobs(), make_pair(levels=2)).stages()
+    (joint,) = VID(VIDConfig(), make_pair(levels=2)).stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"gaussians"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
 
 
 @pytest.mark.parametrize("variance", [0.01, 5.0, 2000.0])
 def test_variances_begin_at_the_given_value(variance: float, make_pair) -> None:
-    (gaussian,) = VID(VariationalKnobs(variance=variance), make_pair(3, 5)).gaussians
+    (gaussian,) = VID(VIDConfig(variance=variance), make_pair(3, 5)).gaussians
     scales = gaussian.scale.detach().double()
     begun = torch.nn.functional.softplus(scales) + 1e-5
     assert begun.tolist() == [pytest.approx(variance, rel=1e-5)] * 5
@@ -72,7 +72,7 @@ def test_variances_begin_at_the_given_value(variance: float, make_pair) -> None:
 def test_value_equals_a_sum_over_levels_and_channels(
     student_grid: tuple[int, int], make_pair, distil, random, bilinear
 ) -> None:
-    method = VID(VariationalKnobs(weight=3), make_pair(3, 5, levels=2))
+    method = VID(VIDConfig(weight=3), make_pair(3, 5, levels=2))
     with torch.no_grad():
         for gaussian in method.gaussians:
             gaussian.scale.copy_(random(5))
@@ -85,14 +85,14 @@ def test_value_equals_a_sum_over_levels_and_channels(
 
 
 def test_a_target_that_is_hit_costs_half_the_logarithm_of_the_variance(make_pair, distil, random) -> None:
-    method = VID(VariationalKnobs(variance=0.5), make_pair(3, 5))
+    method = VID(VIDConfig(variance=0.5), make_pair(3, 5))
     student = random(2, 3, 2, 3)
     target = method.gaussians[0].mean(student).detach()
     assert distil(method, [student], [target]).item() == pytest.approx(math.log(0.5) / 2, rel=1e-4)
 
 
 def test_the_variance_of_a_channel_is_trained_towards_its_squared_error(make_pair, distil, random) -> None:
-    method = VID(VariationalKnobs(), make_pair(3, 2))
+    method = VID(VIDConfig(), make_pair(3, 2))
     student = random(2, 3, 4, 8)
     target = method.gaussians[0].mean(student).detach()
     # Errors of 1 and 3 on a variance of 5: too large for the first channel, too small for the second.
@@ -105,7 +105,7 @@ def test_the_variance_of_a_channel_is_trained_towards_its_squared_error(make_pai
 
 def test_the_shallowest_levels_of_a_deeper_teacher_are_left_out(make_pair, distil, random) -> None:
     student, teacher = make_pair(3, 5, levels=2).student, make_pair(3, 5, levels=3).teacher
-    method = VID(VariationalKnobs(), type(make_pair())(teacher, student, 4))
+    method = VID(VIDConfig(), type(make_pair())(teacher, student, 4))
     assert len(method.gaussians) == 2
     ours, theirs = [random(1, 3, 2, 2) for _ in range(2)], [random(1, 5, 2, 2) for _ in range(3)]
     value = distil(method, ours, theirs).item()
@@ -114,7 +114,7 @@ def test_the_shallowest_levels_of_a_deeper_teacher_are_left_out(make_pair, disti
 
 
 def test_gradient_reaches_student_and_all_adapters(make_pair, distil, random) -> None:
-    method = VID(VariationalKnobs(), make_pair(3, 5))
+    method = VID(VIDConfig(), make_pair(3, 5))
     student = random(2, 3, 4, 8).requires_grad_()
     distil(method, [student], [random(2, 5, 4, 8)]).backward()
     assert student.grad.abs().sum() > 0
@@ -122,7 +122,7 @@ def test_gradient_reaches_student_and_all_adapters(make_pair, distil, random) ->
 
 
 def test_extreme_features_and_scales_without_a_labelled_pixel_are_finite(make_pair, distil, random) -> None:
-    method = VID(VariationalKnobs(), make_pair(3, 2))
+    method = VID(VIDConfig(), make_pair(3, 2))
     with torch.no_grad():
         method.gaussians[0].scale.copy_(torch.tensor([-1e4, 1e4]))
     student = (1e4 * random(2, 3, 4, 8)).requires_grad_()

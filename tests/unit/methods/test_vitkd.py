@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.vitkd import ViTKD, ViTKDKnobs, random_masks
+from kdbench.methods.vitkd import ViTKD, ViTKDConfig, random_masks
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ def sides(random) -> tuple[Features, Features]:
 
 
 def test_defaults_are_the_published_ones_on_means() -> None:
-    assert ViTKDKnobs().model_dump() == {"mimicking": 9.03, "generation": 0.452, "mask_ratio": 0.5}
+    assert ViTKDConfig().model_dump() == {"mimicking": 9.03, "generation": 0.452, "mask_ratio": 0.5}
     # Sums over the 196 tokens of a teacher 768 wide; on the mean of the hidden half, beta / lambda is beta.
     assert pytest.approx(3e-5 * 2 * 196 * 768, rel=1e-3) == 9.03
     assert pytest.approx(3e-6 / 0.5 * 98 * 768, rel=1e-3) == 0.452
@@ -42,11 +42,11 @@ def test_defaults_are_the_published_ones_on_means() -> None:
 @pytest.mark.parametrize("wrong", [{"mask_ratio": 1.1}, {"mimicking": -1}, {"generation": -1}])
 def test_knobs_are_held_to_their_limits(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        ViTKDKnobs(**wrong)
+        ViTKDConfig(**wrong)
 
 
 def test_one_joint_stage_reads_the_first_two_blocks(make_pair) -> None:
-    method = ViTKD(ViTKDKnobs(), make_pair())
+    method = ViTKD(ViTKDConfig(), make_pair())
     (joint,) = method.stages()
     assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"shallow", "deep", "generation"})
     assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
@@ -55,13 +55,13 @@ def test_one_joint_stage_reads_the_first_two_blocks(make_pair) -> None:
 
 
 def test_equal_widths_have_no_linear_maps_but_a_generator(make_pair) -> None:
-    method = ViTKD(ViTKDKnobs(), make_pair(5, 5))
+    method = ViTKD(ViTKDConfig(), make_pair(5, 5))
     assert method.joint().own_modules == {"generation"}
     assert torch.equal(method.generation.mask_token, torch.zeros(5, 1, 1))
 
 
 def test_mimicking_is_the_mean_over_both_blocks(make_pair, make_batch, sides) -> None:
-    method = ViTKD(ViTKDKnobs(), make_pair())
+    method = ViTKD(ViTKDConfig(), make_pair())
     student, teacher = sides
     errors = [
         mapped(method.shallow[block], student.blocks[block]) - teacher.blocks[block].double().numpy()
@@ -74,7 +74,7 @@ def test_mimicking_is_the_mean_over_both_blocks(make_pair, make_batch, sides) ->
 
 def test_generation_is_the_mean_over_hidden_tokens(make_pair, make_batch, sides) -> None:
     # A generator that passes its input on leaves the mask token at hidden positions.
-    method = ViTKD(ViTKDKnobs(), make_pair())
+    method = ViTKD(ViTKDConfig(), make_pair())
     method.generation.generator = nn.Identity()
     with torch.no_grad():
         method.generation.mask_token.copy_(torch.arange(5.0)[:, None, None])
@@ -88,7 +88,7 @@ def test_generation_is_the_mean_over_hidden_tokens(make_pair, make_batch, sides)
 
 
 def test_tokens_that_are_kept_reach_the_generator_mapped(make_pair, make_batch, sides) -> None:
-    method = ViTKD(ViTKDKnobs(), make_pair())
+    method = ViTKD(ViTKDConfig(), make_pair())
     seen: list[Tensor] = []
     method.generation.generator.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     torch.manual_seed(0)
@@ -108,14 +108,14 @@ def test_masks_keep_a_count_that_is_rounded_down(ratio: float, hidden: int) -> N
 
 
 def test_no_hidden_tokens_cost_nothing(make_pair, make_batch, sides) -> None:
-    value = ViTKD(ViTKDKnobs(mask_ratio=0), make_pair()).terms(make_batch(), *sides)["generation"]
+    value = ViTKD(ViTKDConfig(mask_ratio=0), make_pair()).terms(make_batch(), *sides)["generation"]
     assert value.item() == 0
     assert value.requires_grad
 
 
 def test_a_student_in_levels_gives_its_two_shallowest(make_batch, random, bilinear) -> None:
     pyramid = FeatureSpec((2, 3, 4, 6), (4, 8, 16, 32), 6, 32, class_token=False)
-    method = ViTKD(ViTKDKnobs(), PairSpec(FeatureSpec((5,) * 4, (8,) * 4, 5, 8, True), pyramid, 4))
+    method = ViTKD(ViTKDConfig(), PairSpec(FeatureSpec((5,) * 4, (8,) * 4, 5, 8, True), pyramid, 4))
     levels = random(1, 2, 8, 12), random(1, 3, 4, 6), random(1, 4, 2, 3), random(1, 6, 1, 2)
     teacher = features(random(1, 5, 4, 6), (random(1, 5, 4, 6), random(1, 5, 4, 6)))
     terms = method.terms(make_batch(1), features(levels[-1], levels=levels), teacher)
@@ -129,7 +129,7 @@ def test_a_student_in_levels_gives_its_two_shallowest(make_batch, random, biline
 
 
 def test_gradient_reaches_the_student_and_every_parameter(make_pair, make_batch, sides) -> None:
-    method = ViTKD(ViTKDKnobs(), make_pair())
+    method = ViTKD(ViTKDConfig(), make_pair())
     student, teacher = sides
     inputs = (student.final, *student.blocks.values())
     for tensor in inputs:
@@ -143,7 +143,7 @@ def test_extreme_maps_and_ignored_pixels_stay_finite(make_pair, make_batch, fake
         final, *blocks = ((1e4 * random(2, width, 4, 8)).requires_grad_() for _ in range(3))
         return fake(logits, final, blocks=blocks)
 
-    method, student = ViTKD(ViTKDKnobs(), make_pair()), side(3, 1e4 * random(2, 4, 2, 2))
+    method, student = ViTKD(ViTKDConfig(), make_pair()), side(3, 1e4 * random(2, 4, 2, 2))
     terms = method.loss(make_batch(label=255), student, side(5, None))
     sum(terms.values()).backward()
     assert set(terms) == {"task", "mimicking", "generation"}
