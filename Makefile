@@ -1,21 +1,28 @@
-# make run, make test: each does its own set-up. PYTHON picks the interpreter that the virtual environment is made from.
+# make run, make test, make docs: each does its own set-up. PYTHON picks the interpreter of the virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow clean
+.PHONY: run test test-slow docs clean
 
 run: $(VENV)/installed
 	$(BIN)/kdbench run --method gkd --pair dinov2-l:resnet50
+
+# Test processes share the processors: one thread each, which sleeps while it waits.
+test test-slow: export OMP_NUM_THREADS = 1
+test test-slow: export OMP_WAIT_POLICY = PASSIVE
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" --benchmark-skip
+	$(BIN)/python -m pytest -m "not slow" --benchmark-skip -n auto --dist worksteal
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/installed-test
+	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,4 +35,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

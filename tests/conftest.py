@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+# Small tensors gain nothing from threads, and test processes beside each other lose much by them. Both are read when
+# torch is loaded, and subprocesses inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from kdbench.engine.grid import Done, expand, make_context, run_grid
 from kdbench.engine.plan import Cell, RunContext
 from kdbench.progress import Silent
 from kdbench.spec import RunSpec
-
-# Small tensors gain nothing from threads, and test processes beside each other lose much by them.
-torch.set_num_threads(1)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -43,8 +44,11 @@ def pytest_make_collect_report(collector: pytest.Collector):
 
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for tests that do not care what is in it: stages that they share are trained once."""
-    return tmp_path_factory.mktemp("store")
+    """One store for tests that do not care what is in it, on all of xdist's workers: stages are trained once."""
+    own = tmp_path_factory.getbasetemp()
+    store = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared-store"
+    store.mkdir(exist_ok=True)
+    return store
 
 
 @pytest.fixture

@@ -96,7 +96,6 @@ def test_imports_follow_the_arrows(path: Path) -> None:
             assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{module} must not import {name}"
 
 
-@pytest.mark.xfail(reason="models/pretrained.py still builds detectron2's students itself")
 def test_nothing_imports_the_integrations() -> None:
     for path in HARNESS:
         # Until models have their general hook.

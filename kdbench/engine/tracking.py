@@ -125,7 +125,7 @@ def find_trackers(text: str | None) -> tuple[str, ...]:
 
 def repair(name: str) -> str:
     """The command that installs a tracker's package."""
-    return "pip install tensorboard" if name == DEFAULT else f"pip install 'kdbench[{name}]'"
+    return f"pip install {name}"
 
 
 def _installed(name: str) -> bool:
