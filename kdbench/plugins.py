@@ -1,7 +1,7 @@
-"""Finds methods and benchmarks: the two folders, installed packages' entry points, and a path on the command line.
+"""Finds methods and benchmarks in their folders, in installed packages' entry points, and at a given path.
 
 The folder is the registry and the file's stem is the name; hyphen and underscore are one. A file that does not import
-is broken: it is listed with its error and breaks nothing else.
+is listed with its error and breaks nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdbench.benchmark import Benchmark
 from kdbench.errors import KdbenchError, describe, unknown
@@ -22,19 +22,144 @@ from kdbench.identity import digest
 if TYPE_CHECKING:
     from kdbench.method import Method
 
-
-def normal(name: str) -> str:
-    """A plug-in's name as it is compared and stored."""
-    return name.replace("-", "_")
+METHODS, BENCHMARKS = "kdbench.methods", "kdbench.benchmarks"
+"""The packages of the plug-ins, which are also their entry point groups."""
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in that was found, not yet imported. origin says where, for messages."""
+    """A plug-in that was found and is not imported yet. origin says where, for messages."""
 
     name: str
     origin: str
     load: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class MethodPlugin:
+    """A method's class by its name."""
+
+    name: str
+    method: type[Method[Any]]
+
+    @property
+    def missing(self) -> str:
+        """The optional package that the method needs and that is not installed; empty where there is none."""
+        package = self.method.requires
+        return package if package and importlib.util.find_spec(package) is None else ""
+
+    def usable(self) -> MethodPlugin:
+        """Return itself; raise where its optional package is missing."""
+        if self.missing:
+            raise KdbenchError(
+                f"method '{self.name}' needs the package {self.missing}. Repair: pip install {self.missing}"
+            )
+        return self
+
+
+def load_method(name: str, folder: Path | None = None) -> MethodPlugin:
+    """Load a method by name, or by the path of its file."""
+    plugin = _find(name, "method", discover(METHODS, folder))
+    return MethodPlugin(plugin.name, _load(plugin, "method", _method_in))
+
+
+def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
+    """Load a benchmark by name, or by the path of its file."""
+    plugin = _find(name, "benchmark", discover(BENCHMARKS, folder))
+    benchmark = _load(plugin, "benchmark", _benchmark_in)
+    if normal(benchmark.name) != plugin.name:
+        raise KdbenchError(f"{plugin.origin} calls its benchmark '{benchmark.name}'; it has to be '{plugin.name}'.")
+    return benchmark
+
+
+def load_all(names: Iterable[str], load: Callable[[str], Loaded]) -> tuple[dict[str, Loaded], dict[str, str]]:
+    """Return what loads by name, and the errors of what does not."""
+    loaded: dict[str, Loaded] = {}
+    broken: dict[str, str] = {}
+    for name in names:
+        try:
+            loaded[name] = load(name)
+        except KdbenchError as error:
+            broken[name] = str(error)
+    return loaded, broken
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods that are found."""
+    return tuple(discover(METHODS))
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """Return the names of all benchmarks that are found."""
+    return tuple(discover(BENCHMARKS))
+
+
+def method_origin(name: str) -> str:
+    """Return where a method is defined, by its name or its file's path, without importing it; raise for neither."""
+    return _find(name, "method", discover(METHODS)).origin
+
+
+def discover(package: str, folder: Path | None = None) -> dict[str, Plugin]:
+    """Find every plug-in of kdbench.methods or kdbench.benchmarks by name; two of one name are an error."""
+    root = folder or _folder(package)
+    plugins = [_from_file(path, package) for path in sorted(root.glob("*.py")) if not path.name.startswith("_")]
+    plugins += [
+        Plugin(normal(point.name), f"entry point {point.value}", point.load)
+        for point in importlib.metadata.entry_points(group=package)
+    ]
+    found: dict[str, Plugin] = {}
+    for plugin in plugins:
+        other = found.setdefault(plugin.name, plugin)
+        if other is not plugin:
+            raise _same_name(plugin.name, other.origin, plugin.origin)
+    return found
+
+
+def normal(name: str) -> str:
+    """Return a plug-in's name as it is compared and stored."""
+    return name.replace("-", "_")
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise KdbenchError(f"the package {package} is not installed. Repair: pip install -e . in kdbench's checkout.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _find(name: str, kind: str, found: dict[str, Plugin]) -> Plugin:
+    path = Path(name)
+    if path.suffix != ".py":
+        if normal(name) not in found:
+            raise unknown(kind, name, found, "A path to a file works too.")
+        return found[normal(name)]
+    if not path.is_file():
+        raise KdbenchError(f"there is no {kind} file {path}. Give a {kind}'s name or the path of an existing file.")
+    path = path.resolve()
+    known = found.get(normal(path.stem))
+    if known is None:
+        # The path is part of the module's name: two files of one stem must not replace each other.
+        return _from_file(path, f"kdbench_plugin_{digest(str(path), 8)}")
+    if Path(known.origin).resolve() != path:
+        raise _same_name(known.name, known.origin, str(path))
+    return known
+
+
+def _same_name(name: str, first: str, second: str) -> KdbenchError:
+    return KdbenchError(f"two plug-ins are named '{name}': {first} and {second}. Rename one of them.")
+
+
+def _from_file(path: Path, package: str) -> Plugin:
+    module_name = f"{package}.{path.stem}"
+
+    def load() -> ModuleType:
+        loaded = sys.modules.get(module_name)
+        if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+            return loaded
+        return _import_file(path, module_name)
+
+    return Plugin(normal(path.stem), str(path), load)
 
 
 def _import_file(path: Path, module_name: str) -> ModuleType:
@@ -52,51 +177,27 @@ def _import_file(path: Path, module_name: str) -> ModuleType:
     return module
 
 
-def _from_file(path: Path, package: str) -> Plugin:
-    module_name = f"{package}.{path.stem}"
-
-    def load() -> ModuleType:
-        loaded = sys.modules.get(module_name)
-        if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-            return loaded
-        return _import_file(path, module_name)
-
-    return Plugin(normal(path.stem), str(path), load)
-
-
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise KdbenchError(f"the package {package} is not installed. Repair: pip install -e . in kdbench's checkout.")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def discover(package: str, folder: Path | None = None) -> dict[str, Plugin]:
-    """Every plug-in of kdbench.methods or kdbench.benchmarks by normal name; two of one name are an error."""
-    root = folder or _folder(package)
-    plugins = [_from_file(path, package) for path in sorted(root.glob("*.py")) if not path.name.startswith("_")]
-    plugins += [
-        Plugin(normal(point.name), f"entry point {point.value}", point.load)
-        for point in importlib.metadata.entry_points(group=package)
-    ]
-    found: dict[str, Plugin] = {}
-    for plugin in plugins:
-        other = found.setdefault(plugin.name, plugin)
-        if other is not plugin:
-            raise KdbenchError(
-                f"two plug-ins are named '{plugin.name}': {other.origin} and {plugin.origin}. Rename one of them."
-            )
-    return found
-
-
-def _wrap_failure(plugin: Plugin, what: str, error: Exception) -> KdbenchError:
-    return KdbenchError(f"{what} '{plugin.name}' ({plugin.origin}) cannot be used: {describe(error)}")
+def _load(plugin: Plugin, kind: str, pick: Callable[[Any, str], Loaded]) -> Loaded:
+    try:
+        return pick(plugin.load(), plugin.origin)
+    except KdbenchError:
+        raise
+    except Exception as error:
+        raise KdbenchError(f"{kind} '{plugin.name}' ({plugin.origin}) cannot be used: {describe(error)}") from error
 
 
 def _method_in(loaded: Any, origin: str) -> type[Method[Any]]:
+    """Return the method that an entry point names, or the only one that a module defines."""
     from kdbench.method import Method, MethodConfig
 
-    method = loaded if isinstance(loaded, type) and issubclass(loaded, Method) else _only_method(loaded, origin)
+    own = [loaded] if isinstance(loaded, type) and issubclass(loaded, Method) else _methods_of(loaded)
+    if len(own) != 1:
+        names = ", ".join(cls.__name__ for cls in own) or "none"
+        repair = " Put a base that they share into another file and import it." if own else ""
+        raise KdbenchError(
+            f"{origin} has to define exactly one subclass of kdbench.method.Method; found {names}.{repair}"
+        )
+    (method,) = own
     if not (isinstance(method.Config, type) and issubclass(method.Config, MethodConfig)):
         raise KdbenchError(
             f"{origin}: the Config of {method.__name__} is no kdbench.method.MethodConfig. Write its options as "
@@ -106,21 +207,14 @@ def _method_in(loaded: Any, origin: str) -> type[Method[Any]]:
     return method
 
 
-def _only_method(module: Any, origin: str) -> type[Method[Any]]:
+def _methods_of(module: Any) -> list[type[Method[Any]]]:
     from kdbench.method import Method
 
-    own = [
+    return [
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
-    if len(own) != 1:
-        names = ", ".join(cls.__name__ for cls in own) or "none"
-        repair = " Put a base that they share into another file and import it." if own else ""
-        raise KdbenchError(
-            f"{origin} has to define exactly one subclass of kdbench.method.Method; found {names}.{repair}"
-        )
-    return own[0]
 
 
 def _benchmark_in(loaded: Any, origin: str) -> Benchmark:
@@ -128,94 +222,3 @@ def _benchmark_in(loaded: Any, origin: str) -> Benchmark:
     if not isinstance(value, Benchmark):
         raise KdbenchError(f"{origin} has to define BENCHMARK, a kdbench.benchmark.Benchmark.")
     return value
-
-
-@dataclass(frozen=True)
-class MethodPlugin:
-    """A method's name with its class."""
-
-    name: str
-    method: type[Method[Any]]
-
-    @property
-    def missing(self) -> str:
-        """The optional package that the method needs and that is not installed, if there is one."""
-        package = self.method.requires
-        return package if package and importlib.util.find_spec(package) is None else ""
-
-    def usable(self) -> MethodPlugin:
-        """Itself; a missing optional package is an error."""
-        if self.missing:
-            raise KdbenchError(
-                f"method '{self.name}' needs the package {self.missing}. Repair: pip install {self.missing}"
-            )
-        return self
-
-
-def _load(plugin: Plugin, what: str, pick: Callable[[Any, str], Any]) -> Any:
-    try:
-        return pick(plugin.load(), plugin.origin)
-    except KdbenchError:
-        raise
-    except Exception as error:
-        raise _wrap_failure(plugin, what, error) from error
-
-
-def _find(name: str, what: str, found: dict[str, Plugin]) -> Plugin:
-    path = Path(name)
-    if path.suffix != ".py":
-        if normal(name) not in found:
-            raise unknown(what, name, found, "A path to a file works too.")
-        return found[normal(name)]
-    if not path.is_file():
-        raise KdbenchError(f"there is no {what} file {path}. Give a {what}'s name or the path of an existing file.")
-    path = path.resolve()
-    known = found.get(normal(path.stem))
-    if known is None:
-        # The path is part of the module's name: two files of one stem must not replace each other.
-        return _from_file(path, f"kdbench_plugin_{digest(str(path), 8)}")
-    if Path(known.origin).resolve() != path:
-        raise KdbenchError(f"two plug-ins are named '{known.name}': {known.origin} and {path}. Rename one of them.")
-    return known
-
-
-def method_origin(name: str) -> str:
-    """Where a method is defined, by its name or the path of its file; raises where there is none. Loads nothing."""
-    return _find(name, "method", discover("kdbench.methods")).origin
-
-
-def load_method(name: str, folder: Path | None = None) -> MethodPlugin:
-    """A method by name, or by the path of its file."""
-    plugin = _find(name, "method", discover("kdbench.methods", folder))
-    return MethodPlugin(plugin.name, _load(plugin, "method", _method_in))
-
-
-def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
-    """A benchmark by name, or by the path of its file."""
-    plugin = _find(name, "benchmark", discover("kdbench.benchmarks", folder))
-    benchmark: Benchmark = _load(plugin, "benchmark", _benchmark_in)
-    if normal(benchmark.name) != plugin.name:
-        raise KdbenchError(f"{plugin.origin} calls its benchmark '{benchmark.name}'; it has to be '{plugin.name}'.")
-    return benchmark
-
-
-def load_all(names: Iterable[str], load: Callable[[str], Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What loads, and for what does not, its error."""
-    loaded: dict[str, Any] = {}
-    broken: dict[str, str] = {}
-    for name in names:
-        try:
-            loaded[name] = load(name)
-        except KdbenchError as error:
-            broken[name] = str(error)
-    return loaded, broken
-
-
-def method_names() -> tuple[str, ...]:
-    """The normal names of every method that can be found."""
-    return tuple(discover("kdbench.methods"))
-
-
-def benchmark_names() -> tuple[str, ...]:
-    """The normal names of every benchmark that can be found."""
-    return tuple(discover("kdbench.benchmarks"))
