@@ -1,6 +1,6 @@
-"""Pictures that are kept for people: a benchmark's validation images, and beside each record what its model sees there.
+"""Read and write files of pictures: a benchmark's validation images, and predictions on them beside each record.
 
-Both are files of compressed arrays with a header. An image or a map is called `domain/index`, as its sample is.
+Both are compressed arrays with a JSON header. Arrays are named `domain/index`, after their sample.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kdbench.records import Record
 SAMPLES: Final = "samples.npz"
 PREDICTIONS: Final = ".predictions.npz"
 ORDER: Final = ("undistilled", "distilled", "teacher")
-"""In which models stand beside an image, by their roles."""
+"""The order of models beside an image, by role."""
 _HEADER: Final = "header"
 
 Picture = NDArray[np.uint8]
@@ -47,13 +47,13 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """What it is called in every file."""
+        """The name of its arrays."""
         return f"{self.domain}/{self.index}"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The scenes that all models of a benchmark are shown on, with its classes and their colours."""
+    """The scenes that all models of a benchmark predict, with its classes and their colours."""
 
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
@@ -61,17 +61,17 @@ class Samples:
 
     @cached_property
     def identity(self) -> str:
-        """Of images and labels: a prediction on others does not belong here."""
+        """A digest of images and labels, which predictions on them carry."""
         return digest([[s.name, s.label.shape, s.image.tobytes().hex(), s.label.tobytes().hex()] for s in self.scenes])
 
     @property
     def licences(self) -> tuple[str, ...]:
-        """Of the real data sets, each once."""
+        """Licences of the real data sets, each once."""
         return tuple(dict.fromkeys(scene.licence for scene in self.scenes if scene.licence))
 
 
 def write_samples(folder: Path, samples: Samples) -> None:
-    """Keeps them in a benchmark's folder; a file that holds just that is left as it is."""
+    """Write samples into a benchmark's folder; leave a file that holds the same untouched."""
     about = [[s.domain, s.index, s.data_source, s.licence] for s in samples.scenes]
     arrays = {f"image/{s.name}": s.image for s in samples.scenes} | {f"label/{s.name}": s.label for s in samples.scenes}
     content = _packed({"classes": samples.classes, "palette": samples.palette, "scenes": about}, arrays)
@@ -81,7 +81,11 @@ def write_samples(folder: Path, samples: Samples) -> None:
 
 
 def read_samples(folder: Path) -> Samples | None:
-    """Those of a benchmark's folder; None where there are none. KdbenchError: the file is damaged."""
+    """Return the samples of a benchmark's folder, None where there are none.
+
+    Raises:
+        KdbenchError: the file is damaged.
+    """
     path = folder / SAMPLES
     if not path.is_file():
         return None
@@ -97,21 +101,22 @@ def read_samples(folder: Path) -> Samples | None:
 
 
 def predictions_file(record_file: Path) -> Path:
-    """The file of predictions that belongs to a record's."""
+    """Return where the predictions of a record's model lie."""
     return record_file.with_name(record_file.stem + PREDICTIONS)
 
 
 def write_predictions(record_file: Path, record: Record, samples: Samples, maps: Iterator[Picture]) -> None:
-    """Keeps predicted classes (H, W) of every scene, in their order and of their labels' shapes."""
+    """Write predicted classes (H, W) of every scene, in the scenes' order and their labels' shapes."""
     named = {scene.name: predicted for scene, predicted in zip(samples.scenes, maps, strict=True)}
     header = {"key": record.spec.resolved.key, "samples": samples.identity}
     write_atomically(predictions_file(record_file), _packed(header, named))
 
 
 def read_predictions(record_file: Path, record: Record, samples: Samples) -> tuple[Picture, ...] | None:
-    """Predicted classes (H, W) of every scene; None where there are none.
+    """Return predicted classes (H, W) of every scene, None where there are none.
 
-    KdbenchError: the file is damaged, or not of this very record on these very samples.
+    Raises:
+        KdbenchError: the file is damaged, or belongs to another record or other samples.
     """
     path = predictions_file(record_file)
     if record.status != "done" or not path.is_file():
@@ -130,7 +135,7 @@ def _packed(header: Mapping[str, Any], arrays: Mapping[str, Picture]) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Mapping[str, NDArray[Any]]]]:
-    """A file's header and arrays; whatever is wrong with them is an error that names the file and the repair."""
+    """Open a file's header and arrays; turn any fault into an error that names the file and the repair."""
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("no archive of arrays")

@@ -1,13 +1,12 @@
-"""What models predict on the same validation images: kept beside the records, and drawn side by side."""
+"""Keep what models predict on the same validation images beside their records, and draw it side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
@@ -27,15 +26,15 @@ from kdbench.samples import ORDER, Picture, Samples, Scene, read_predictions, wr
 from kdbench.spec import RunSpec
 
 IMAGES = 2
-"""Validation images of each target."""
+"""Validation images shown of each target."""
 WIDTH = 512
-"""Pixels that a picture is kept with at most."""
+"""The most pixels across that a picture keeps."""
 
 
 def write_pictures(context: RunContext, cells: list[Cell], spec: RunSpec) -> Iterator[Path]:
-    """Keeps the predictions of cells that are done; one PNG for each of their benchmarks, pairs and seeds.
+    """Keep the predictions of finished cells and draw a PNG for each benchmark, pair and seed; yield the PNGs' paths.
 
-    A PNG shows all that is kept there, from this run and from those before.
+    A PNG shows all predictions that lie there, of this run and of earlier ones.
     """
     folders: dict[Path, Samples] = {}
     sheets: dict[Path, Path] = {}
@@ -50,7 +49,7 @@ def write_pictures(context: RunContext, cells: list[Cell], spec: RunSpec) -> Ite
         if cell.student is not None:
             sheets[path.with_name(f"pictures-s{cell.seed}.png")] = path
     for sheet, path in sheets.items():
-        save_atomically(sheet, partial(_sheet(path, folders[path.parents[1]]).save, format="PNG"))
+        save_atomically(sheet, _sheet(path, folders[path.parents[1]]).savefig)
         yield sheet
 
 
@@ -60,7 +59,7 @@ def _samples(context: RunContext, benchmark: Benchmark) -> Samples:
 
 
 def _places(context: RunContext, benchmark: Benchmark) -> Iterator[tuple[DomainSet, int]]:
-    """The same of every target for all models, spread over the set."""
+    """Yield the same images of every target for all models, spread over the set."""
     for samples in map(context.data_sources.val, benchmark.targets):
         shown = min(IMAGES, len(samples))
         yield from ((samples, int((place + 0.5) * len(samples) / shown)) for place in range(shown))
@@ -91,19 +90,19 @@ def _predictions(context: RunContext, cell: Cell) -> Iterator[Picture]:
 
 
 def _size(label: Tensor) -> list[int]:
-    """The label's own (H, W), or what it becomes at the greatest width."""
+    """Return the label's (H, W), scaled to at most WIDTH across."""
     height, width = label.shape
     return [height, width] if width <= WIDTH else [round(height * WIDTH / width), WIDTH]
 
 
 def _shrunk(classes: Tensor, size: list[int]) -> Picture:
-    """Classes (H, W) without any in between."""
+    """Resize classes (H, W) without mixing them."""
     shrunk: Tensor = vision.resize(classes[None], size, InterpolationMode.NEAREST_EXACT)[0]
     return shrunk.numpy()
 
 
 def _kept(path: Path, samples: Samples) -> tuple[Resolved, tuple[Picture, ...]] | None:
-    """A record's cell with its predictions; a damaged file is as good as none, and boards tell of it."""
+    """Return a record's cell with its predictions, None where a file is missing or damaged (boards report that)."""
     try:
         record = read_record(path)
         maps = read_predictions(path, record, samples)
@@ -112,8 +111,8 @@ def _kept(path: Path, samples: Samples) -> tuple[Resolved, tuple[Picture, ...]] 
     return None if maps is None else (record.spec.resolved, maps)
 
 
-def _sheet(path: Path, samples: Samples) -> Image:
-    """All models that are kept of a record's pair and seed, and the teacher's own."""
+def _sheet(path: Path, samples: Samples) -> Figure:
+    """Draw all models of a record's pair and seed, and their teacher."""
     cell, palette = read_record(path).spec.resolved, samples.palette
     ending = f"-s{cell.seed}.json"
     files = [*path.parent.glob(f"*{ending}"), *path.parents[1].glob(f"{file_name(cell.teacher)}--none/*{ending}")]
@@ -133,9 +132,7 @@ def _sheet(path: Path, samples: Samples) -> Image:
 
 
 def _column(cell: Resolved) -> str:
-    if cell.role == "teacher":
-        return f"teacher {model_name(cell.teacher, cell.model_set)}"
-    return f"{cell.method} {cell.variant}".strip()
+    return f"teacher {model_name(cell.teacher, cell.model_set)}" if cell.role == "teacher" else cell.id.label
 
 
 def _title(cell: Resolved, samples: Samples) -> str:
@@ -143,6 +140,6 @@ def _title(cell: Resolved, samples: Samples) -> str:
     few = "" if cell.label_fraction == "1" else f", {cell.label_fraction} of the source's labels"
     licences = "".join(f"; {licence}" for licence in samples.licences)
     return (
-        f"{cell.benchmark}: {benchmark_title(cell.title, cell.data_source)}, {pair}, world {cell.data_source}, "
+        f"{cell.benchmark}: {benchmark_title(cell.title, cell.data_source)}, {pair}, data source {cell.data_source}, "
         f"protocol {cell.protocol_id}, decoder {cell.decoder}{few}{licences}"
     )

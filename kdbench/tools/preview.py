@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL.Image import Image
+from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import resize
 
 from kdbench.benchmark import Benchmark
@@ -38,12 +37,12 @@ def write_previews(
         benchmark = load_benchmark(name)
         data_sources.check(benchmark)
         path = output / f"{benchmark.name}.png"
-        save_atomically(path, partial(_sheet(benchmark, data_sources, count).save, format="PNG"))
+        save_atomically(path, _sheet(benchmark, data_sources, count).savefig)
         paths.append(path)
     return paths
 
 
-def _sheet(benchmark: Benchmark, data_sources: DataSources, count: int) -> Image:
+def _sheet(benchmark: Benchmark, data_sources: DataSources, count: int) -> Figure:
     palette = benchmark.labels.palette
     rows = []
     for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
@@ -84,7 +83,7 @@ def write_set_preview(name: str, data_root: Path, count: int, output: Path) -> P
     title = f"{adapter.title}; {adapter.licence}"
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{name}.png"
-    save_atomically(path, partial(contact_sheet(rows, [""] * count, legend=legend, title=title).save, format="PNG"))
+    save_atomically(path, contact_sheet(rows, [""] * count, legend=legend, title=title).savefig)
     return path
 
 
@@ -111,7 +110,7 @@ def write_causes(source: str, target: str, index: int, size: tuple[int, int], ou
     sheet = contact_sheet([("", images)], columns, title=f"synthetic {source}-like to {target}-like, cause by cause")
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{source}-to-{target}.png"
-    save_atomically(path, partial(sheet.save, format="PNG"))
+    save_atomically(path, sheet.savefig)
     return path
 
 

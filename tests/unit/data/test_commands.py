@@ -26,7 +26,7 @@ def test_a_data_set_is_shown_part_by_part(trees: Any, tmp_path: Path) -> None:
     trees.make("acdc")
     done = typed("preview", "acdc", "--data-root", str(trees.root), "--count", "2", "--output", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
-    sheet = np.asarray(Image.open(tmp_path / "out" / "acdc.png"))
+    sheet = np.asarray(Image.open(tmp_path / "out" / "acdc.png").convert("RGB"))
     colours = {tuple(colour) for colour in sheet.reshape(-1, 3)[::7].tolist()}
     assert {(128, 64, 128), (70, 130, 180)} <= colours  # road and sky of the labels
 
