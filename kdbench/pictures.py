@@ -24,6 +24,11 @@ def colourise(label: Picture, palette: Sequence[Colour]) -> Picture:
     return table[label]
 
 
+def to_css(colour: Colour) -> str:
+    """Return a colour as #rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[Picture]]],
     columns: Sequence[str],
@@ -53,7 +58,7 @@ def contact_sheet(
             smooth = None if picture.shape[1] > TILE else "nearest"
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
     if legend:
-        patches = [Patch(facecolor="#%02x%02x%02x" % colour, label=name) for name, colour in legend]
+        patches = [Patch(facecolor=to_css(colour), label=name) for name, colour in legend]
         figure.legend(handles=patches, loc="outside lower left", ncols=across, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, wrap=True)
     return figure
