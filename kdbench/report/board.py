@@ -15,8 +15,8 @@ from kdbench.report.comparison import Comparison, Difference, compare
 from kdbench.report.costs import pareto
 from kdbench.report.entries import Entry, Place
 from kdbench.report.images import Resampled, interval, read_targets
+from kdbench.report.old_statistics import Interval
 from kdbench.report.rows import Row, make_row
-from kdbench.report.statistics import Interval
 
 MODELS = ("teacher", "undistilled", "distilled")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from kdbench.report.statistics import ENOUGH, LEVEL, PairedT, holm, over_all_pairs, paired_t, pooled, resolvable
+from kdbench.report.old_statistics import ENOUGH, LEVEL, PairedT, holm, over_all_pairs, paired_t, pooled, resolvable
 
 Scores = Mapping[int, float]
 """A student's score by seed, nothing missing."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kdbench.report.board import Scored
 from kdbench.report.comparison import Comparison, Difference
-from kdbench.report.statistics import ENOUGH, LEVEL, POWER, Interval
+from kdbench.report.old_statistics import ENOUGH, LEVEL, POWER, Interval
 from kdbench.report.table import Column, Table, label, make_table, signed
 
 COVERED = f"{100 * (1 - LEVEL):.0f} %"

@@ -9,9 +9,9 @@ from typing import Any
 
 from kdbench.report.board import Board, Scored
 from kdbench.report.comparison import Comparison, Difference
+from kdbench.report.old_statistics import Interval
 from kdbench.report.rows import Row
 from kdbench.report.selection import oracle_gap
-from kdbench.report.statistics import Interval
 from kdbench.report.summary import Families, Summary, SummaryRow, families, summaries
 
 Values = dict[str, Any]

@@ -17,6 +17,8 @@ A cell without measurements, as a failed one, is one row: snapshot 0, last, no d
 from __future__ import annotations
 
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ import pandas as pd
 
 from kdbench.errors import KdbenchError, unknown
 from kdbench.metrics import class_iou, domains, known_mean, snapshots
-from kdbench.records import CellId, Record, read_record, record_files
+from kdbench.records import SIDE_FILE, CellId, Record, read_record, record_files
 
 PLACE = ["protocol_id", "data_source", "benchmark", "label_fraction", "teacher", "classes", "foreign"]
 """Cells that differ in one of these columns are never compared."""
@@ -233,3 +235,28 @@ def loss_frame(frame: pd.DataFrame) -> pd.DataFrame:
     losses = pd.DataFrame(rows, columns=["index", "stage", "term", "tenth", "value"])
     known = cells[CELL_COLUMNS].drop(columns="losses")
     return known.loc[losses.pop("index")].reset_index(drop=True).join(losses)
+
+
+def read_image_counts(path: Path, measured: pd.DataFrame) -> dict[str, np.ndarray] | None:
+    """Read hits (N, 3, K) of each image, by domain, from the side file of a record; None where there is none.
+
+    path: the record's. measured: its rows of the frame for the wanted domains, to whose hits the images must add up.
+
+    Raises:
+        KdbenchError: the file is damaged, or its counts are not those of the record.
+    """
+    file = path.with_name(path.stem + SIDE_FILE)
+    if not file.is_file():
+        return None
+    repair = "Remove it, or run its cell again with --fresh."
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("no archive of arrays")
+        with np.load(file, allow_pickle=False) as held:
+            counts = {domain: held[domain] for domain in measured.domain}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise KdbenchError(f"{file} is not readable as counts by image ({error}). {repair}") from error
+    for domain, total in zip(measured.domain, measured.hits, strict=True):
+        if not np.array_equal(counts[domain].sum(0), total):
+            raise KdbenchError(f"{file} does not belong to its record: '{domain}' has other counts. {repair}")
+    return counts

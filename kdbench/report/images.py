@@ -15,7 +15,7 @@ from kdbench.errors import KdbenchError
 from kdbench.identity import digest, seed_from
 from kdbench.metrics import domains, hits, mious
 from kdbench.records import SIDE_FILE, Record
-from kdbench.report.statistics import LEVEL, Interval
+from kdbench.report.old_statistics import LEVEL, Interval
 
 RESAMPLES = 1000
 

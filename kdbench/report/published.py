@@ -19,8 +19,8 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.metrics import mean_of
 from kdbench.names import REAL
 from kdbench.report.board import Board
+from kdbench.report.old_statistics import deviation
 from kdbench.report.rows import Row
-from kdbench.report.statistics import deviation
 
 FOLDER = Path(str(files("kdbench.report") / "published"))
 TOLERANCE = 1.0

@@ -15,8 +15,8 @@ from kdbench.records import DomainResult
 from kdbench.report.costs import Cost, mean_cost
 from kdbench.report.curves import Losses, Points, losses_of, points_of
 from kdbench.report.entries import Entry
+from kdbench.report.old_statistics import deviation
 from kdbench.report.selection import Chosen, choose
-from kdbench.report.statistics import deviation
 
 Domains = Mapping[str, DomainResult]
 

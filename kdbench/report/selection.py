@@ -14,7 +14,7 @@ import numpy as np
 from kdbench.metrics import domains
 from kdbench.records import Record
 from kdbench.report.curves import curve
-from kdbench.report.statistics import deviation
+from kdbench.report.old_statistics import deviation
 
 LAST: Final = "last"
 SOURCE: Final = "best on the source"

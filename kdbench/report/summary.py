@@ -14,8 +14,8 @@ from kdbench.metrics import mean_of
 from kdbench.names import REAL
 from kdbench.report.board import MODELS, Board, compare_rows
 from kdbench.report.comparison import Comparison
+from kdbench.report.old_statistics import deviation
 from kdbench.report.rows import Row
-from kdbench.report.statistics import deviation
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from kdbench.report.board import Board, Scored, ranked
 from kdbench.report.comparison import Comparison
 from kdbench.report.differences import differences
 from kdbench.report.extra_tables import DETAILS
+from kdbench.report.old_statistics import ENOUGH
 from kdbench.report.rows import Row
-from kdbench.report.statistics import ENOUGH
 from kdbench.report.summary import Families, FamilyRow, Summary, SummaryRow, families, summaries
 from kdbench.report.table import REFERENCE, Column, Table, label, make_table, number, plain, signed, signs, spread
 

@@ -14,7 +14,7 @@ from kdbench.errors import KdbenchError
 from kdbench.metrics import domains, mean_of, role_miou
 from kdbench.report.comparison import Difference, judged
 from kdbench.report.entries import Entry, read
-from kdbench.report.statistics import ENOUGH
+from kdbench.report.old_statistics import ENOUGH
 from kdbench.tools.ci_checks.result import NOWHERE, CheckResult
 
 NAME = "scores"
