@@ -22,7 +22,7 @@ MODELS = ("teacher", "undistilled", "distilled")
 
 
 @dataclass(frozen=True)
-class Board:
+class OldBoard:
     """Rows that may be ranked together. Domains and title are named as displayed; worlds: of each domain.
 
     columns: the targets. sources: what was trained on. validated: those of them that were tested on as well.
@@ -71,6 +71,9 @@ class Board:
         """The students that no other of those that compete beats at once in mean and in operations of training."""
         competing = ranked(self.rows, self.comparison)
         return pareto(row for row in self.rows if row.method in competing)
+
+
+Board = OldBoard
 
 
 def boards(entries: Iterable[Entry]) -> list[Board]:

@@ -45,7 +45,7 @@ class Reach(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OldComparison:
     """A board's findings, by method.
 
     seeds: those that the ranking takes (usual_seeds). undistilled, best: whom the differences are taken to; the best
@@ -62,6 +62,9 @@ class Comparison:
     ranks: Mapping[str, int]
     retention: Mapping[str, float]
     reach: Reach | None
+
+
+Comparison = OldComparison
 
 
 def compare(students: Mapping[str, Scores], undistilled: str | None, teacher: Scores) -> Comparison:

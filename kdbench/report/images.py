@@ -21,11 +21,14 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Resampled:
+class OldResampled:
     """mIoU (RESAMPLES,) in percent of one record on one domain. images: equal where two records saw the same ones."""
 
     miou: np.ndarray
     images: str
+
+
+Resampled = OldResampled
 
 
 def resample(counts: np.ndarray, domain: str) -> Resampled:

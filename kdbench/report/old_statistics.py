@@ -23,7 +23,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class PairedT(NamedTuple):
+class OldPairedT(NamedTuple):
     """A mean difference with its interval over seeds; deviation: of the differences. p: two-sided, not corrected."""
 
     mean: float
@@ -31,6 +31,9 @@ class PairedT(NamedTuple):
     interval: Interval
     df: int
     p: float
+
+
+PairedT = OldPairedT
 
 
 def deviation(values: Sequence[float]) -> float | None:

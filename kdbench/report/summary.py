@@ -42,7 +42,7 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
-class Summary:
+class OldSummary:
     """One pair's boards under one protocol, all real or all built in. sources: as displayed, with their benchmarks."""
 
     boards: tuple[Board, ...]
@@ -59,6 +59,9 @@ class Summary:
     def common(self) -> Board:
         """The first board, for what all have in common; its world names every version that they were run in."""
         return replace(self.boards[0], data_source=" and ".join(sorted({board.data_source for board in self.boards})))
+
+
+Summary = OldSummary
 
 
 @dataclass(frozen=True)
