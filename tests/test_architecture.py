@@ -22,6 +22,7 @@ WITH_DATA_SET_NAMES = ("kdbench.data.datasets", "kdbench.benchmark", "kdbench.to
 SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files", "kdbench.progress")
 ARROWS = {
     "kdbench.errors": (),
+    "kdbench.threads": (),
     "kdbench.identity": (),
     "kdbench.progress": (),
     "kdbench.files": ("kdbench.errors",),

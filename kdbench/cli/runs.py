@@ -91,8 +91,7 @@ def run(
     watch: Annotated[
         str | None,
         typer.Option(
-            help="Trackers besides the JSON lines, comma-separated: tensorboard, wandb, mlflow, trackio; or none. "
-            "[tensorboard]"
+            help="Trackers besides the JSON lines, comma-separated: tensorboard, wandb, mlflow; or none. [tensorboard]"
         ),
     ] = None,
 ) -> None:
@@ -129,11 +128,13 @@ def run(
 
 
 def _trackers(watch: str | None) -> tuple[str, ...]:
-    from kdbench.engine.tracking import DEFAULT, find_trackers, repair
+    from kdbench.engine.tracking import DEFAULT, find_trackers, install_command
 
     found = find_trackers(watch)
     if watch is None and not found:
-        complain(f"{DEFAULT} is not installed, so that nothing is written for it. Install it: {repair(DEFAULT)}")
+        complain(
+            f"{DEFAULT} is not installed, so that nothing is written for it. Install it: {install_command(DEFAULT)}"
+        )
     return found
 
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from kdbench.benchmark import Domain
 from kdbench.data.domainset import DomainSet
 from kdbench.engine.distributed import gather_interleaved
-from kdbench.engine.event_log import EventLog
 from kdbench.engine.keys import key_of, method_source
 from kdbench.engine.plan import Plan, RunContext
+from kdbench.engine.tracking import EventLog
 from kdbench.errors import KdbenchError
 from kdbench.method import Method
 from kdbench.metrics import hits

@@ -19,13 +19,12 @@ from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.sources import DataSources
 from kdbench.engine.distributed import check_shares, make_fabric, processes
-from kdbench.engine.event_log import EventLog
 from kdbench.engine.memory import release_memory
 from kdbench.engine.plan import Cell, Plan, RunContext, make_plan
 from kdbench.engine.preflight import check_together
 from kdbench.engine.runner import CellOutcome, cell_key, run_cell
 from kdbench.engine.store import Store
-from kdbench.engine.tracking import Trackers
+from kdbench.engine.tracking import EventLog
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.method import MethodConfig
@@ -195,9 +194,10 @@ def run_grid(spec: RunSpec, context: RunContext, cells: list[Cell]) -> Iterator[
         if spec.label and cell.id.variant and not spec.fresh:
             _check_label(spec, cell)
     check_together(context, cells)
-    with contextlib.closing(Trackers(spec.watch, spec.results, context.progress.note)) as trackers:
+    first, note = context.fabric.is_global_zero, context.progress.note
+    with contextlib.closing(EventLog(spec.results, spec.watch, spec.fresh, note) if first else EventLog()) as event_log:
         for cell in cells:
-            done = _run_or_skip(spec, context, cell, trackers)
+            done = _run_or_skip(spec, context, cell, event_log)
             if not done.cached:
                 release_memory()
             yield done
@@ -234,7 +234,7 @@ def _check_label(spec: RunSpec, cell: Cell) -> None:
             )
 
 
-def _run_or_skip(spec: RunSpec, context: RunContext, cell: Cell, trackers: Trackers) -> Done:
+def _run_or_skip(spec: RunSpec, context: RunContext, cell: Cell, event_log: EventLog) -> Done:
     first = context.fabric.is_global_zero
     path, plan = spec.results / cell.id.path, None
     stored: Record | None = None
@@ -243,7 +243,6 @@ def _run_or_skip(spec: RunSpec, context: RunContext, cell: Cell, trackers: Track
     stored = context.fabric.broadcast(stored)
     if stored is not None:
         return Done(cell, stored, cached=True)
-    event_log = EventLog(spec.results, trackers, spec.fresh, context.progress.note) if first else EventLog()
     began = time.time()
     outcome = run_cell(context, cell, spec.passed(), event_log, plan)
     writes = first
@@ -252,7 +251,7 @@ def _run_or_skip(spec: RunSpec, context: RunContext, cell: Cell, trackers: Track
         writes = not (path.is_file() and path.stat().st_mtime >= began)
     if writes:
         _write(path, outcome)
-    event_log.close(outcome.record)
+    event_log.finish(outcome.record)
     if not outcome.in_step:
         raise OutOfStepError(f"{cell.id.name}: {outcome.record.error}")
     context.fabric.barrier()

@@ -1,12 +1,13 @@
-"""Where a run can be watched besides its JSON lines: trackers, as Lightning's loggers."""
+"""Tells what a cell does while it runs: JSON lines beside its record, and their numbers to trackers."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -15,99 +16,64 @@ from lightning.fabric.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from kdbench.errors import KdbenchError, unknown
+from kdbench.metrics import mious, role_miou, snapshots
+from kdbench.names import domain_name, model_name
+from kdbench.progress import Progress
+from kdbench.records import DomainResult, Record, Resolved
 from kdbench.spec import split_list
 
+SUFFIX = ".log.jsonl"
 PROJECT = "kdbench"
 DEFAULT: Final = "tensorboard"
 NONE = "none"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Whose numbers a tracker gets: the results folder, where in it the cell's record lies (no suffix), its name."""
-
-    results: Path
-    path: Path
-    name: str
+Event = dict[str, Any]
 
 
 class WandbRun(WandbLogger):  # type: ignore[misc]
-    """W&B's logger, which leaves its run open for whoever logs next in the process."""
+    """W&B's logger, which would leave its run open for whoever logs next in the process."""
 
     def finalize(self, status: str) -> None:
-        """Ends the run."""
+        """End the run."""
         self.experiment.finish(exit_code=int(status != "success"))
 
 
-class TrackioLogger(Logger):  # type: ignore[misc]
-    """A run of Trackio, which has W&B's calls."""
-
-    def __init__(self, project: str, name: str) -> None:
-        self._project, self._name = project, name
-        self._trackio = import_module("trackio")
-        self._run = self._trackio.init(project=project, name=name)
-
-    @property
-    def name(self) -> str:
-        """The project's."""
-        return self._project
-
-    @property
-    def version(self) -> str:
-        """The run's name."""
-        return self._name
-
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        """What the run's table shows; sent with the first numbers."""
-        self._run.config.update(params)
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Numbers at a step."""
-        self._run.log(dict(metrics), step=step)
-
-    def finalize(self, status: str) -> None:
-        """Ends the run."""
-        self._trackio.finish()
-
-
 def logdir(results: Path) -> Path:
-    """The folder of TensorBoard's files below the results."""
+    """Return the folder of TensorBoard's files below the results."""
     return results / DEFAULT
 
 
-def _tensorboard(place: Place) -> Logger:
-    # What an earlier run wrote of the cell is told again by this one: from step 0 on it counts no more.
+def _tensorboard(results: Path, cell: Path, name: str, purge_step: int | None) -> Logger:
     return TensorBoardLogger(
-        logdir(place.results), "", str(place.path), default_hp_metric=False, purge_step=0, flush_secs=10
+        logdir(results), "", str(cell), default_hp_metric=False, purge_step=purge_step, flush_secs=10
     )
 
 
-def _wandb(place: Place) -> Logger:
-    return WandbRun(project=PROJECT, name=place.name, save_dir=place.results)
+def _wandb(results: Path, cell: Path, name: str, purge_step: int | None) -> Logger:
+    return WandbRun(project=PROJECT, name=name, save_dir=results)
 
 
-def _mlflow(place: Place) -> Logger:
-    here = f"sqlite:///{place.results.resolve() / 'mlflow.db'}"
-    return MLFlowLogger(PROJECT, place.name, os.environ.get("MLFLOW_TRACKING_URI", here))
+def _mlflow(results: Path, cell: Path, name: str, purge_step: int | None) -> Logger:
+    here = f"sqlite:///{results.resolve() / 'mlflow.db'}"
+    return MLFlowLogger(PROJECT, name, os.environ.get("MLFLOW_TRACKING_URI", here))
 
 
-def _trackio(place: Place) -> Logger:
-    return TrackioLogger(PROJECT, place.name)
-
-
-TRACKERS: dict[str, Callable[[Place], Logger]] = {
-    DEFAULT: _tensorboard, "wandb": _wandb, "mlflow": _mlflow, "trackio": _trackio,
-}  # fmt: skip
-"""By name, which is also that of the package and of the extra that installs it."""
+TRACKERS: dict[str, Callable[[Path, Path, str, int | None], Logger]] = {
+    DEFAULT: _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+"""By name, which is also that of the package that it needs. Arguments: the results folder, the
+record's path below it (no suffix), the cell's name, and the step from which a new run hides what an earlier one wrote.
+"""
 
 
 def find_trackers(text: str | None) -> tuple[str, ...]:
-    """The trackers that a comma-separated list names; for None the default one, if it is installed.
+    """Return the trackers that a comma-separated list names; for None the default one, if it is installed.
 
     Raises KdbenchError where a name is unknown or its package is not installed.
     """
     if text is None:
-        return (DEFAULT,) if _installed(DEFAULT) else ()
+        return (DEFAULT,) if find_spec(DEFAULT) else ()
     names = split_list(text)
     if names == (NONE,):
         return ()
@@ -116,53 +82,197 @@ def find_trackers(text: str | None) -> tuple[str, ...]:
             raise KdbenchError(f"--watch {text}: '{NONE}' stands alone. Leave it out, or the others.")
         if name not in TRACKERS:
             raise unknown("tracker (in --watch)", name, [*TRACKERS, NONE])
-        if not _installed(name):
+        if not find_spec(name):
             raise KdbenchError(
-                f"--watch {name}: the package {name} is not installed. Install it: {repair(name)}; or leave it out."
+                f"--watch {name}: the package {name} is not installed. Install it: {install_command(name)}; or leave "
+                "it out."
             )
     return names
 
 
-def repair(name: str) -> str:
-    """The command that installs a tracker's package."""
+def install_command(name: str) -> str:
+    """Return the command that installs a tracker's package."""
     return f"pip install {name}"
 
 
-def _installed(name: str) -> bool:
-    return find_spec(name) is not None
+class EventLog:
+    """Writes a run's events, one cell after the other.
 
+    A file or a tracker that fails is named once and left out from then on; no training ends for it.
+    """
 
-class Trackers:
-    """The trackers of a run, one cell at a time. One that fails is named once and left out from then on."""
+    def __init__(
+        self,
+        results: Path | None = None,
+        trackers: Sequence[str] = (),
+        fresh: bool = False,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """results: the records' folder; without one nothing is written. fresh: every cell's file begins anew."""
+        self._results, self._trackers, self._fresh, self._note = results, trackers, fresh, note
+        self._path: Path | None = None
+        self._loggers: dict[str, Logger] = {}
+        self._failed: set[str] = set()
 
-    def __init__(self, names: Sequence[str], results: Path, note: Callable[[str], None]) -> None:
-        self._names, self._results, self._note = list(names), results, note
-        self._open: dict[str, Logger] = {}
+    def open(self, cell: Resolved, started: str, revision: str) -> None:
+        """Begin a cell: append to its file, or begin that anew where another key stands in it."""
+        if self._results is None:
+            return
+        place, header = cell.id.path.with_suffix(""), _header(cell)
+        self._path = self._results / f"{place}{SUFFIX}"
+        anew = self._fresh or _key_in(self._path) != cell.key
+        self._attempt(str(self._path), partial(_prepare, self._path, anew))
+        for name in self._trackers:
+            self._attempt(name, partial(self._open_tracker, name, place, header, 0 if anew else None))
+        self.write({"event": "cell", **header, "started": started, "revision": revision})
 
-    def open(self, path: Path, name: str, parameters: Mapping[str, Any]) -> None:
-        """A cell begins: where its record will lie below the results (no suffix), its name, and what it is."""
-        for tracker in list(self._names):
-            with self._or_without(tracker):
-                self._open[tracker] = TRACKERS[tracker](Place(self._results, path, name))
-                self._open[tracker].log_hyperparams(dict(parameters))
+    def stage(self, name: str, before: int, shown: Progress) -> StageProgress:
+        """Return a listener for a stage's training. before: steps of all earlier stages."""
+        return StageProgress(self, name, before, shown)
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers of the cell at a step, counted over all of its stages."""
-        for tracker, logger in list(self._open.items()):
-            with self._or_without(tracker):
-                logger.log_metrics(metrics, step)
+    def stored(self, stage: str, steps: int) -> None:
+        """Tell that a stage need not be trained."""
+        self.write({"event": "stored", "stage": stage, "steps": steps})
+
+    def validation(self, result: DomainResult, stage: str, steps: Sequence[int], before: int) -> None:
+        """Tell a domain's mIoU in percent at every snapshot of the last stage, taken after these steps of it."""
+        for step, value in zip(steps, mious(snapshots(result)), strict=True):
+            self.write({
+                "event": "validation", "stage": stage, "step": step, "overall": before + step, "role": result.role,
+                "domain": domain_name(result.domain, result.data_source), "miou": _number(value),
+            })  # fmt: skip
+
+    def finish(self, record: Record) -> None:
+        """Tell how a cell ended: the mean mIoU of its targets in percent, or its error."""
+        if self._path is None:
+            self.open(record.spec.resolved, record.run.started, record.run.revision)
+        if record.status == "done":
+            ending: Event = {"miou": _number(role_miou(record, "target"))}
+        else:
+            ending = {"error": record.error}
+        self.write({"event": record.status, **ending, "seconds": record.run.seconds})
+        self.close("success" if record.status == "done" else "failed")
 
     def close(self, status: str = "failed") -> None:
-        """The cell is over: "success" or "failed"."""
-        for tracker in list(self._open):
-            with self._or_without(tracker):
-                self._open.pop(tracker).finalize(status)
+        """End the open cell in all trackers."""
+        for name, logger in self._loggers.items():
+            self._attempt(name, partial(logger.finalize, status))
+        self._path, self._loggers = None, {}
 
-    @contextlib.contextmanager
-    def _or_without(self, tracker: str) -> Iterator[None]:
+    def write(self, event: Event) -> None:
+        """Append a line to the open cell's file, and send its numbers to the trackers."""
+        if self._path is None:
+            return
+        self._attempt(str(self._path), partial(_append, self._path, event))
+        if metrics := _metrics(event):
+            for name, logger in self._loggers.items():
+                self._attempt(name, partial(logger.log_metrics, metrics, event["overall"]))
+
+    def _open_tracker(self, name: str, place: Path, header: Event, purge_step: int | None) -> None:
+        assert self._results is not None
+        self._loggers[name] = TRACKERS[name](self._results, place, _title(header), purge_step)
+        self._loggers[name].log_hyperparams(header)
+
+    def _attempt(self, name: str, action: Callable[[], object]) -> None:
+        if name in self._failed:
+            return
         try:
-            yield
-        except Exception as error:  # a server that is gone must not end hours of training
-            self._names.remove(tracker)
-            self._open.pop(tracker, None)
-            self._note(f"{tracker} failed and is left out from here on: {type(error).__name__}: {error}")
+            action()
+        except Exception as error:  # neither a full disk nor a server that is gone ends hours of training
+            self._failed.add(name)
+            self._note(f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
+
+
+class StageProgress:
+    """Shows a stage's progress and writes it to the event log."""
+
+    def __init__(self, event_log: EventLog, stage: str, before: int, shown: Progress) -> None:
+        self._event_log, self._stage, self._before, self._shown = event_log, stage, before, shown
+        self._done, self._total, self._began = 0, 0, 0.0
+
+    def begin(self, what: str, total: int) -> None:
+        """The stage begins, or goes on."""
+        self._shown.begin(what, total)
+        self._total, self._began = total, time.perf_counter()
+        self._event_log.write({"event": "begin", "stage": self._stage, "steps": total, "overall": self._before})
+
+    def advance(self, done: int, losses: Mapping[str, float]) -> None:
+        """So many steps are done; the latest losses."""
+        self._shown.advance(done, losses)
+        self._done = done
+        self._event_log.write({
+            "event": "losses", "stage": self._stage, "step": done, "overall": self._before + done,
+            "seconds": self._seconds(), "losses": dict(losses),
+        })  # fmt: skip
+
+    def end(self) -> None:
+        """The stage is over, done or not."""
+        self._shown.end()
+        if self._done == self._total:
+            self._event_log.write({"event": "end", "stage": self._stage, "seconds": self._seconds()})
+
+    def note(self, text: str) -> None:
+        """Show a note."""
+        self._shown.note(text)
+
+    def _seconds(self) -> float:
+        return round(time.perf_counter() - self._began, 2)
+
+
+def _key_in(path: Path) -> str | None:
+    """Return the key that the first line of an event log gives; None where there is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            key: str | None = json.loads(file.readline()).get("key")
+            return key
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _prepare(path: Path, anew: bool) -> None:
+    """Make the file; drop what it holds, or only a line that a killed run or a full disk left unfinished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = b"" if anew else path.read_bytes()
+    with path.open("ab") as file:
+        file.truncate(lines.rfind(b"\n") + 1)
+
+
+def _append(path: Path, event: Event) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _header(cell: Resolved) -> Event:
+    return {
+        "protocol": cell.protocol_id,
+        "data_source": cell.data_source,
+        "benchmark": cell.benchmark,
+        "teacher": model_name(cell.teacher, cell.model_set),
+        "student": model_name(cell.student, cell.model_set) if cell.student else None,
+        "method": cell.method,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "label_fraction": cell.label_fraction,
+        "key": cell.key,
+    }
+
+
+def _title(header: Event) -> str:
+    """Return a run's name in a tracker."""
+    method = f"{header['method']}[{header['variant']}]" if header["variant"] else header["method"]
+    pair = " -> ".join(name for name in (header["teacher"], header["student"]) if name)
+    return f"{header['benchmark']} · {method} · {pair} · seed {header['seed']}"
+
+
+def _metrics(event: Event) -> dict[str, float]:
+    """Return an event's numbers as trackers name them."""
+    if event["event"] == "losses":
+        return {f"{event['stage']}/{term}": value for term, value in event["losses"].items()}
+    if event["event"] == "validation" and event["miou"] is not None:
+        return {f"validation/{event['domain']}": event["miou"]}
+    return {}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.engine.event_log import EventLog
 from kdbench.engine.grid import Done
 from kdbench.engine.plan import make_plan, stage_sets
 from kdbench.engine.runner import train_stage
+from kdbench.engine.tracking import EventLog
 from kdbench.plugins import benchmark_names, load_benchmark, method_names
 from kdbench.types import Phase
 

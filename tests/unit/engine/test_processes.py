@@ -17,7 +17,7 @@ import torch
 
 from kdbench.engine import grid
 from kdbench.engine.distributed import all_failures, check_shares, gather_interleaved, make_fabric, processes, share
-from kdbench.engine.event_log import SUFFIX, read_lines
+from kdbench.engine.tracking import SUFFIX
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.records import read_record
@@ -138,9 +138,11 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
     # Both shares are counted: 8 test images a domain, and in the proxy stage 8 batches of 4, half of them once more.
     assert [domain.images for domain in record.result.domains] == [8, 8, 8]
     assert record.result.stages[0].student_forwards == 8 * (4 + 2)
-    logs = {path.name: read_lines(path) for path in (tmp_path / "results").rglob(f"*{SUFFIX}")}
+    logs = {
+        path.name: path.read_text(encoding="utf-8").splitlines() for path in (tmp_path / "results").rglob(f"*{SUFFIX}")
+    }
     assert set(logs) == {name.replace(".json", SUFFIX) for name in found}
-    told = [line["event"] for line in logs[f"gkd-s0{SUFFIX}"]]
+    told = [json.loads(line)["event"] for line in logs[f"gkd-s0{SUFFIX}"]]
     assert (told.count("cell"), told.count("end"), told.count("done")) == (1, 3, 1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     started(*TWO, *arguments)
