@@ -17,15 +17,15 @@ from pathlib import Path
 from PIL import Image
 
 from kdbench.data.datasets.adapter import Adapter
-from kdbench.data.datasets.files import Entry, FileTree, read_rgb, unreadable
+from kdbench.data.datasets.files import DataFile, FileTree, read_rgb, unreadable
 from kdbench.data.datasets.isprs import POTSDAM, VAIHINGEN
-from kdbench.data.datasets.labels import Colours
+from kdbench.data.datasets.labels import ByColour
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.progress import Progress
 
 SIZE = 512
-COLOURS = Colours([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)])
+COLOURS = ByColour([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)])
 """The border, then the classes in the order of their stored values, 1 to 6."""
 
 
@@ -84,8 +84,8 @@ class Work:
     tile: str
     split: str
     bands: str
-    image: Entry
-    label: Entry
+    image: DataFile
+    label: DataFile
     target: Path
     crop: str
 
@@ -168,9 +168,9 @@ def _work(tiles: Tiles, data_root: Path) -> Iterator[Work]:
         yield Work(tile, splits[tile], bands, image, label, root / bands, tiles.crop.format(tile=tile))
 
 
-def _named(tree: FileTree, pattern: str) -> dict[tuple[str, str], Entry]:
+def _named(tree: FileTree, pattern: str) -> dict[tuple[str, str], DataFile]:
     """Files by tile and band set."""
-    found: dict[tuple[str, str], Entry] = {}
+    found: dict[tuple[str, str], DataFile] = {}
     for name, entry in tree.entries.items():
         match = re.fullmatch(rf"(?:.*/)?{pattern}", name)
         if match:
@@ -193,8 +193,8 @@ def cut(work: Work) -> None:
     if image.shape != colours.shape:
         raise unreadable(work.label, f"it is {colours.shape[:2]} pixels large, its image {image.shape[:2]}")
     label = COLOURS.index(colours)
-    off = int((label == Colours.OFF).sum())
-    label[label == Colours.OFF] = 0
+    off = int((label == ByColour.OFF).sum())
+    label[label == ByColour.OFF] = 0
     boxes = [(x, y) for y in sources(image.shape[0]) for x in sources(image.shape[1])]
     for x, y in boxes:
         name = f"{work.split}/{work.crop}_{x}_{y}_{x + SIZE}_{y + SIZE}.png"

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.data.datasets.adapter import Sample, Scan
-from kdbench.data.datasets.files import Entry, read_rgb
-from kdbench.data.datasets.labels import Colours, palette_of
+from kdbench.data.datasets.adapter import FilePair, Scan
+from kdbench.data.datasets.files import DataFile, read_rgb
+from kdbench.data.datasets.labels import ByColour, palette_of
 from kdbench.errors import KdbenchError
 from kdbench.types import IGNORE
 
@@ -23,13 +23,13 @@ AHEAD = 4
 
 
 @dataclass
-class Look:
+class PairCheck:
     """One pair. wrong: what is wrong with it, and in which file; stored: pixels of each value; classes: of each class.
 
     picture: the digest of an image that is not blank; content: the digest of all pixels.
     """
 
-    sample: Sample
+    sample: FilePair
     wrong: list[tuple[str, str]] = field(default_factory=list)
     stored: np.ndarray | None = None
     classes: np.ndarray | None = None
@@ -38,17 +38,17 @@ class Look:
 
 
 @dataclass
-class Seen:
+class PixelSummary:
     """All pairs together. files: what is wrong -> where; digests: a picture -> the pairs that show it."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     labels: int = 0
     stored: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    digests: dict[bytes, list[Sample]] = field(default_factory=dict)
+    digests: dict[bytes, list[FilePair]] = field(default_factory=dict)
     whole: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, look: Look) -> None:
+    def add(self, look: PairCheck) -> None:
         """One more pair."""
         for kind, file in look.wrong:
             self.files.setdefault(kind, []).append(file)
@@ -61,16 +61,16 @@ class Seen:
         self.whole.update(look.content)
 
 
-def looks(scan: Scan, samples: Sequence[Sample]) -> Iterator[Look]:
+def looks(scan: Scan, samples: Sequence[FilePair]) -> Iterator[PairCheck]:
     """A look at each pair, in their order, several at a time; few are held in memory."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(samples), AHEAD * THREADS):
             yield from pool.map(lambda sample: look_at(scan, sample), samples[start : start + AHEAD * THREADS])
 
 
-def look_at(scan: Scan, sample: Sample) -> Look:
+def look_at(scan: Scan, sample: FilePair) -> PairCheck:
     """Reads a pair."""
-    look = Look(sample)
+    look = PairCheck(sample)
     try:
         image = read_rgb(sample.image)
     except KdbenchError as error:
@@ -91,7 +91,7 @@ def look_at(scan: Scan, sample: Sample) -> Look:
     return look
 
 
-def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], look: Look, content: Any) -> None:
+def _look_at_label(scan: Scan, entry: DataFile, size: tuple[int, int], look: PairCheck, content: Any) -> None:
     try:
         stored = scan.layout.decode(entry)
     except KdbenchError as error:
@@ -105,7 +105,7 @@ def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], look: Look, 
     strange = np.flatnonzero(look.stored * ~scan.layout.known)
     if len(strange):
         off = look.stored[strange].sum() / stored.size
-        named = "colours" if isinstance(scan.layout.decode, Colours) else f"values {', '.join(map(str, strange[:5]))}"
+        named = "colours" if isinstance(scan.layout.decode, ByColour) else f"values {', '.join(map(str, strange[:5]))}"
         look.wrong.append(("labels with unknown values", f"{entry} ({named}, {100 * off:.2f} % of the pixels)"))
     wrong = _repainted(scan, entry) if scan.layout.colours else []
     if wrong:
@@ -119,7 +119,7 @@ def _look_at_label(scan: Scan, entry: Entry, size: tuple[int, int], look: Look, 
         look.wrong.append(("labels of one class alone", str(entry)))
 
 
-def _repainted(scan: Scan, entry: Entry) -> list[int]:
+def _repainted(scan: Scan, entry: DataFile) -> list[int]:
     """The stored values to which a label's palette gives another colour than the data set's."""
     palette = palette_of(entry)
     if palette is None:

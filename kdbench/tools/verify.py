@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kdbench.data.datasets.adapter import Adapter, Sample, Scan, whole_path
-from kdbench.data.datasets.issues import SHOWN, Finding, Level, finding
+from kdbench.data.datasets.adapter import Adapter, FilePair, Scan, whole_path
+from kdbench.data.datasets.issues import SHOWN, Issue, Level, issue
 from kdbench.errors import KdbenchError
 from kdbench.progress import Progress
-from kdbench.tools.pixel_checks import Seen, looks
+from kdbench.tools.pixel_checks import PixelSummary, looks
 from kdbench.types import IGNORE
 
 ENOUGH = 4
@@ -33,12 +33,12 @@ class Report:
     looked_at: int = 0
     histogram: dict[str, float] = field(default_factory=dict)
     checksum: str = ""
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     @property
     def healthy(self) -> bool:
         """Whether nothing is wrong."""
-        return not any(finding.level == "fault" for finding in self.findings)
+        return not any(issue.level == "fault" for issue in self.issues)
 
 
 def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progress) -> Report:
@@ -48,12 +48,12 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
         scan = adapter.scan(data_root)
         report.root = str(scan.tree.root)
         report.parts = dict(sorted(Counter(sample.part for sample in scan.samples).items()))
-        report.findings += _of_names(scan)
+        report.issues += _of_names(scan)
     except KdbenchError as error:
         repair = "as the message says; then run `kdbench data verify` again"
-        report.findings.append(Finding("fault", "the data set cannot be opened", (str(error),), repair))
+        report.issues.append(Issue("fault", "the data set cannot be opened", (str(error),), repair))
         return report
-    seen, chosen = Seen(), _chosen(scan, most)
+    seen, chosen = PixelSummary(), _chosen(scan, most)
     progress.begin(f"looking at {adapter.name}", len(chosen))
     try:
         for done, look in enumerate(looks(scan, chosen), 1):
@@ -68,51 +68,51 @@ def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progr
     report.histogram = {name: round(float(shares[i]), 2) for i, name in enumerate(names)} | (
         {"ignored": round(float(shares[IGNORE]), 2)} if names else {}
     )
-    report.findings += _of_pixels(scan, seen)
+    report.issues += _of_pixels(scan, seen)
     if most is None:
-        report.findings += _of_archives(scan)
+        report.issues += _of_archives(scan)
     return report
 
 
-def _of_names(scan: Scan) -> Iterator[Finding]:
+def _of_names(scan: Scan) -> Iterator[Issue]:
     adapter, samples = scan.adapter, scan.samples
     again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
     if not samples:
-        yield Finding("fault", "no image of this data set", (str(scan.tree.root),), scan.advice().strip())
+        yield Issue("fault", "no image of this data set", (str(scan.tree.root),), scan.advice().strip())
     if scan.layout.label:
         missing = [sample.image for sample in samples if sample.label is None]
         if missing:
-            yield finding("fault", "images without a label", missing, scan.hint() or again)
+            yield issue("fault", "images without a label", missing, scan.hint() or again)
         alone = [entry for key, (entry, _) in sorted(scan.labels.files.items()) if key not in scan.images.files]
         if alone:
-            yield finding("fault", "labels without an image", alone, again)
+            yield issue("fault", "labels without an image", alone, again)
     doubles = [*scan.images.doubles, *scan.labels.doubles]
     if doubles:
-        yield finding("fault", "second files for the same image or label", doubles, "remove the copies")
+        yield issue("fault", "second files for the same image or label", doubles, "remove the copies")
     yield from _counts(scan, again)
     yield from adapter.check(scan.tree)
     strange = [e for name, e in scan.tree.entries.items() if _nearly(name, scan)]
     if strange:
-        yield finding("fault", "files that are nearly named as the data set's", strange, "restore their names")
+        yield issue("fault", "files that are nearly named as the data set's", strange, "restore their names")
 
 
-def _counts(scan: Scan, again: str) -> Iterator[Finding]:
+def _counts(scan: Scan, again: str) -> Iterator[Issue]:
     for part, official in scan.adapter.counts.items():
         there = [s for s in scan.samples if s.part == part or s.part.startswith(f"{part}/")]
         found, folders = len(there), _folders(there)
         if found and found < official:
-            yield Finding(scan.adapter.incomplete, f"part {part} has {found} of {official} images", folders, again)
+            yield Issue(scan.adapter.incomplete, f"part {part} has {found} of {official} images", folders, again)
         elif found > official:
-            yield Finding(
+            yield Issue(
                 "fault", f"part {part} has {found} images, {found - official} more than the data set", folders,
                 "remove what does not belong to the data set",
             )  # fmt: skip
         elif not found and scan.samples:
             root = (str(scan.tree.root),)
-            yield Finding("note", f"part {part} is not there ({official} images)", root, again)
+            yield Issue("note", f"part {part} is not there ({official} images)", root, again)
 
 
-def _folders(samples: Sequence[Sample]) -> tuple[str, ...]:
+def _folders(samples: Sequence[FilePair]) -> tuple[str, ...]:
     """Where the images lie: the first few folders or archives."""
     return tuple(sorted({str(sample.image).rpartition("/")[0] for sample in samples})[:SHOWN])
 
@@ -126,7 +126,7 @@ def _nearly(name: str, scan: Scan) -> bool:
     return any(whole_path(pattern, re.IGNORECASE).fullmatch(loosely) for pattern in patterns)
 
 
-def _chosen(scan: Scan, most: int | None) -> list[Sample]:
+def _chosen(scan: Scan, most: int | None) -> list[FilePair]:
     chosen = []
     for part in sorted({sample.part for sample in scan.samples}):
         samples = [sample for sample in scan.samples if sample.part == part]
@@ -153,23 +153,23 @@ REPAIRS: dict[str, tuple[Level, str]] = {
 }
 
 
-def _of_pixels(scan: Scan, seen: Seen) -> Iterator[Finding]:
+def _of_pixels(scan: Scan, seen: PixelSummary) -> Iterator[Issue]:
     for kind, files in seen.files.items():
         level, repair = REPAIRS[kind]
         if kind == "labels of another size than their image" and scan.adapter.mismatch == "resize":
             level, repair = "note", "known in this data set: each is resized to its image, nearest, while it is read"
         if kind == "labels of one class alone" and 2 * len(files) > seen.labels:
             level, repair = "fault", "most are: restore them, something else lies in their place"
-        yield finding(level, kind, files, repair)
+        yield issue(level, kind, files, repair)
     folders = _folders(scan.samples)
     absent = [str(value) for value in scan.layout.usual if seen.labels >= ENOUGH and not seen.stored[value]]
     if absent:
         what = f"stored values that every part of the data set has are in no label: {', '.join(absent)}"
-        yield Finding("fault", what, folders, "restore the labels as released: these were converted or shifted")
+        yield Issue("fault", what, folders, "restore the labels as released: these were converted or shifted")
     yield from _twins(seen)
 
 
-def _of_archives(scan: Scan) -> Iterator[Finding]:
+def _of_archives(scan: Scan) -> Iterator[Issue]:
     wrong = []
     for name, official in scan.adapter.md5.items():
         for path in scan.tree.root.rglob(name):
@@ -178,17 +178,17 @@ def _of_archives(scan: Scan) -> Iterator[Finding]:
             if found != official:
                 wrong.append(f"{path} (md5 {found}, published {official})")
     if wrong:
-        yield finding("fault", "archives that are not the published ones", wrong, "download them again")
+        yield issue("fault", "archives that are not the published ones", wrong, "download them again")
 
 
-def _twins(seen: Seen) -> Iterator[Finding]:
+def _twins(seen: PixelSummary) -> Iterator[Issue]:
     across = [
         f"{samples[0].image} = {samples[1].image}"
         for samples in seen.digests.values()
         if len({sample.part for sample in samples}) > 1
     ]
     if across:
-        yield finding("fault", "the same picture in two parts", across, "restore the part that was overwritten")
+        yield issue("fault", "the same picture in two parts", across, "restore the part that was overwritten")
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -200,7 +200,7 @@ def lines(report: Report) -> Iterator[str]:
     if report.histogram:
         shares = sorted(report.histogram.items(), key=lambda item: -item[1])
         yield "  pixels in percent: " + ", ".join(f"{name} {share:g}" for name, share in shares)
-    if report.findings:
-        rows = [(f.level.upper(), f.what, "\n".join(f.files), f.repair) for f in report.findings]
+    if report.issues:
+        rows = [(f.level.upper(), f.what, "\n".join(f.files), f.repair) for f in report.issues]
         yield tabulate(rows, ("", "what", "files", "repair"), maxcolwidths=[None, 36, None, 44])
     yield f"  {'healthy' if report.healthy else 'NOT healthy: mend the faults above'}"

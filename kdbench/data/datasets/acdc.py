@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.labels import identity
 from kdbench.types import IGNORE
 
@@ -15,7 +15,7 @@ ACDC = Adapter(
     title="ACDC, adverse conditions",
     folders=("acdc", "ACDC"),
     layouts=(
-        Layout(
+        FileLayout(
             image=rf"rgb_anon/{_STEM}_rgb_anon\.png",
             label=rf"gt/{_STEM}_gt_labelTrainIds\.png",
             values=(*range(19), IGNORE),

@@ -1,4 +1,4 @@
-"""What every real data set shares: finding its folder, pairing images with labels, decoding both."""
+"""What every real data set shares: issue its folder, pairing images with labels, decoding both."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from kdbench.benchmark import Colour, LabelSpace
-from kdbench.data.datasets.files import Entry, FileTree
-from kdbench.data.datasets.issues import Finding
+from kdbench.data.datasets.files import DataFile, FileTree
+from kdbench.data.datasets.issues import Issue
 from kdbench.data.datasets.labels import Table, indices
 from kdbench.errors import KdbenchError, unknown
 
@@ -22,7 +22,7 @@ PACKED = r"\.(tar|tar\.gz|tgz|rar|7z)$"
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """One form in which a data set lies on disks.
 
     image, label: regular expressions for the whole path of a file below the data set's folder (what comes before is
@@ -34,7 +34,7 @@ class Layout:
 
     image: str
     label: str | None = None
-    decode: Callable[[Entry], np.ndarray] = indices
+    decode: Callable[[DataFile], np.ndarray] = indices
     values: Collection[int] = ()
     usual: Collection[int] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Adapter:
     name: str
     title: str
     folders: tuple[str, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[FileLayout, ...]
     home: str
     licence: str
     classes: LabelSpace | None = None
@@ -78,7 +78,7 @@ class Adapter:
     blank: tuple[str, ...] = ()
     restore: str = ""
     md5: Mapping[str, str] = field(default_factory=dict)
-    check: Callable[[FileTree], Iterable[Finding]] = lambda tree: ()
+    check: Callable[[FileTree], Iterable[Issue]] = lambda tree: ()
     hints: Mapping[str, str] = field(default_factory=dict)
     """Pattern of a path that is often there in place of what is needed -> what to do."""
 
@@ -106,20 +106,20 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class FilePair:
     """An image with its label. key: what the two paths share, by name, e.g. `aachen/train/aachen_000000_000019`."""
 
     key: str
     part: str
-    image: Entry
-    label: Entry | None
+    image: DataFile
+    label: DataFile | None
 
 
 class Matches(NamedTuple):
-    """Files by what their paths share (Sample.key), with their part, and files whose place was taken."""
+    """Files by what their paths share (FilePair.key), with their part, and files whose place was taken."""
 
-    files: dict[str, tuple[Entry, str]]
-    doubles: list[Entry]
+    files: dict[str, tuple[DataFile, str]]
+    doubles: list[DataFile]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Scan:
     tree: FileTree
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> FileLayout:
         """The first of the set's layouts of which there is an image."""
         for layout in self.adapter.layouts:
             expression = whole_path(layout.image)
@@ -149,14 +149,14 @@ class Scan:
         return self._match(self.layout.label) if self.layout.label else Matches({}, [])
 
     @cached_property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[FilePair]:
         """Every image with its label, in the order of their keys; label None where it is missing."""
         return [
-            Sample(key, part, entry, self.labels.files.get(key, (None,))[0])
+            FilePair(key, part, entry, self.labels.files.get(key, (None,))[0])
             for key, (entry, part) in sorted(self.images.files.items())
         ]
 
-    def parts(self, names: Sequence[str]) -> list[Sample]:
+    def parts(self, names: Sequence[str]) -> list[FilePair]:
         """The samples of some parts; `night` stands for `night/train`, `night/val` and what else there is."""
         wanted = [s for name in names for s in self.samples if s.part == name or s.part.startswith(f"{name}/")]
         what = f"data set '{self.adapter.name}'"

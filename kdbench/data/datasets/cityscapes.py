@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.labels import table
 
 ID_TO_CLASS = {
@@ -18,7 +18,7 @@ CITYSCAPES = Adapter(
     title="Cityscapes, fine annotations",
     folders=("cityscapes", "Cityscapes"),
     layouts=(
-        Layout(
+        FileLayout(
             image=rf"leftImg8bit/{_STEM}_leftImg8bit\.png",
             label=rf"gtFine/{_STEM}_gtFine_labelIds\.png",
             values=range(34),

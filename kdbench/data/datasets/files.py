@@ -24,7 +24,7 @@ MOST_PIXELS = 120_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DataFile:
     """One file. name: its path below place, which is the data set's folder or an archive."""
 
     name: str
@@ -68,12 +68,12 @@ class Entry:
             raise unreadable(self, str(error)) from error
 
 
-def unreadable(entry: Entry, reason: str) -> KdbenchError:
+def unreadable(entry: DataFile, reason: str) -> KdbenchError:
     """The error for a file that cannot be used."""
     return KdbenchError(f"{entry} cannot be read ({reason}). Restore it from the data set's archive.")
 
 
-def open_image(entry: Entry, stored: str = "") -> Image.Image:
+def open_image(entry: DataFile, stored: str = "") -> Image.Image:
     """The picture, decoded; one of too many pixels is refused before it is.
 
     stored: the layout that its pixels must be stored in, as Pillow names it, where that is not left to Pillow.
@@ -98,7 +98,7 @@ def _reinterpret(picture: Image.Image, stored: str) -> None:
     picture.tile = [picture.tile[0]._replace(args=stored)]
 
 
-def read_rgb(entry: Entry) -> np.ndarray:
+def read_rgb(entry: DataFile) -> np.ndarray:
     """(H, W, 3) uint8, from any mode of 8 bits."""
     picture = open_image(entry)
     if picture.mode.startswith(("I", "F")):
@@ -114,9 +114,9 @@ class FileTree:
     archives: tuple[str, ...] = ()
 
     @cached_property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, DataFile]:
         """By name, in a fixed order; what is unpacked comes before the same name in an archive."""
-        found = {name: Entry(name, self.root) for name in sorted(_walk(self.root, self.root.resolve(), ""))}
+        found = {name: DataFile(name, self.root) for name in sorted(_walk(self.root, self.root.resolve(), ""))}
         for name in [name for name in found if self._belongs(name)]:
             for entry in _members(self.root / name):
                 found.setdefault(entry.name, entry)
@@ -153,7 +153,7 @@ def _check_link(link: Path, inside: Path) -> None:
         raise KdbenchError(f"{link} is a link to a folder that contains it. Remove it.")
 
 
-def _members(archive: Path) -> Iterator[Entry]:
+def _members(archive: Path) -> Iterator[DataFile]:
     try:
         infos = _opened(archive, os.getpid()).infolist()
     except (OSError, zipfile.BadZipFile) as error:
@@ -164,7 +164,7 @@ def _members(archive: Path) -> Iterator[Entry]:
             continue
         if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
             raise KdbenchError(f"{archive} holds a file named '{info.filename}', outside of it. It is not read.")
-        yield Entry(info.filename, archive, archived=True)
+        yield DataFile(info.filename, archive, archived=True)
 
 
 @lru_cache(maxsize=64)

@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Groups, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout, Groups
 from kdbench.data.datasets.cityscapes import ID_TO_CLASS
-from kdbench.data.datasets.files import Entry, FileTree, unreadable
+from kdbench.data.datasets.files import DataFile, FileTree, unreadable
 from kdbench.data.datasets.labels import table
 
 
@@ -21,7 +21,7 @@ def _part(tree: FileTree) -> Callable[[Groups], str]:
     return lambda groups: f"all/{official.get(int(groups['id']), 'unsplit')}"
 
 
-def _official(file: Entry) -> dict[int, str]:
+def _official(file: DataFile) -> dict[int, str]:
     from scipy.io import loadmat
 
     try:
@@ -43,7 +43,7 @@ GTAV = Adapter(
     title="GTAV, Playing for Data",
     folders=("GTA5", "gtav", "gta", "gta5", "GTAV"),
     layouts=(
-        Layout(
+        FileLayout(
             image=r"images/(?P<id>\d{5})\.png",
             label=r"labels/(?P<id>\d{5})\.png",
             values=range(35),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 
 _FILE = r"(?P<category>[^/]+)/(?P<name>[^/]+)\.(?i:jpe?g|png|webp|bmp)"
 
@@ -12,9 +12,9 @@ IMAGENET = Adapter(
     title="ImageNet-1k (or any folder of folders of images)",
     folders=("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012"),
     layouts=(
-        Layout(rf"(?P<split>train|val)/{_FILE}"),
+        FileLayout(rf"(?P<split>train|val)/{_FILE}"),
         # Any other tree of one folder a class; folders of these names are splits that lie flat.
-        Layout(rf"(?!(?:train|val|test)/){_FILE}", part="train"),
+        FileLayout(rf"(?!(?:train|val|test)/){_FILE}", part="train"),
     ),
     home="https://www.image-net.org (ILSVRC2012_img_train.tar)",
     licence="ImageNet terms: non-commercial research",

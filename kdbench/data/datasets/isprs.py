@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.files import FileTree
-from kdbench.data.datasets.issues import Finding, finding
+from kdbench.data.datasets.issues import Issue, issue
 from kdbench.data.datasets.labels import table
 from kdbench.errors import KdbenchError
 from kdbench.types import IGNORE
@@ -26,7 +26,7 @@ LOSSY = 0.1
 """The share of a label tile's pixels with a colour of no class beyond which it was not saved as it was released."""
 
 
-def _check(tree: FileTree) -> Iterator[Finding]:
+def _check(tree: FileTree) -> Iterator[Issue]:
     """What cutting the tiles told of their labels: in crops, colours are values already."""
     lossy: list[str] = []
     few: list[str] = []
@@ -44,11 +44,11 @@ def _check(tree: FileTree) -> Iterator[Finding]:
                 (lossy if share > LOSSY else few).append(f"{shown} ({100 * share:.2f} % of its pixels)")
     if lossy:
         repair = "restore these label tiles from the archive, then `kdbench data prepare`: lossy copies change colours"
-        yield finding("fault", "label tiles were no longer in the classes' colours when they were cut", lossy, repair)
+        yield issue("fault", "label tiles were no longer in the classes' colours when they were cut", lossy, repair)
     if broken:
-        yield finding("fault", "summaries of tiles cannot be read", broken, "remove them and cut the tiles again")
+        yield issue("fault", "summaries of tiles cannot be read", broken, "remove them and cut the tiles again")
     if few:
-        yield finding("note", "label tiles have colours of no class, which are ignored", few, "known of some tiles")
+        yield issue("note", "label tiles have colours of no class, which are ignored", few, "known of some tiles")
 
 
 _POTSDAM = r"(?P<split>train|val)/(?P<crop>\d_\d{1,2}(?:_\d+){4})\.png"
@@ -57,7 +57,7 @@ POTSDAM = Adapter(
     title="ISPRS Potsdam",
     folders=("potsdam", "Potsdam"),
     layouts=(
-        Layout(
+        FileLayout(
             image=rf"(?P<bands>RGB|IRRG)/img_dir/{_POTSDAM}",
             label=rf"(?P<bands>RGB|IRRG)/ann_dir/{_POTSDAM}",
             values=_VALUES,
@@ -81,7 +81,7 @@ VAIHINGEN = Adapter(
     title="ISPRS Vaihingen (infrared, red, green)",
     folders=("vaihingen", "Vaihingen"),
     layouts=(
-        Layout(
+        FileLayout(
             rf"img_dir/{_VAIHINGEN}", rf"ann_dir/{_VAIHINGEN}", values=_VALUES, tables={"evaluated": table(CLASSES)}
         ),
     ),

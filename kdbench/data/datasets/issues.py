@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from kdbench.data.datasets.files import Entry
+from kdbench.data.datasets.files import DataFile
 
 Level = Literal["fault", "note"]
 SHOWN = 3
-"""Files that a finding names; it counts the others."""
+"""Files that a issue names; it counts the others."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """Something that is wrong (fault), or that one should know (note)."""
 
     level: Level
@@ -23,7 +23,7 @@ class Finding:
     repair: str
 
 
-def finding(level: Level, what: str, files: Iterable[Entry | str], repair: str) -> Finding:
+def issue(level: Level, what: str, files: Iterable[DataFile | str], repair: str) -> Issue:
     """What is wrong with some files: their number comes first, and the first of them are named."""
     named = tuple(map(str, files))
-    return Finding(level, f"{len(named)} {what}", named[:SHOWN], repair)
+    return Issue(level, f"{len(named)} {what}", named[:SHOWN], repair)

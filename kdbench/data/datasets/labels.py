@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from kdbench.benchmark import Colour
-from kdbench.data.datasets.files import Entry, open_image, unreadable
+from kdbench.data.datasets.files import DataFile, open_image, unreadable
 from kdbench.types import IGNORE
 
 Table = np.ndarray
@@ -26,7 +26,7 @@ def identity(count: int) -> Table:
     return table({value: value for value in range(count)})
 
 
-def indices(entry: Entry) -> np.ndarray:
+def indices(entry: DataFile) -> np.ndarray:
     """(H, W) uint8 of a picture in grey or with a palette: its stored values, never its colours."""
     picture = open_image(entry)
     if picture.mode not in ("L", "P"):
@@ -34,7 +34,7 @@ def indices(entry: Entry) -> np.ndarray:
     return np.asarray(picture)
 
 
-def palette_of(entry: Entry) -> dict[int, Colour] | None:
+def palette_of(entry: DataFile) -> dict[int, Colour] | None:
     """Index -> colour of a picture with a palette."""
     flat = open_image(entry).getpalette("RGB")
     if flat is None:
@@ -42,7 +42,7 @@ def palette_of(entry: Entry) -> dict[int, Colour] | None:
     return {index: (r, g, b) for index, (r, g, b) in enumerate(zip(*[iter(flat)] * 3, strict=False))}
 
 
-def first_channel(entry: Entry) -> np.ndarray:
+def first_channel(entry: DataFile) -> np.ndarray:
     """(H, W) uint8: the first of three channels of 16 bits."""
     # Pillow keeps one byte of the two: the first as it is, the second where it takes the file to be of the other order.
     high, low = (_sixteen(entry, order)[..., 0] for order in ("RGB;16B", "RGB;16L"))
@@ -51,14 +51,14 @@ def first_channel(entry: Entry) -> np.ndarray:
     return low
 
 
-def _sixteen(entry: Entry, order: str) -> np.ndarray:
+def _sixteen(entry: DataFile, order: str) -> np.ndarray:
     return np.asarray(open_image(entry, order))
 
 
 STRIP = 256
 
 
-class Colours:
+class ByColour:
     """Labels stored as colours: matched exactly, everything else becomes a value of its own, OFF."""
 
     OFF = 254
@@ -69,7 +69,7 @@ class Colours:
         order = np.argsort(codes)
         self._codes, self._values = np.array(codes)[order], order.astype(np.uint8)
 
-    def __call__(self, entry: Entry) -> np.ndarray:
+    def __call__(self, entry: DataFile) -> np.ndarray:
         """(H, W) uint8: indices into the palette."""
         picture = open_image(entry)
         if picture.mode not in ("RGB", "RGBA", "P"):

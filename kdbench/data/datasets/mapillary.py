@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Groups, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout, Groups
 from kdbench.data.datasets.files import FileTree
-from kdbench.data.datasets.issues import Finding
+from kdbench.data.datasets.issues import Issue
 from kdbench.data.datasets.labels import table
 from kdbench.errors import KdbenchError
 
@@ -32,18 +32,18 @@ def _part(tree: FileTree) -> Callable[[Groups], str]:
 ENTRIES = 66
 
 
-def _check(tree: FileTree) -> Iterator[Finding]:
+def _check(tree: FileTree) -> Iterator[Issue]:
     """The tables go by index into the configuration's labels: another list of labels makes them wrong."""
     for name, entry in tree.entries.items():
         if re.fullmatch(r"(?:.*/)?config(?:_v1\.2)?\.json", name):
             try:
                 found = len(json.loads(entry.read())["labels"])
             except (KdbenchError, ValueError, KeyError, TypeError) as error:
-                yield Finding("fault", "the list of labels cannot be read", (f"{entry} ({error})",), RESTORE)
+                yield Issue("fault", "the list of labels cannot be read", (f"{entry} ({error})",), RESTORE)
                 continue
             if found != ENTRIES:
                 what = f"the list of labels has {found} entries, that of version 1.2 has {ENTRIES}"
-                yield Finding("fault", what, (str(entry),), RESTORE)
+                yield Issue("fault", what, (str(entry),), RESTORE)
 
 
 RESTORE = "restore it and the labels from the archive of version 1.2"
@@ -52,7 +52,7 @@ MAPILLARY = Adapter(
     title="Mapillary Vistas v1.2",
     folders=("mapillary", "Mapillary", "mapillary-vistas", "mapillary_vistas"),
     layouts=(
-        Layout(
+        FileLayout(
             image=rf"(?P<split>training|validation)/images/{_STEM}\.jpg",
             label=rf"(?P<split>training|validation)/(?:v1\.2/)?labels/{_STEM}\.png",
             values=range(66),

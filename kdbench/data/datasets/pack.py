@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from kdbench.data.datasets.adapter import Adapter, Sample, Scan
+from kdbench.data.datasets.adapter import Adapter, FilePair, Scan
 from kdbench.data.datasets.files import read_rgb
 from kdbench.errors import KdbenchError
 from kdbench.files import naming_a_full_disk
@@ -60,12 +60,12 @@ class Packed:
     def _labels(self) -> np.ndarray:
         return np.memmap(self.folder / "label.bin", np.uint8, "r")
 
-    def __contains__(self, sample: Sample) -> bool:
+    def __contains__(self, sample: FilePair) -> bool:
         """Whether the sample is there, made from the files as they are now."""
         place = self.index.get(sample.key)
         return place is not None and place["files"] == _state(sample)
 
-    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, sample: FilePair) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, 3) and stored label values (h, w)."""
         place = self.index[sample.key]
         return _piece(self._images, *place["image"]), place["label"] and _piece(self._labels, *place["label"])
@@ -89,13 +89,13 @@ def pack(adapter: Adapter, data_root: Path, parts: tuple[str, ...], workers: int
     samples = scan.parts(parts) if parts else scan.samples
     if not samples:
         raise KdbenchError(f"data set '{adapter.name}': nothing to pack. {scan.advice()}")
-    by_part: dict[str, list[Sample]] = {}
+    by_part: dict[str, list[FilePair]] = {}
     for sample in samples:
         by_part.setdefault(sample.part, []).append(sample)
     return [_pack_part(scan, part, chosen, workers, progress) for part, chosen in sorted(by_part.items())]
 
 
-def _pack_part(scan: Scan, part: str, samples: list[Sample], workers: int, progress: Progress) -> Path:
+def _pack_part(scan: Scan, part: str, samples: list[FilePair], workers: int, progress: Progress) -> Path:
     target = packed(scan, part).folder
     target.parent.mkdir(exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -133,7 +133,7 @@ def _cut_off(partial: Packed) -> None:
 
 
 def _write(
-    scan: Scan, partial: Packed, samples: list[Sample], pool: ThreadPoolExecutor, ahead: int, progress: Progress
+    scan: Scan, partial: Packed, samples: list[FilePair], pool: ThreadPoolExecutor, ahead: int, progress: Progress
 ) -> None:
     left = [sample for sample in samples if sample not in partial]
     done, lines = len(samples) - len(left), []
@@ -157,11 +157,11 @@ def _write(
 
 
 def _decoded(
-    scan: Scan, samples: list[Sample], pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[Sample, tuple[np.ndarray, np.ndarray | None] | KdbenchError]]:
+    scan: Scan, samples: list[FilePair], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[FilePair, tuple[np.ndarray, np.ndarray | None] | KdbenchError]]:
     """In order, so many at a time."""
 
-    def decode(sample: Sample) -> tuple[np.ndarray, np.ndarray | None] | KdbenchError:
+    def decode(sample: FilePair) -> tuple[np.ndarray, np.ndarray | None] | KdbenchError:
         try:
             return read_rgb(sample.image), None if sample.label is None else scan.layout.decode(sample.label)
         except KdbenchError as error:
@@ -183,5 +183,5 @@ def _append(file: BinaryIO, pixels: np.ndarray | None) -> list[Any] | None:
     return [offset, list(pixels.shape)]
 
 
-def _state(sample: Sample) -> list[Any]:
+def _state(sample: FilePair) -> list[Any]:
     return [list(sample.image.state), None if sample.label is None else list(sample.label.state)]

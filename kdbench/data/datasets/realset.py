@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.datasets.adapter import Sample, Scan
+from kdbench.data.datasets.adapter import FilePair, Scan
 from kdbench.data.datasets.files import read_rgb, unreadable
 from kdbench.data.datasets.labels import Table
 from kdbench.data.datasets.pack import Packed, packed
@@ -39,7 +39,7 @@ class RealSet:
     data_source: str = "real"
 
     @cached_property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[FilePair]:
         """The pairs in a fixed order."""
         found = self.scan.parts(self.parts)
         if self.most is None or len(found) <= self.most:
@@ -80,7 +80,7 @@ class RealSet:
     def _table(self) -> Table:
         return self.scan.table(self.label_map) if self.scan.layout.label else np.arange(256, dtype=np.uint8)
 
-    def _pixels(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pixels(self, sample: FilePair) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and stored values, from the packed form where there is one."""
         if sample in self._packs[sample.part]:
             image, stored = self._packs[sample.part].read(sample)
@@ -92,7 +92,7 @@ class RealSet:
     def _packs(self) -> dict[str, Packed]:
         return {part: packed(self.scan, part) for part in {sample.part for sample in self.samples}}
 
-    def _check(self, sample: Sample, stored: np.ndarray | None, size: tuple[int, ...]) -> None:
+    def _check(self, sample: FilePair, stored: np.ndarray | None, size: tuple[int, ...]) -> None:
         if sample.label is None or stored is None:
             return
         strange = ~self.scan.layout.known[stored]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.labels import first_channel, table
 
 ID_TO_CLASS = {
@@ -17,7 +17,7 @@ SYNTHIA = Adapter(
     title="SYNTHIA-RAND-CITYSCAPES",
     folders=("synthia", "SYNTHIA", "SYNTHIA_RAND_CITYSCAPES", "RAND_CITYSCAPES"),
     layouts=(
-        Layout(
+        FileLayout(
             image=r"RGB/(?P<id>\d{7})\.png",
             label=r"GT/LABELS/(?P<id>\d{7})\.png",
             decode=first_channel,

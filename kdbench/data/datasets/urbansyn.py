@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, Layout
+from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.labels import identity
 
 URBANSYN = Adapter(
@@ -11,7 +11,7 @@ URBANSYN = Adapter(
     title="UrbanSyn",
     folders=("urbansyn", "UrbanSyn"),
     layouts=(
-        Layout(
+        FileLayout(
             image=r"rgb/(?:rgb_)?(?P<number>\d{4})\.png",
             label=r"ss/(?:ss_)?(?P<number>\d{4})\.png",
             values=range(20),

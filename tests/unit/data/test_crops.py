@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from kdbench.data.datasets import ADAPTERS, RealSet
-from kdbench.data.datasets.labels import Colours
+from kdbench.data.datasets.labels import ByColour
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
@@ -39,7 +39,7 @@ def test_colours_are_matched_exactly() -> None:
     """Every colour that a weighted sum would take for a class is told from it."""
     assert COLOURS.palette == tuple(PALETTE)
     picture = np.array([[*PALETTE, (252, 255, 0), (0, 3, 252), (254, 255, 255)]], dtype=np.uint8)
-    assert COLOURS.index(picture).tolist() == [[0, 1, 2, 3, 4, 5, 6, Colours.OFF, Colours.OFF, Colours.OFF]]
+    assert COLOURS.index(picture).tolist() == [[0, 1, 2, 3, 4, 5, 6, ByColour.OFF, ByColour.OFF, ByColour.OFF]]
 
 
 def tile(root: Path, name: str, side: int = 600) -> tuple[np.ndarray, np.ndarray]:

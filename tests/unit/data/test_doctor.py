@@ -41,7 +41,7 @@ def checked(trees: Any, layout: str, parts: dict[str, int]) -> Report:
 def test_a_healthy_tree_has_no_fault(trees: Any, layout: str) -> None:
     report = checked(trees, layout, trees.make(layout))
     assert report.healthy, list(lines(report))
-    noted = [finding.what for finding in report.findings]
+    noted = [finding.what for finding in report.issues]
     # One label of the little GTAV is smaller than its image, as some of the large one's are.
     assert noted == (["1 labels of another size than their image"] if layout == "gtav" else [])
     assert report.looked_at == sum(report.parts.values())
@@ -117,7 +117,7 @@ def test_what_else_lies_there_is_no_repair_of_a_single_missing_label(trees: Any)
     for label in labels:
         shutil.copy(label, str(label).replace("labelIds", "labelTrainIds"))
     labels[0].unlink()
-    (finding,) = [f for f in checked(trees, "cityscapes", parts).findings if "without a label" in f.what]
+    (finding,) = [f for f in checked(trees, "cityscapes", parts).issues if "without a label" in f.what]
     assert "converted" not in finding.repair
 
 
@@ -406,11 +406,11 @@ def test_every_planted_fault_is_found(trees: Any, fault: str) -> None:
     parts = trees.make(layout)
     plant(trees.root / folder)
     report = checked(trees, layout, parts)
-    text = "\n".join(f"{f.what} {' '.join(f.files)} {f.repair}" for f in report.findings)
+    text = "\n".join(f"{f.what} {' '.join(f.files)} {f.repair}" for f in report.issues)
     assert expected in text
     assert report.healthy == (fault in NOTES), text
-    assert report.findings[0].what.split()[-1] in "".join(lines(report))
-    assert all(finding.repair and finding.files for finding in report.findings)
+    assert report.issues[0].what.split()[-1] in "".join(lines(report))
+    assert all(finding.repair and finding.files for finding in report.issues)
 
 
 def kdbench(*arguments: str) -> subprocess.CompletedProcess[str]:

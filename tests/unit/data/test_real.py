@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdbench import protocol as protocols
 from kdbench.data.datasets import ADAPTERS, RealSet
-from kdbench.data.datasets.files import Entry, FileTree, open_image
+from kdbench.data.datasets.files import DataFile, FileTree, open_image
 from kdbench.data.sizing import Cover
 from kdbench.data.sources import DataSources
 from kdbench.engine.grid import Done, run_grid
@@ -196,7 +196,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
         FileTree(tmp_path, ("*.zip",)).entries["a.png"].read()
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / "large.png")
     with pytest.raises(KdbenchError, match="50 x 50 pixels, more than 1000"):
-        open_image(Entry("large.png", tmp_path))
+        open_image(DataFile("large.png", tmp_path))
     (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
     with pytest.raises(KdbenchError, match=r"broken\.zip cannot be read as a zip archive .*Download it again"):
         _ = FileTree(tmp_path, ("broken.zip",)).entries
