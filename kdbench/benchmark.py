@@ -1,4 +1,4 @@
-"""What a benchmark is: sources, targets, a proxy domain and a label space. One file each in benchmarks/."""
+"""What a benchmark is: source domains, target domains, a proxy domain and a label space."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class InputSize:
-    """The size of an evaluated image before the windows: exactly (height, width), or within it, the ratio kept.
+    """The size of an evaluated image before sliding windows: exactly (height, width), or within it, the ratio kept.
 
     halved: image and label are halved first, and the label stays so.
     """
@@ -37,7 +37,7 @@ class InputSize:
 
 @dataclass(frozen=True)
 class ProtocolOverrides:
-    """What a protocol asks of a data set: the size of evaluated images, and parts in place of the usual ones."""
+    """What a protocol asks of a data set: the size of evaluated images; parts in place of the usual ones, if any."""
 
     size: InputSize | None = None
     train: tuple[str, ...] | None = None
@@ -46,9 +46,9 @@ class ProtocolOverrides:
 
 @dataclass(frozen=True)
 class RealData:
-    """A data set under --data-root: the adapter's name in kdbench.data.datasets and which parts of the set belong here.
+    """A data set under --data-root: its adapter's name in kdbench.data.datasets, and the parts that a domain uses.
 
-    under: by a protocol's name, its terms; other protocols resize images to their own size.
+    overrides: what a protocol of that name changes; other protocols resize images to their own size.
     """
 
     dataset: str
@@ -57,18 +57,22 @@ class RealData:
     overrides: Mapping[str, ProtocolOverrides] = field(default_factory=dict, hash=False)
 
     def under_protocol(self, protocol: str) -> ProtocolOverrides:
-        """The parts and the size under a protocol of that name."""
-        stated = self.overrides.get(protocol, ProtocolOverrides())
-        train = self.train if stated.train is None else stated.train
-        return ProtocolOverrides(stated.size, train, self.val if stated.val is None else stated.val)
+        """Return the parts and the size under a protocol of that name."""
+        usual = ProtocolOverrides(None, self.train, self.val)
+        stated = self.overrides.get(protocol, usual)
+        return ProtocolOverrides(
+            stated.size,
+            usual.train if stated.train is None else stated.train,
+            usual.val if stated.val is None else stated.val,
+        )
 
 
 @dataclass(frozen=True)
 class Domain:
     """Where images come from.
 
-    synthetic: the rendition in the built-in world, if any; adjust: ranges that replace some of its own, by the name of
-    what varies (docs/world.md). real: the data set, if any.
+    synthetic: the domain of the built-in world that is drawn, if any; adjust: ranges that replace some of its own, by
+    field (docs/world.md). real: the data set, if any.
     """
 
     name: str
@@ -89,7 +93,7 @@ class Benchmark:
     labels: LabelSpace
 
     def __post_init__(self) -> None:
-        """Refuses what would train on a target, or show one domain under two names."""
+        """Refuse a benchmark that would train on a target or that names two domains alike."""
         trained = {name for domain in (*self.sources, self.proxy) for name in _contents(domain, training=True)}
         names = [domain.name for domain in (*self.evaluated(), self.proxy)]
         faults = [
@@ -104,26 +108,22 @@ class Benchmark:
             raise KdbenchError(f"benchmark '{self.name}': {'; '.join(faults)}.")
 
     def evaluated(self) -> Iterator[Domain]:
-        """Every domain that is scored: the targets, then the sources' own validation splits."""
+        """Yield every domain that may be scored: the targets, then the sources with their validation splits."""
         yield from self.targets
         yield from self.sources
 
 
 def _overlap(ours: str, theirs: str) -> bool:
-    """Whether two names stand for the same images, or one for a part of the other's: `night` holds `night/val`."""
+    """Return whether two names share images: they are equal, or one holds the other as `night` holds `night/val`."""
     return ours == theirs or ours.startswith(f"{theirs}/") or theirs.startswith(f"{ours}/")
 
 
 def _contents(domain: Domain, training: bool) -> set[str]:
-    """What a domain shows, by the names of its rendition and of its parts of a data set."""
+    """Return the names of all images of a domain under any protocol: what is drawn, and parts of its data set."""
     shown = {f"synthetic {domain.synthetic} {sorted(domain.adjust.items())}"} if domain.synthetic else set()
     if domain.real:
-        for name in ("", *domain.real.overrides):
-            under_protocol = domain.real.under_protocol(name)
-            shown |= {
-                f"{domain.real.dataset} {part}"
-                for part in (under_protocol.train if training else under_protocol.val) or ()
-            }
+        for data in map(domain.real.under_protocol, ("", *domain.real.overrides)):
+            shown |= {f"{domain.real.dataset} {part}" for part in (data.train if training else data.val) or ()}
     return shown
 
 

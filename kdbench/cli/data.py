@@ -1,4 +1,4 @@
-"""`kdbench data`: look at the data."""
+"""`kdbench data`: verify, preview and prepare data sets; measure the built-in world."""
 
 from __future__ import annotations
 
@@ -16,20 +16,41 @@ from kdbench.paths import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check and prepare data.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Verify, preview and prepare data.", rich_markup_mode=None)
+Output = Annotated[Path, typer.Option(help="A folder.")]
 
 
-@app.command("causes")
-def draw_causes(
-    source: Annotated[str, typer.Argument(help="A domain of the built-in world; `kdbench list domains`.")],
-    target: Annotated[str, typer.Argument(help="Another one of the same kind.")],
-    index: Annotated[int, typer.Option(min=0, help="Which scene.")] = 4,
-    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-causes"),
+@app.command()
+def verify(
+    names: Annotated[str, typer.Argument(help="Data sets, comma-separated, or `all` that are there.")] = "all",
+    data_root: DataRoot = None,
+    sample: Annotated[int, typer.Option(min=1, help="Images of each part whose pixels are checked.")] = 100,
+    full: Annotated[bool, typer.Option("--full", help="Check the pixels of all images.")] = False,
 ) -> None:
-    """A picture of a domain shift cause by cause: palette, texture, illumination, weather, sensor."""
-    from kdbench.tools.preview import write_causes
+    """Check counts, pairs, sizes, labels and pixels of data sets. Exit status 1 where something is wrong."""
+    from kdbench.cli.console import progress_for
+    from kdbench.data.datasets import ADAPTERS
+    from kdbench.tools.verify import lines
+    from kdbench.tools.verify import verify as verify_set
 
-    out(f"picture: {write_causes(source, target, index, (128, 256), output)}")
+    root, progress = needed(data_root), progress_for(Console())
+    if not root.is_dir():
+        raise KdbenchError(f"--data-root {root} is not a folder.")
+    chosen = split_list(names, [name for name, adapter in ADAPTERS.items() if adapter.is_under(root)])
+    if not chosen:
+        looked = "; ".join(f"{a.name}: {', '.join(a.folders)}" for a in ADAPTERS.values())
+        raise KdbenchError(f"no data set is under {root}. Their folders are called: {looked}.")
+    for name in chosen:
+        if name not in ADAPTERS:
+            raise unknown("data set", name, ADAPTERS)
+    healthy = True
+    for name in chosen:
+        report = verify_set(ADAPTERS[name], root, None if full else sample, progress)
+        healthy &= report.healthy
+        for line in lines(report):
+            out(line)
+    if not healthy:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -41,54 +62,22 @@ def preview(
     data_root: DataRoot = None,
     store: StoreOption = None,
     count: Annotated[int, typer.Option(min=1, max=12, help="Images a domain.")] = 4,
-    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-preview"),
+    output: Output = Path("kdbench-preview"),
 ) -> None:
-    """A contact sheet of every domain of a benchmark, or of every part of a data set: images, labels, legend."""
+    """Draw a contact sheet of every domain of a benchmark, or of every part of a data set: images, labels, legend."""
     from kdbench.data.datasets import ADAPTERS
-    from kdbench.tools.preview import write_previews, write_set_preview
+    from kdbench.tools.preview import preview_benchmarks, preview_data_set
 
-    chosen = split_list(names, servable(data_root) if names == "all" else None)
+    chosen, benchmarks = split_list(names, servable(data_root) if names == "all" else None), benchmark_names()
     for name in chosen:
-        if name not in ADAPTERS and name not in benchmark_names():
-            raise unknown("benchmark or data set", name, {*ADAPTERS, *benchmark_names()})
-    sets = [name for name in chosen if name in ADAPTERS and name not in benchmark_names()]
-    benchmarks = [name for name in chosen if name not in sets]
-    for path in write_previews(benchmarks, protocol, data_root, store or default_store(), count, output):
+        if name not in ADAPTERS and name not in benchmarks:
+            raise unknown("benchmark or data set", name, {*ADAPTERS, *benchmarks})
+    shown = [name for name in chosen if name in benchmarks]
+    for path in preview_benchmarks(shown, protocol, data_root, store or default_store(), count, output):
         out(f"picture: {path}")
-    for name in sets:
-        out(f"picture: {write_set_preview(name, needed(data_root), count, output)}")
-
-
-@app.command()
-def verify(
-    names: Annotated[str, typer.Argument(help="Data sets, comma-separated, or `all` that are there.")] = "all",
-    data_root: DataRoot = None,
-    sample: Annotated[int, typer.Option(min=1, help="Images of each part whose pixels are looked at.")] = 100,
-    full: Annotated[bool, typer.Option("--full", help="Look at the pixels of all images.")] = False,
-) -> None:
-    """The data doctor: counts, pairs, sizes, labels and pixels of data sets. Exit status 1 where something is wrong."""
-    from kdbench.cli.console import progress_for
-    from kdbench.data.datasets import ADAPTERS
-    from kdbench.tools.verify import examine, lines
-
-    root, progress = needed(data_root), progress_for(Console())
-    if not root.is_dir():
-        raise KdbenchError(f"--data-root {root} is not a folder.")
-    there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(root)]
-    chosen = split_list(names, there)
-    if not chosen:
-        looked = "; ".join(f"{a.name}: {', '.join(a.folders)}" for a in ADAPTERS.values())
-        raise KdbenchError(f"no data set is under {root}. Their folders are called: {looked}.")
     for name in chosen:
-        if name not in ADAPTERS:
-            raise unknown("data set", name, ADAPTERS)
-    reports = []
-    for name in chosen:
-        reports.append(examine(ADAPTERS[name], root, None if full else sample, progress))
-        for line in lines(reports[-1]):
-            out(line)
-    if not all(report.healthy for report in reports):
-        raise typer.Exit(1)
+        if name not in shown:
+            out(f"picture: {preview_data_set(name, needed(data_root), count, output)}")
 
 
 @app.command()
@@ -105,8 +94,8 @@ def prepare(
     """Cut ISPRS tiles into crops, or pack a data set; what is done is kept, a stopped run goes on."""
     from kdbench.cli.console import progress_for
     from kdbench.data.datasets import ADAPTERS
-    from kdbench.data.datasets.pack import pack as pack_set
-    from kdbench.tools.crop import prepare as cut_tiles
+    from kdbench.tools.crop import cut_tiles
+    from kdbench.tools.pack import pack as pack_set
 
     root, progress = needed(data_root), progress_for(Console())
     if name not in ADAPTERS:
@@ -132,9 +121,9 @@ def distances(
     ] = "all",
     store: StoreOption = None,
     device: Device = "auto",
-    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-distances"),
+    output: Output = Path("kdbench-distances"),
 ) -> None:
-    """How far apart the built-in world's domains lie: a reference network trained on each, tested on every other.
+    """Measure how far apart the built-in world's domains lie: train a small network on each, test it on every other.
 
     Writes a matrix of mIoU (CSV) and its heat map (PNG) for each kind of domain.
     """

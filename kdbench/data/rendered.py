@@ -1,4 +1,4 @@
-"""Domains of the built-in world: drawn once, then kept memory-mapped in the store."""
+"""Domains of the built-in world as sets of samples: drawn once, then kept memory-mapped in the store."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class RenderedSet:
 
     @property
     def data_source(self) -> str:
-        """The version of the built-in world."""
+        """Return the version of the built-in world."""
         return synthetic.DOMAINS[self.rendition].world
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """World version, rendition, adjustments, split, count and size."""
+        """Return what the pictures depend on; a change in how they are drawn raises the world's version."""
         return {
             "data_source": self.data_source,
             "rendition": self.rendition,
@@ -53,14 +53,14 @@ class RenderedSet:
         }
 
     def without_labels(self) -> RenderedSet:
-        """Itself: labels lie in memory, and batches leave them out."""
+        """Return the set itself: labels cost nothing here, and batches leave them out."""
         return self
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """image (3, H, W) and label (H, W), uint8."""
+        """Return image (3, H, W) and label (H, W), uint8; 255 everywhere where a collection has no labels."""
         image = torch.from_numpy(self.arrays["image"][index].transpose(2, 0, 1).copy())
         if "label" not in self.fields:
             return image, torch.full(self.size, IGNORE, dtype=torch.uint8)
@@ -68,13 +68,13 @@ class RenderedSet:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What is kept of each scene: labels of labelled domains, what pretraining can learn of collections."""
+        """Return which fields of a scene are kept: a domain's labels, or what pretraining learns from a collection."""
         labelled = synthetic.DOMAINS[self.rendition].classes > 0
         return ("image", "label") if labelled else ("image", "coarse", "depth", "albedo", "object")
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every field of the scenes as (count, ...) memory maps; drawn on the first use, once for all processes."""
+        """Return every field as a (count, ...) memory map; drawn on the first use, once for all processes."""
         with FileLock(f"{self._target}.lock"):
             if not self.drawn:
                 self._draw(self._target)
@@ -82,7 +82,7 @@ class RenderedSet:
 
     @property
     def drawn(self) -> bool:
-        """Whether the store holds it already."""
+        """Return whether the store holds the pictures already."""
         return self._target.is_dir()
 
     @cached_property
@@ -97,18 +97,17 @@ class RenderedSet:
         partial.mkdir(parents=True)
         with naming_a_full_disk(target):
             with contextlib.ExitStack() as opened:
-                kept: dict[str, BinaryIO] = {}
+                kept = {name: opened.enter_context((partial / f"{name}.npy").open("wb")) for name in self.fields}
                 for index in range(self.count):
                     scene = synthetic.draw(self.rendition, self.split, index, self.size, self.adjust)
-                    for name in self.fields:
+                    for name, file in kept.items():
                         value = np.asarray(getattr(scene, name))
-                        if name not in kept:
-                            kept[name] = opened.enter_context((partial / f"{name}.npy").open("wb"))
-                            self._begin(kept[name], value)
-                        kept[name].write(value.tobytes())
+                        if index == 0:
+                            self._begin(file, value)
+                        file.write(value.tobytes())
             partial.rename(target)
 
     def _begin(self, file: BinaryIO, first: np.ndarray) -> None:
-        """The header of a .npy of all samples. Writing through a memory map would crash where the disk is full."""
+        """Write the header of a .npy of all samples. Writing through a memory map would crash on a full disk."""
         shape = (self.count, *first.shape)
         write_array_header_1_0(file, {"descr": dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape})

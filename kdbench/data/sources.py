@@ -1,4 +1,4 @@
-"""Which world serves a domain: the built-in one, or the data sets under --data-root."""
+"""Where a domain's images come from: the built-in world, or the data sets under --data-root."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Literal
 
 from kdbench import synthetic
 from kdbench.benchmark import Benchmark, Domain, ProtocolOverrides, RealData
-from kdbench.data.datasets import ADAPTERS, Adapter, RealSet
+from kdbench.data.datasets import ADAPTERS, Adapter
 from kdbench.data.datasets.adapter import Scan
 from kdbench.data.domainset import DomainSet
+from kdbench.data.realset import RealSet
 from kdbench.data.rendered import RenderedSet
 from kdbench.data.sizing import Cover, Evaluated, Native, Sizing
 from kdbench.errors import KdbenchError, unknown
 from kdbench.protocol import Protocol
+
+Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class DataSources:
     _opened: dict[tuple[Domain, str, int], DomainSet] = field(default_factory=dict, repr=False)
 
     def check(self, benchmark: Benchmark) -> None:
-        """Raises where a domain of the benchmark cannot be had, before anything is trained; opens every set once."""
+        """Raise where a domain of the benchmark cannot be had, before anything is trained; open every set once."""
         for domain in self.evaluated(benchmark):
             if self.data_root is None and domain.synthetic is None:
                 raise KdbenchError(
@@ -48,7 +51,7 @@ class DataSources:
             len(samples)
 
     def _check_classes(self, benchmark: Benchmark, domain: Domain) -> None:
-        """Raises where a domain is labelled with other classes, which would be scored as the benchmark's own."""
+        """Raise where a domain is labelled with other classes, which would be scored as the benchmark's own."""
         ours = benchmark.labels.classes
         if self.data_root is not None and domain.real is not None:
             space = _adapter(domain, domain.real).classes
@@ -64,76 +67,74 @@ class DataSources:
             )
 
     def evaluated(self, benchmark: Benchmark) -> list[Domain]:
-        """What is scored: the targets, and the sources that have images left to test on."""
+        """Return what is scored: the targets, and the sources that have images left to test on."""
         real = self.data_root is not None
-        return [
-            *benchmark.targets,
-            *(d for d in benchmark.sources if not (real and d.real) or self._under_protocol(d.real).val),
-        ]
+        tested = [d for d in benchmark.sources if not (real and d.real) or self._overridden(d.real).val]
+        return [*benchmark.targets, *tested]
 
     def states_sizes(self, benchmark: Benchmark) -> bool:
-        """Whether every data set that is scored says at what size, where the protocol has no size for all."""
+        """Return whether every scored data set states its size, where the protocol has no size for all."""
         real = [domain.real for domain in self.evaluated(benchmark) if domain.real]
-        return not self.protocol.native or all(self._under_protocol(data).size is not None for data in real)
+        return not self.protocol.native or all(self._overridden(data).size is not None for data in real)
 
     def data_source_of(self, benchmark: Benchmark) -> str:
-        """The world of a benchmark's labelled domains."""
+        """Return the data source of a benchmark's labelled domains."""
         return "real" if self.data_root is not None else self.val(benchmark.targets[0]).data_source
 
     def train(self, domain: Domain) -> DomainSet:
-        """The domain's training split."""
+        """Open the domain's training split."""
         return self._open(domain, "train", self.protocol.train_images)
 
     def proxy(self, domain: Domain) -> DomainSet:
-        """The proxy's images; the built-in ones where its data set is not there and the protocol is not native."""
-        if self.data_root is not None and domain.real is not None and not self.protocol.native:
-            adapter = _adapter(domain, domain.real)
-            if not adapter.is_under(self.data_root):
-                return self._open(replace(domain, real=None), "train", self.protocol.proxy_images)
+        """Open the proxy's images; the built-in ones where its data set is not there and the protocol allows it."""
+        root, replaceable = self.data_root, not self.protocol.native
+        if root and domain.real and replaceable and not _adapter(domain, domain.real).is_under(root):
+            domain = replace(domain, real=None)
         return self._open(domain, "train", self.protocol.proxy_images)
 
     def val(self, domain: Domain) -> DomainSet:
-        """The domain's validation split."""
+        """Open the domain's validation split."""
         return self._open(domain, "val", self.protocol.val_images)
 
-    def _open(self, domain: Domain, split: Literal["train", "val"], count: int) -> DomainSet:
+    def _open(self, domain: Domain, split: Split, count: int) -> DomainSet:
         if (domain, split, count) not in self._opened:
             self._opened[domain, split, count] = self._make(domain, split, count)
         return self._opened[domain, split, count]
 
-    def _make(self, domain: Domain, split: Literal["train", "val"], count: int) -> DomainSet:
-        size = self.protocol.image_size
+    def _make(self, domain: Domain, split: Split, count: int) -> DomainSet:
         if self.data_root is not None and domain.real is not None:
             return self._real(domain, domain.real, self.data_root, split, count)
         if domain.synthetic is None:
-            raise KdbenchError(f"domain '{domain.name}' is in neither world: add --data-root DIR.")
+            raise KdbenchError(f"domain '{domain.name}' is in no data source: add --data-root DIR.")
+        size = self.protocol.image_size
         return RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)
 
-    def _under_protocol(self, data: RealData) -> ProtocolOverrides:
-        return data.under_protocol(self.protocol.overrides_of or self.protocol.name)
-
-    def _real(self, domain: Domain, data: RealData, root: Path, split: Literal["train", "val"], count: int) -> RealSet:
-        protocol, adapter = self.protocol, _adapter(domain, data)
-        under_protocol = self._under_protocol(data)
-        sizing: Sizing = Cover(protocol.image_size)
-        if split == "train" and protocol.native:
-            sizing = Native()
-        elif split == "val" and under_protocol.size is not None:
-            sizing = Evaluated(under_protocol.size)
-        elif split == "val" and protocol.native:
-            raise KdbenchError(
-                f"domain '{domain.name}' does not say at what size it is evaluated under protocol '{protocol.name}': "
-                "add it to the benchmark, RealData(..., under={...})."
-            )
-        parts, most = (
-            (under_protocol.train, None if protocol.native else count)
-            if split == "train"
-            else (under_protocol.val, None)
-        )
-        label_map = protocol.label_maps.get(data.dataset, "")
+    def _real(self, domain: Domain, data: RealData, root: Path, split: Split, count: int) -> RealSet:
+        """Open parts of a data set: all pairs, or for training under protocols of small images at most `count`."""
+        protocol, adapter, data_here = self.protocol, _adapter(domain, data), self._overridden(data)
+        sizing = self._sizing(domain, data_here, split)
+        parts = (data_here.train if split == "train" else data_here.val) or ()
+        most = count if split == "train" and not protocol.native else None
         if adapter.name not in self._scans:
             self._scans[adapter.name] = adapter.scan(root)
-        return RealSet(domain.name, self._scans[adapter.name], parts or (), sizing, label_map, most)
+        label_map = protocol.label_maps.get(data.dataset, "")
+        return RealSet(domain.name, self._scans[adapter.name], parts, sizing, label_map, most)
+
+    def _sizing(self, domain: Domain, data: ProtocolOverrides, split: Split) -> Sizing:
+        if split == "val" and data.size is not None:
+            return Evaluated(data.size)
+        if not self.protocol.native:
+            return Cover(self.protocol.image_size)
+        if split == "train":
+            return Native()
+        raise KdbenchError(
+            f"domain '{domain.name}' does not say at what size it is evaluated under protocol '{self.protocol.name}': "
+            "add it to the benchmark, RealData(..., overrides={...})."
+        )
+
+    def _overridden(self, data: RealData) -> ProtocolOverrides:
+        """Return a data set's parts and size under the protocol."""
+        return data.under_protocol(self.protocol.overrides_of or self.protocol.name)
 
 
 def _adapter(domain: Domain, data: RealData) -> Adapter:

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from kdbench.benchmark import Benchmark
-from kdbench.data.datasets import RealSet
 from kdbench.data.domainset import DomainSet
+from kdbench.data.realset import RealSet
 from kdbench.engine.evaluation import predict
 from kdbench.engine.plan import Cell, RunContext
 from kdbench.engine.runner import deployed

@@ -16,9 +16,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from kdbench.benchmark import Benchmark
-from kdbench.data.domainset import DomainSet
+from kdbench.data.domainset import DomainSet, Subset
 from kdbench.data.sources import DataSources
-from kdbench.data.subset import Subset
 from kdbench.engine.keys import key_of, method_source, source_of, weights_digest
 from kdbench.engine.parts import Networks, WeightSource, check_stages
 from kdbench.engine.store import StageFolder, Store

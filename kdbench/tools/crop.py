@@ -1,4 +1,4 @@
-"""ISPRS tiles to crops of 512, by the rule and with the names that mmsegmentation gives them.
+"""Cuts ISPRS tiles into crops of 512, by the rule and with the names of mmsegmentation.
 
 The original converter writes infrared crops over red, green, blue ones and matches colours by a weighted sum; here each
 band set has a folder of its own, and colours are matched exactly.
@@ -7,7 +7,6 @@ band set has a folder of its own, and colours are matched exactly.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdbench.data.datasets.adapter import Adapter
+from kdbench.data.datasets.adapter import Adapter, whole_path
 from kdbench.data.datasets.files import DataFile, FileTree, read_rgb, unreadable
 from kdbench.data.datasets.isprs import POTSDAM, VAIHINGEN
 from kdbench.data.datasets.labels import ByColour
@@ -30,56 +29,67 @@ COLOURS = ByColour([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 
 
 
 @dataclass(frozen=True)
-class Tiles:
+class TileNames:
     """How a data set's tiles are named, and which split each is in.
 
     image, label: patterns of paths; the groups i and j name the tile, bands the band set where there are several.
+    examples: names of an image and a label, for people.
     """
 
     adapter: Adapter
     archives: tuple[str, ...]
     image: str
     label: str
+    examples: tuple[str, str]
     crop: str
     train: str
     val: str
-    image_name: str
-    label_name: str
 
 
 _POTSDAM = r"top_potsdam_0?(?P<i>\d)_0?(?P<j>\d{1,2})_"
 _VAIHINGEN = r"top_mosaic_09cm_area(?P<i>\d{1,2})"
-SETS: Mapping[str, Tiles] = {
-    "potsdam": Tiles(
+TILES: Mapping[str, TileNames] = {
+    "potsdam": TileNames(
         POTSDAM,
         ("*Ortho_RGB.zip", "*Ortho_IRRG.zip", "*Labels*no*Boundary.zip"),
         rf"{_POTSDAM}(?P<bands>RGB|IRRG)\.tif",
         rf"{_POTSDAM}label_noBoundary\.tif",
+        ("top_potsdam_2_10_RGB.tif or top_potsdam_2_10_IRRG.tif", "top_potsdam_2_10_label_noBoundary.tif"),
         crop="{tile}",
         train="2_10 2_11 2_12 3_10 3_11 3_12 4_10 4_11 4_12 5_10 5_11 5_12 6_10 6_11 6_12 6_7 6_8 6_9 7_10 7_11 7_12 "
         "7_7 7_8 7_9",
         val="2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13",
-        image_name="top_potsdam_2_10_RGB.tif or top_potsdam_2_10_IRRG.tif and so on",
-        label_name="top_potsdam_2_10_label_noBoundary.tif and so on",
     ),
-    "vaihingen": Tiles(
+    "vaihingen": TileNames(
         VAIHINGEN,
         ("ISPRS_semantic_labeling_Vaihingen*.zip",),
         # Labels with boundaries have the images' names and lie elsewhere.
         rf"top/{_VAIHINGEN}\.tif",
         rf"{_VAIHINGEN}_noBoundary\.tif",
+        ("top/top_mosaic_09cm_area1.tif", "top_mosaic_09cm_area1_noBoundary.tif"),
         crop="area{tile}",
         train="1 3 5 7 11 13 15 17 21 23 26 28 30 32 34 37",
         val="2 4 6 8 10 12 14 16 20 22 24 27 29 31 33 35 38",
-        image_name="top/top_mosaic_09cm_area1.tif and so on",
-        label_name="top_mosaic_09cm_area1_noBoundary.tif and so on",
     ),
 }
 
 
 @dataclass(frozen=True)
-class Work:
-    """One tile of one band set."""
+class CutTile:
+    """What became of a tile: its crops, the pixels whose colour is in no palette (ignored), its files' states."""
+
+    tile: str
+    bands: str
+    split: str
+    crops: int
+    pixels: int
+    off_palette: int
+    state: list[int]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of one band set. target: where its crops go; crop: how their names begin."""
 
     tile: str
     split: str
@@ -91,52 +101,38 @@ class Work:
 
     @property
     def summary(self) -> Path:
-        """Written once all of its crops are."""
+        """Return the file that is written once all crops are."""
         return self.target / "tiles" / f"{self.tile}.json"
 
     @property
     def state(self) -> list[int]:
-        """Sizes and times of the files that it is cut from."""
+        """Return sizes and times of the files that it is cut from."""
         return [*self.image.state, *self.label.state]
 
-    @property
     def done(self) -> bool:
-        """Whether its crops are there, all of them, cut from the files as they are now."""
+        """Return whether every crop is there, cut from the files as they are now."""
         try:
-            kept = Cut(**json.loads(self.summary.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # not there, or damaged
-            return False
+            kept = CutTile(**json.loads(self.summary.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return False  # not cut yet, or the summary is damaged
+        folders = [self.target / kind / self.split for kind in ("img_dir", "ann_dir")]
         return kept.state == self.state and all(
-            len(list((self.target / kind / self.split).glob(f"{self.crop}_*.png"))) == kept.crops
-            for kind in ("img_dir", "ann_dir")
+            len(list(folder.glob(f"{self.crop}_*.png"))) == kept.crops for folder in folders
         )
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What became of a tile: its crops, and the pixels whose colour is in no palette (ignored)."""
-
-    tile: str
-    bands: str
-    split: str
-    crops: int
-    pixels: int
-    off_palette: int
-    state: list[int]
-
-
-def prepare(name: str, data_root: Path, workers: int, progress: Progress) -> list[Cut]:
-    """Cuts every tile that is there into crops; what is cut already is left alone."""
-    if name not in SETS:
-        raise unknown("data set that is cut into crops", name, SETS)
-    work = list(_work(SETS[name], data_root))
-    left = [tile for tile in work if not tile.done]
-    progress.begin(f"cutting {name} into crops", len(work))
+def cut_tiles(name: str, data_root: Path, workers: int, progress: Progress) -> list[CutTile]:
+    """Cut every tile that is there into crops; a tile that is cut already is left alone."""
+    if name not in TILES:
+        raise unknown("data set that is cut into crops", name, TILES)
+    tiles = list(_find_tiles(TILES[name], data_root))
+    left = [tile for tile in tiles if not tile.done()]
+    progress.begin(f"cutting {name} into crops", len(tiles))
     try:
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            running = [pool.submit(cut, tile) for tile in left]
+        with ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(_cut, tile) for tile in left]
             try:
-                for finished, future in enumerate(as_completed(running), 1 + len(work) - len(left)):
+                for finished, future in enumerate(as_completed(running), 1 + len(tiles) - len(left)):
                     future.result()
                     progress.advance(finished, {})
             except BaseException:
@@ -144,62 +140,62 @@ def prepare(name: str, data_root: Path, workers: int, progress: Progress) -> lis
                 raise
     finally:
         progress.end()
-    return [Cut(**json.loads(tile.summary.read_text(encoding="utf-8"))) for tile in work]
+    return [CutTile(**json.loads(tile.summary.read_text(encoding="utf-8"))) for tile in tiles]
 
 
-def _work(tiles: Tiles, data_root: Path) -> Iterator[Work]:
-    root = tiles.adapter.root(data_root)
-    tree = FileTree(root, tiles.archives)
-    images, labels = _named(tree, tiles.image), _named(tree, tiles.label)
-    if not images or not labels:
-        missing, named = ("images", tiles.image_name) if not images else ("labels", tiles.label_name)
-        read = ", ".join(tiles.archives)
-        raise KdbenchError(
-            f"no {missing} of tiles, {named}, under {root} or in its zip archives named {read}. They come from "
-            f"{tiles.adapter.home}."
-        )
-    splits = {tile: split for split in ("train", "val") for tile in getattr(tiles, split).split()}
+def _find_tiles(names: TileNames, data_root: Path) -> Iterator[Tile]:
+    adapter = names.adapter
+    root = adapter.scan(data_root).tree.root
+    tree = FileTree(root, names.archives)
+    images, labels = _named(tree, names.image), _named(tree, names.label)
+    for what, found, example in zip(("images", "labels"), (images, labels), names.examples, strict=True):
+        if not found:
+            raise KdbenchError(
+                f"no {what} of tiles, {example} and so on, under {root} or in its zip archives named "
+                f"{', '.join(names.archives)}. They come from {adapter.home}."
+            )
+    splits = {tile: split for split in ("train", "val") for tile in getattr(names, split).split()}
     for (tile, bands), image in sorted(images.items()):
         if tile not in splits:
-            raise KdbenchError(f"{image} is no tile of {tiles.adapter.title}. Remove it.")
+            raise KdbenchError(f"{image} is no tile of {adapter.title}. Remove it.")
         label = labels.get((tile, ""))
         if label is None:
-            raise KdbenchError(f"{image} has no label tile. It comes from {tiles.adapter.home}.")
-        yield Work(tile, splits[tile], bands, image, label, root / bands, tiles.crop.format(tile=tile))
+            raise KdbenchError(f"{image} has no label tile. It comes from {adapter.home}.")
+        yield Tile(tile, splits[tile], bands, image, label, root / bands, names.crop.format(tile=tile))
 
 
 def _named(tree: FileTree, pattern: str) -> dict[tuple[str, str], DataFile]:
-    """Files by tile and band set."""
+    """Return files by tile and band set; two unpacked files of one tile are an error."""
     found: dict[tuple[str, str], DataFile] = {}
-    for name, entry in tree.entries.items():
-        match = re.fullmatch(rf"(?:.*/)?{pattern}", name)
+    for name, file in tree.files.items():
+        match = whole_path(pattern).fullmatch(name)
         if match:
             groups = match.groupdict()
             tile = "_".join(groups[group] for group in ("i", "j") if group in groups)
-            first = found.setdefault((tile, groups.get("bands", "")), entry)
-            if first is not entry and not entry.archived:
-                raise KdbenchError(f"{first} and {entry} are the same tile. Remove the one that is not meant.")
+            first = found.setdefault((tile, groups.get("bands", "")), file)
+            if first is not file and not file.archived:
+                raise KdbenchError(f"{first} and {file} are the same tile. Remove the one that is not meant.")
     return found
 
 
-def sources(side: int) -> list[int]:
-    """Where crops begin along a side: multiples of 512, the last moved back so that it ends at the border."""
+def crop_starts(side: int) -> list[int]:
+    """Return where crops begin along a side: multiples of 512, the last moved back so that it ends at the border."""
     return sorted({min(start, max(0, side - SIZE)) for start in range(0, side, SIZE)})
 
 
-def cut(work: Work) -> None:
-    """Writes a tile's crops, and then that it is done."""
-    image, colours = read_rgb(work.image), read_rgb(work.label)
+def _cut(tile: Tile) -> None:
+    """Write a tile's crops, and then that it is done."""
+    image, colours = read_rgb(tile.image), read_rgb(tile.label)
     if image.shape != colours.shape:
-        raise unreadable(work.label, f"it is {colours.shape[:2]} pixels large, its image {image.shape[:2]}")
+        raise unreadable(tile.label, f"it is {colours.shape[:2]} pixels large, its image {image.shape[:2]}")
     label = COLOURS.index(colours)
     off = int((label == ByColour.OFF).sum())
     label[label == ByColour.OFF] = 0
-    boxes = [(x, y) for y in sources(image.shape[0]) for x in sources(image.shape[1])]
+    boxes = [(x, y) for y in crop_starts(image.shape[0]) for x in crop_starts(image.shape[1])]
     for x, y in boxes:
-        name = f"{work.split}/{work.crop}_{x}_{y}_{x + SIZE}_{y + SIZE}.png"
+        name = f"{tile.split}/{tile.crop}_{x}_{y}_{x + SIZE}_{y + SIZE}.png"
         for kind, pixels in (("img_dir", image), ("ann_dir", label)):
             crop = Image.fromarray(pixels[y : y + SIZE, x : x + SIZE])
-            save_atomically(work.target / kind / name, partial(crop.save, format="PNG", compress_level=3))
-    summary = Cut(work.tile, work.bands, work.split, len(boxes), label.size, off, work.state)
-    write_atomically(work.summary, json.dumps(asdict(summary)).encode())
+            save_atomically(tile.target / kind / name, partial(crop.save, format="PNG", compress_level=3))
+    summary = CutTile(tile.tile, tile.bands, tile.split, len(boxes), label.size, off, tile.state)
+    write_atomically(tile.summary, json.dumps(asdict(summary)).encode())

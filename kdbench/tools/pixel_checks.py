@@ -1,13 +1,13 @@
-"""A look at the pixels of a data set's pairs: what is wrong with each, and what they hold together."""
+"""Checks the pixels of a data set's pairs: what is wrong with each, and what they hold together."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,109 +19,126 @@ from kdbench.types import IGNORE
 
 THREADS = min(8, os.cpu_count() or 1)
 AHEAD = 4
-"""Pairs a thread that are looked at before the first of them is asked for."""
+"""Pairs a thread that are checked before the first of them is asked for."""
+Wrong = tuple[str, str]
+"""A kind of issue and the file that has it."""
 
 
-@dataclass
-class PairCheck:
-    """One pair. wrong: what is wrong with it, and in which file; stored: pixels of each value; classes: of each class.
+@dataclass(frozen=True)
+class CheckedPair:
+    """What the pixels of one pair show.
 
-    picture: the digest of an image that is not blank; content: the digest of all pixels.
+    picture: digest of an image that is not blank; content: digest of all pixels.
+    stored, classes: pixels of each stored value and each class, (256,); None where no label was read.
     """
 
-    sample: FilePair
-    wrong: list[tuple[str, str]] = field(default_factory=list)
-    stored: np.ndarray | None = None
-    classes: np.ndarray | None = None
+    pair: FilePair
+    wrong: tuple[Wrong, ...]
     picture: bytes | None = None
     content: bytes = b""
+    stored: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class PixelSummary:
-    """All pairs together. files: what is wrong -> where; digests: a picture -> the pairs that show it."""
+    """All checked pairs together.
 
-    files: dict[str, list[str]] = field(default_factory=dict)
-    labels: int = 0
-    stored: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    digests: dict[bytes, list[FilePair]] = field(default_factory=dict)
-    whole: Any = field(default_factory=hashlib.sha256)
+    files: kind of issue -> the files that have it. labels: how many were read; stored, classes: their pixels by value.
+    twins: pairs that show the same picture.
+    """
 
-    def add(self, look: PairCheck) -> None:
-        """One more pair."""
-        for kind, file in look.wrong:
-            self.files.setdefault(kind, []).append(file)
-        if look.stored is not None and look.classes is not None:
-            self.labels += 1
-            self.stored += look.stored
-            self.counts += look.classes
-        if look.picture is not None:
-            self.digests.setdefault(look.picture, []).append(look.sample)
-        self.whole.update(look.content)
+    files: dict[str, list[str]]
+    labels: int
+    stored: np.ndarray
+    classes: np.ndarray
+    twins: list[list[FilePair]]
+    checksum: str
 
 
-def looks(scan: Scan, samples: Sequence[FilePair]) -> Iterator[PairCheck]:
-    """A look at each pair, in their order, several at a time; few are held in memory."""
+def check_pixels(scan: Scan, pairs: Sequence[FilePair], advance: Callable[[int], None]) -> PixelSummary:
+    """Check pairs, several at a time; advance is told how many are done."""
+    files, pictures = defaultdict[str, list[str]](list), defaultdict[bytes, list[FilePair]](list)
+    labels, stored, classes = 0, np.zeros(256, np.int64), np.zeros(256, np.int64)
+    whole = hashlib.sha256()
+    for done, checked in enumerate(_checked(scan, pairs), 1):
+        for kind, file in checked.wrong:
+            files[kind].append(file)
+        if checked.stored is not None and checked.classes is not None:
+            labels, stored, classes = labels + 1, stored + checked.stored, classes + checked.classes
+        if checked.picture is not None:
+            pictures[checked.picture].append(checked.pair)
+        whole.update(checked.content)
+        advance(done)
+    twins = [same for same in pictures.values() if len(same) > 1]
+    return PixelSummary(dict(files), labels, stored, classes, twins, whole.hexdigest()[:16])
+
+
+def _checked(scan: Scan, pairs: Sequence[FilePair]) -> Iterator[CheckedPair]:
+    """Check pairs in order; few are held in memory."""
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(samples), AHEAD * THREADS):
-            yield from pool.map(lambda sample: look_at(scan, sample), samples[start : start + AHEAD * THREADS])
+        for start in range(0, len(pairs), AHEAD * THREADS):
+            yield from pool.map(lambda pair: _check_pair(scan, pair), pairs[start : start + AHEAD * THREADS])
 
 
-def look_at(scan: Scan, sample: FilePair) -> PairCheck:
-    """Reads a pair."""
-    look = PairCheck(sample)
+def _check_pair(scan: Scan, pair: FilePair) -> CheckedPair:
     try:
-        image = read_rgb(sample.image)
+        image = read_rgb(pair.image)
     except KdbenchError as error:
-        look.wrong.append(("images that cannot be read", str(error)))
-        return look
-    content = hashlib.sha256(image.tobytes())
-    if (image == image[0, 0]).all():
-        kind = "blank images of the release" if sample.key in scan.adapter.blank else "blank images"
-        look.wrong.append((kind, str(sample.image)))
-    else:
-        look.picture = content.digest()
-    size = scan.adapter.size
-    if size is not None and image.shape[:2] != size:
-        look.wrong.append(("images of another size", f"{sample.image} ({image.shape[0]} x {image.shape[1]})"))
-    if sample.label is not None:
-        _look_at_label(scan, sample.label, image.shape[:2], look, content)
-    look.content = content.digest()
-    return look
-
-
-def _look_at_label(scan: Scan, entry: DataFile, size: tuple[int, int], look: PairCheck, content: Any) -> None:
+        return CheckedPair(pair, (("images that cannot be read", str(error)),))
+    wrong = [*_check_image(scan, pair, image)]
+    picture = hashlib.sha256(image.tobytes())
+    known = None if any("blank" in kind for kind, _ in wrong) else picture.digest()
+    if pair.label is None:
+        return CheckedPair(pair, (*wrong,), known, picture.digest())
     try:
-        stored = scan.layout.decode(entry)
+        stored = scan.layout.decode(pair.label)
     except KdbenchError as error:
-        look.wrong.append(("labels that cannot be read", str(error)))
-        return
+        wrong.append(("labels that cannot be read", str(error)))
+        return CheckedPair(pair, (*wrong,), known, picture.digest())
+    content = picture.copy()
     content.update(stored.tobytes())
-    if stored.shape != size:
-        named = f"{entry} ({stored.shape[0]} x {stored.shape[1]})"
-        look.wrong.append(("labels of another size than their image", named))
-    look.stored = np.bincount(stored.ravel(), minlength=256)
-    strange = np.flatnonzero(look.stored * ~scan.layout.known)
-    if len(strange):
-        off = look.stored[strange].sum() / stored.size
-        named = "colours" if isinstance(scan.layout.decode, ByColour) else f"values {', '.join(map(str, strange[:5]))}"
-        look.wrong.append(("labels with unknown values", f"{entry} ({named}, {100 * off:.2f} % of the pixels)"))
-    wrong = _repainted(scan, entry) if scan.layout.colours else []
-    if wrong:
-        values = ", ".join(map(str, wrong[:5]))
-        look.wrong.append(("labels with another palette", f"{entry} (colours of the values {values})"))
     classes = scan.table()[stored]
-    look.classes = np.bincount(classes.ravel(), minlength=256)
-    if (classes == IGNORE).all():
-        look.wrong.append(("labels in which everything is ignored", str(entry)))
-    elif len(np.unique(classes[classes != IGNORE])) == 1:
-        look.wrong.append(("labels of one class alone", str(entry)))
+    wrong += _check_label(scan, pair.label, stored, classes, image.shape[:2])
+    return CheckedPair(pair, (*wrong,), known, content.digest(), _histogram(stored), _histogram(classes))
 
 
-def _repainted(scan: Scan, entry: DataFile) -> list[int]:
-    """The stored values to which a label's palette gives another colour than the data set's."""
-    palette = palette_of(entry)
-    if palette is None:
-        return []
-    return [value for value, colour in scan.layout.colours.items() if palette.get(value, colour) != colour]
+def _histogram(values: np.ndarray) -> np.ndarray:
+    return np.bincount(values.ravel(), minlength=256)
+
+
+def _check_image(scan: Scan, pair: FilePair, image: np.ndarray) -> Iterator[Wrong]:
+    if (image == image[0, 0]).all():
+        yield "blank images of the release" if pair.key in scan.adapter.blank else "blank images", str(pair.image)
+    if scan.adapter.size is not None and image.shape[:2] != scan.adapter.size:
+        yield "images of another size", f"{pair.image} ({image.shape[0]} x {image.shape[1]})"
+
+
+def _check_label(
+    scan: Scan, file: DataFile, stored: np.ndarray, classes: np.ndarray, size: tuple[int, ...]
+) -> Iterable[Wrong]:
+    if stored.shape != size:
+        yield "labels of another size than their image", f"{file} ({stored.shape[0]} x {stored.shape[1]})"
+    off = stored[~scan.layout.known[stored]]
+    if off.size:
+        values = "colours" if isinstance(scan.layout.decode, ByColour) else f"values {_few(np.unique(off))}"
+        yield "labels with unknown values", f"{file} ({values}, {100 * off.size / stored.size:.2f} % of the pixels)"
+    repainted = _repainted(scan, file)
+    if repainted:
+        yield "labels with another palette", f"{file} (colours of the values {_few(repainted)})"
+    there = np.unique(classes[classes != IGNORE])
+    if len(there) == 0:
+        yield "labels in which everything is ignored", str(file)
+    elif len(there) == 1:
+        yield "labels of one class alone", str(file)
+
+
+def _few(values: Iterable[int]) -> str:
+    return ", ".join(map(str, [*values][:5]))
+
+
+def _repainted(scan: Scan, file: DataFile) -> list[int]:
+    """Return the stored values to which a label's palette gives another colour than the data set's."""
+    colours = scan.layout.colours
+    palette = palette_of(file) if colours else {}
+    return [value for value, colour in colours.items() if palette.get(value, colour) != colour]

@@ -1,4 +1,4 @@
-"""Contact sheets of a benchmark's domains: images with their labels, and the legend."""
+"""Contact sheets of a benchmark's domains or a data set's parts: images with their labels, and the legend."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import resize
 
-from kdbench.benchmark import Benchmark
-from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.benchmark import Benchmark, Colour
+from kdbench.data.datasets import ADAPTERS
 from kdbench.data.domainset import DomainSet
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Cover
 from kdbench.data.sources import DataSources
 from kdbench.errors import KdbenchError
@@ -20,102 +21,69 @@ from kdbench.names import benchmark_title, domain_name
 from kdbench.pictures import colourise, contact_sheet
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import find_protocol
-from kdbench.synthetic import DOMAINS, NEUTRAL, causes, check_adjustment, describe, draw
+
+Rows = list[tuple[str, list[np.ndarray]]]
 
 
-def write_previews(
+def preview_benchmarks(
     names: Sequence[str], protocol: str, data_root: Path | None, store: Path, count: int, output: Path
 ) -> list[Path]:
-    """One PNG a benchmark; returns their paths."""
+    """Write one PNG a benchmark and return their paths."""
     numbers = find_protocol(protocol)
     if numbers.native and data_root is None:
         raise KdbenchError(f"protocol '{protocol}' runs on real images: add --data-root DIR, or leave --protocol out.")
     data_sources = DataSources(numbers, store / "renders", data_root)
-    output.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name in names:
-        benchmark = load_benchmark(name)
+    for benchmark in map(load_benchmark, names):
         data_sources.check(benchmark)
-        path = output / f"{benchmark.name}.png"
-        save_atomically(path, _sheet(benchmark, data_sources, count).savefig)
-        paths.append(path)
+        paths.append(_save(_benchmark_sheet(benchmark, data_sources, count), output / f"{benchmark.name}.png"))
     return paths
 
 
-def _sheet(benchmark: Benchmark, data_sources: DataSources, count: int) -> Figure:
-    palette = benchmark.labels.palette
-    rows = []
+def _benchmark_sheet(benchmark: Benchmark, data_sources: DataSources, count: int) -> Figure:
+    palette, rows = benchmark.labels.palette, Rows()
+    tested = data_sources.evaluated(benchmark)
     for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
         for domain in domains:
             # A source that trains whole has nothing else to show.
-            samples = (
-                data_sources.val(domain) if domain in data_sources.evaluated(benchmark) else data_sources.train(domain)
-            )
-            images, labels = _samples(samples, count)
-            name = domain_name(domain.name, samples.data_source)
-            rows.append((f"{name} ({role})", images))
-            rows.append(("labels", [colourise(label, palette) for label in labels]))
+            samples = data_sources.val(domain) if domain in tested else data_sources.train(domain)
+            rows += _rows(f"{domain_name(domain.name, samples.data_source)} ({role})", samples, count, palette)
     proxy = data_sources.proxy(benchmark.proxy)
-    rows.append((f"{domain_name(benchmark.proxy.name, proxy.data_source)} (no labels)", _samples(proxy, count)[0]))
+    rows += _rows(f"{domain_name(benchmark.proxy.name, proxy.data_source)} (no labels)", proxy, count)
     data_source = data_sources.data_source_of(benchmark)
-    return contact_sheet(
-        rows,
-        [""] * count,
-        legend=list(zip(benchmark.labels.classes, palette, strict=True)),
-        title=f"{benchmark.name}: {benchmark_title(benchmark.title, data_source)}, world {data_source}",
-    )
+    legend = list(zip(benchmark.labels.classes, palette, strict=True))
+    title = f"{benchmark.name}: {benchmark_title(benchmark.title, data_source)}, data source {data_source}"
+    return contact_sheet(rows, [""] * count, legend=legend, title=title)
 
 
-def write_set_preview(name: str, data_root: Path, count: int, output: Path) -> Path:
-    """One PNG of a data set: some images of each part with their labels, and the legend."""
-    adapter, rows = ADAPTERS[name], []
+def preview_data_set(name: str, data_root: Path, count: int, output: Path) -> Path:
+    """Write one PNG with some images of each part of a data set and their labels; return its path."""
+    adapter, rows = ADAPTERS[name], Rows()
     scan = adapter.scan(data_root)
-    palette = adapter.classes.palette if adapter.classes else ()
-    for part in sorted({sample.part for sample in scan.samples}):
+    classes, palette = (adapter.classes.classes, adapter.classes.palette) if adapter.classes else ((), ())
+    for part in sorted({pair.part for pair in scan.pairs}):
         samples = RealSet(part, scan, (part,), Cover((256, 512)))
-        images, labels = _samples(samples, count)
-        rows.append((f"{part} ({len(samples)} images)", images))
-        if palette:
-            rows.append(("labels", [colourise(label, palette) for label in labels]))
+        rows += _rows(f"{part} ({len(samples)} images)", samples, count, palette)
     if not rows:
         raise KdbenchError(f"data set '{name}': nothing to show. {scan.advice()}")
-    legend = list(zip(adapter.classes.classes, palette, strict=True)) if adapter.classes else []
-    title = f"{adapter.title}; {adapter.licence}"
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{name}.png"
-    save_atomically(path, contact_sheet(rows, [""] * count, legend=legend, title=title).savefig)
-    return path
+    title, legend = f"{adapter.title}; {adapter.licence}", list(zip(classes, palette, strict=True))
+    return _save(contact_sheet(rows, [""] * count, legend=legend, title=title), output / f"{name}.png")
 
 
-def write_causes(source: str, target: str, index: int, size: tuple[int, int], output: Path) -> Path:
-    """One scene of a domain with each cause of another domain's appearance in turn, then with all of them."""
-    for name in (source, target):
-        check_adjustment(name, {})
-    if DOMAINS[source].kind != DOMAINS[target].kind:
-        raise KdbenchError(f"'{source}' and '{target}' are of different kinds; name two of one kind.")
-    ours, theirs = describe()[source], describe()[target]
-    columns, images = [f"{source}-like"], [draw(source, "val", index, size).image]
-    everything: dict[str, tuple[float, float]] = {}
-    for cause, fields in causes(source).items():
-        if cause == "geometry":
-            continue
-        named = [field for field in fields if field in ours or field in theirs]
-        ranges = {field: theirs.get(field, (NEUTRAL[field],) * 2) for field in named}
-        everything |= ranges
-        if any(span != ours.get(field) for field, span in ranges.items()):
-            columns.append(f"+ {cause}")
-            images.append(draw(source, "val", index, size, ranges).image)
-    columns += ["all of them", f"{target}-like"]
-    images += [draw(source, "val", index, size, everything).image, draw(target, "val", index, size).image]
-    sheet = contact_sheet([("", images)], columns, title=f"synthetic {source}-like to {target}-like, cause by cause")
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{source}-to-{target}.png"
+def _save(sheet: Figure, path: Path) -> Path:
     save_atomically(path, sheet.savefig)
     return path
 
 
-def _samples(samples: DomainSet, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Samples spread over the set, so that neighbouring video frames do not fill the sheet."""
+def _rows(title: str, samples: DomainSet, count: int, palette: Sequence[Colour] = ()) -> Rows:
+    """Return a row of images, and one of their labels where there is a palette."""
+    images, labels = spread_samples(samples, count)
+    coloured = [("labels", [colourise(label, palette) for label in labels])] if palette else []
+    return [(title, images), *coloured]
+
+
+def spread_samples(samples: DomainSet, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return images and labels spread over the set, so that neighbouring video frames do not fill the sheet."""
     shown = min(count, len(samples))
     chosen = [round(i * (len(samples) - 1) / max(1, shown - 1)) for i in range(shown)]
     pairs = [samples.read(index) for index in chosen]

@@ -1,147 +1,33 @@
-"""The data doctor: what is wrong with a data set on this disk, file by file, and how it is mended."""
+"""Finds what is wrong with a data set on this disk, file by file, and how to mend it."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 
-from kdbench.data.datasets.adapter import Adapter, FilePair, Scan, whole_path
-from kdbench.data.datasets.issues import SHOWN, Issue, Level, issue
+from kdbench.data.datasets.adapter import SHOWN, Adapter, FilePair, Issue, Level, Scan, issue, whole_path
 from kdbench.errors import KdbenchError
 from kdbench.progress import Progress
-from kdbench.tools.pixel_checks import PixelSummary, looks
+from kdbench.tools.pixel_checks import PixelSummary, check_pixels
 from kdbench.types import IGNORE
 
 ENOUGH = 4
 """Labels from which on it means something that a usual value is in none of them."""
-
-
-@dataclass
-class Report:
-    """A data set's state. parts: pairs by part. histogram: share of each class in percent, of the labels looked at."""
-
-    name: str
-    title: str
-    root: str = ""
-    parts: dict[str, int] = field(default_factory=dict)
-    looked_at: int = 0
-    histogram: dict[str, float] = field(default_factory=dict)
-    checksum: str = ""
-    issues: list[Issue] = field(default_factory=list)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing is wrong."""
-        return not any(issue.level == "fault" for issue in self.issues)
-
-
-def examine(adapter: Adapter, data_root: Path, most: int | None, progress: Progress) -> Report:
-    """Looks at all names, and at the pixels of at most so many pairs a part, spread over it (None: of all)."""
-    report = Report(adapter.name, adapter.title)
-    try:
-        scan = adapter.scan(data_root)
-        report.root = str(scan.tree.root)
-        report.parts = dict(sorted(Counter(sample.part for sample in scan.samples).items()))
-        report.issues += _of_names(scan)
-    except KdbenchError as error:
-        repair = "as the message says; then run `kdbench data verify` again"
-        report.issues.append(Issue("fault", "the data set cannot be opened", (str(error),), repair))
-        return report
-    seen, chosen = PixelSummary(), _chosen(scan, most)
-    progress.begin(f"looking at {adapter.name}", len(chosen))
-    try:
-        for done, look in enumerate(looks(scan, chosen), 1):
-            seen.add(look)
-            progress.advance(done, {})
-    finally:
-        progress.end()
-    report.looked_at = len(chosen)
-    report.checksum = seen.whole.hexdigest()[:16]
-    names = adapter.classes.classes if adapter.classes else ()
-    shares = 100 * seen.counts / max(1, seen.counts.sum())
-    report.histogram = {name: round(float(shares[i]), 2) for i, name in enumerate(names)} | (
-        {"ignored": round(float(shares[IGNORE]), 2)} if names else {}
-    )
-    report.issues += _of_pixels(scan, seen)
-    if most is None:
-        report.issues += _of_archives(scan)
-    return report
-
-
-def _of_names(scan: Scan) -> Iterator[Issue]:
-    adapter, samples = scan.adapter, scan.samples
-    again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
-    if not samples:
-        yield Issue("fault", "no image of this data set", (str(scan.tree.root),), scan.advice().strip())
-    if scan.layout.label:
-        missing = [sample.image for sample in samples if sample.label is None]
-        if missing:
-            yield issue("fault", "images without a label", missing, scan.hint() or again)
-        alone = [entry for key, (entry, _) in sorted(scan.labels.files.items()) if key not in scan.images.files]
-        if alone:
-            yield issue("fault", "labels without an image", alone, again)
-    doubles = [*scan.images.doubles, *scan.labels.doubles]
-    if doubles:
-        yield issue("fault", "second files for the same image or label", doubles, "remove the copies")
-    yield from _counts(scan, again)
-    yield from adapter.check(scan.tree)
-    strange = [e for name, e in scan.tree.entries.items() if _nearly(name, scan)]
-    if strange:
-        yield issue("fault", "files that are nearly named as the data set's", strange, "restore their names")
-
-
-def _counts(scan: Scan, again: str) -> Iterator[Issue]:
-    for part, official in scan.adapter.counts.items():
-        there = [s for s in scan.samples if s.part == part or s.part.startswith(f"{part}/")]
-        found, folders = len(there), _folders(there)
-        if found and found < official:
-            yield Issue(scan.adapter.incomplete, f"part {part} has {found} of {official} images", folders, again)
-        elif found > official:
-            yield Issue(
-                "fault", f"part {part} has {found} images, {found - official} more than the data set", folders,
-                "remove what does not belong to the data set",
-            )  # fmt: skip
-        elif not found and scan.samples:
-            root = (str(scan.tree.root),)
-            yield Issue("note", f"part {part} is not there ({official} images)", root, again)
-
-
-def _folders(samples: Sequence[FilePair]) -> tuple[str, ...]:
-    """Where the images lie: the first few folders or archives."""
-    return tuple(sorted({str(sample.image).rpartition("/")[0] for sample in samples})[:SHOWN])
-
-
-def _nearly(name: str, scan: Scan) -> bool:
-    """Whether only the case of letters, or of the ending, keeps a file from being read."""
-    patterns = [pattern for pattern in (scan.layout.image, scan.layout.label) if pattern]
-    if any(whole_path(pattern).fullmatch(name) for pattern in patterns):
-        return False
-    loosely = name.replace(".jpeg", ".jpg").replace(".JPEG", ".jpg")
-    return any(whole_path(pattern, re.IGNORECASE).fullmatch(loosely) for pattern in patterns)
-
-
-def _chosen(scan: Scan, most: int | None) -> list[FilePair]:
-    chosen = []
-    for part in sorted({sample.part for sample in scan.samples}):
-        samples = [sample for sample in scan.samples if sample.part == part]
-        count = len(samples) if most is None else min(most, len(samples))
-        chosen += [samples[index * len(samples) // count] for index in range(count)]
-    return chosen
-
-
+OTHER_SIZE, ONE_CLASS = "labels of another size than their image", "labels of one class alone"
 REPAIRS: dict[str, tuple[Level, str]] = {
     "images that cannot be read": ("fault", "restore them from the archive; `unzip -t` tells whether it is whole"),
     "labels that cannot be read": ("fault", "restore them from the archive"),
     "blank images": ("fault", "restore them from the archive"),
     "blank images of the release": ("note", "known; they are trained on as they are, as the literature does"),
     "images of another size": ("fault", "restore the originals: resized copies change the benchmark"),
-    "labels of another size than their image": ("fault", "restore both from the archives"),
+    OTHER_SIZE: ("fault", "restore both from the archives"),
     "labels with unknown values": ("fault", "restore the labels as released, or see which conversion wrote them"),
     "labels with another palette": (
         "fault",
@@ -149,27 +35,132 @@ REPAIRS: dict[str, tuple[Level, str]] = {
         "renumbers them",
     ),
     "labels in which everything is ignored": ("fault", "restore them: a whole image without a class trains nothing"),
-    "labels of one class alone": ("note", "look at them with `kdbench data preview`"),
+    ONE_CLASS: ("note", "look at them with `kdbench data preview`"),
 }
 
 
-def _of_pixels(scan: Scan, seen: PixelSummary) -> Iterator[Issue]:
-    for kind, files in seen.files.items():
+@dataclass(frozen=True)
+class Report:
+    """A data set's state. parts: pairs by part. shares: percent of each class's pixels in the labels that were read."""
+
+    title: str
+    root: Path | None
+    issues: tuple[Issue, ...]
+    parts: Mapping[str, int] = field(default_factory=dict)
+    checked: int = 0
+    checksum: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether nothing is wrong."""
+        return not any(issue.level == "fault" for issue in self.issues)
+
+
+def verify(adapter: Adapter, data_root: Path, most: int | None, progress: Progress) -> Report:
+    """Check all names, and the pixels of at most so many pairs a part, spread over it (None: of all)."""
+    try:
+        scan = adapter.scan(data_root)
+        named = [*_name_issues(scan)]
+    except KdbenchError as error:
+        repair = "as the message says; then run `kdbench data verify` again"
+        opened = Issue("fault", "the data set cannot be opened", (str(error),), repair)
+        return Report(adapter.title, adapter.folder(data_root), (opened,))
+    parts = dict(sorted(Counter(pair.part for pair in scan.pairs).items()))
+    chosen = [pair for part in parts for pair in _spread([p for p in scan.pairs if p.part == part], most)]
+    progress.begin(f"checking {adapter.name}", len(chosen))
+    try:
+        pixels = check_pixels(scan, chosen, lambda done: progress.advance(done, {}))
+    finally:
+        progress.end()
+    archives = _archive_issues(scan) if most is None else ()
+    issues = (*named, *_pixel_issues(scan, pixels), *archives)
+    shares = _shares(adapter, pixels.classes)
+    return Report(adapter.title, scan.tree.root, issues, parts, len(chosen), pixels.checksum, shares)
+
+
+def _spread(pairs: Sequence[FilePair], most: int | None) -> list[FilePair]:
+    count = len(pairs) if most is None else min(most, len(pairs))
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
+def _shares(adapter: Adapter, counts: np.ndarray) -> dict[str, float]:
+    if adapter.classes is None:
+        return {}
+    shares = 100 * counts / max(1, counts.sum())
+    indices = [*range(len(adapter.classes)), IGNORE]
+    names = (*adapter.classes.classes, "ignored")
+    return {name: round(float(shares[index]), 2) for name, index in zip(names, indices, strict=True)}
+
+
+def _name_issues(scan: Scan) -> Iterator[Issue]:
+    adapter = scan.adapter
+    again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
+    if not scan.pairs:
+        yield Issue("fault", "no image of this data set", (str(scan.tree.root),), scan.advice().strip())
+    if scan.layout.label:
+        missing = [pair.image for pair in scan.pairs if pair.label is None]
+        if missing:
+            yield issue("fault", "images without a label", missing, scan.hint() or again)
+        alone = [file for key, (file, _) in sorted(scan.labels.by_key.items()) if key not in scan.images.by_key]
+        if alone:
+            yield issue("fault", "labels without an image", alone, again)
+    copies = [*scan.images.copies, *scan.labels.copies]
+    if copies:
+        yield issue("fault", "second files for the same image or label", copies, "remove the copies")
+    yield from _count_issues(scan, again)
+    yield from adapter.check(scan.tree)
+    strange = [file for name, file in scan.tree.files.items() if _nearly_named(name, scan)]
+    if strange:
+        yield issue("fault", "files that are nearly named as the data set's", strange, "restore their names")
+
+
+def _count_issues(scan: Scan, again: str) -> Iterator[Issue]:
+    for part, official in scan.adapter.counts.items():
+        pairs = scan.pairs_in(part)
+        found, folders = len(pairs), _folders(pairs)
+        if found > official:
+            what = f"part {part} has {found} images, {found - official} more than the data set"
+            yield Issue("fault", what, folders, "remove what does not belong to the data set")
+        elif 0 < found < official:
+            yield Issue(scan.adapter.incomplete, f"part {part} has {found} of {official} images", folders, again)
+        elif not found and scan.pairs:
+            yield Issue("note", f"part {part} is not there ({official} images)", (str(scan.tree.root),), again)
+
+
+def _folders(pairs: Sequence[FilePair]) -> tuple[str, ...]:
+    """Return the first few folders or archives of the images."""
+    return tuple(sorted({str(pair.image).rpartition("/")[0] for pair in pairs})[:SHOWN])
+
+
+def _nearly_named(name: str, scan: Scan) -> bool:
+    """Return whether only the case of letters, or of the ending, keeps a file from being read."""
+    patterns = [pattern for pattern in (scan.layout.image, scan.layout.label) if pattern]
+    if any(whole_path(pattern).fullmatch(name) for pattern in patterns):
+        return False
+    loosely = name.replace(".jpeg", ".jpg").replace(".JPEG", ".jpg")
+    return any(whole_path(pattern, re.IGNORECASE).fullmatch(loosely) for pattern in patterns)
+
+
+def _pixel_issues(scan: Scan, pixels: PixelSummary) -> Iterator[Issue]:
+    for kind, files in pixels.files.items():
         level, repair = REPAIRS[kind]
-        if kind == "labels of another size than their image" and scan.adapter.mismatch == "resize":
+        if kind == OTHER_SIZE and scan.adapter.mismatch == "resize":
             level, repair = "note", "known in this data set: each is resized to its image, nearest, while it is read"
-        if kind == "labels of one class alone" and 2 * len(files) > seen.labels:
+        if kind == ONE_CLASS and 2 * len(files) > pixels.labels:
             level, repair = "fault", "most are: restore them, something else lies in their place"
         yield issue(level, kind, files, repair)
-    folders = _folders(scan.samples)
-    absent = [str(value) for value in scan.layout.usual if seen.labels >= ENOUGH and not seen.stored[value]]
+    absent = [str(value) for value in scan.layout.usual if pixels.labels >= ENOUGH and not pixels.stored[value]]
     if absent:
         what = f"stored values that every part of the data set has are in no label: {', '.join(absent)}"
-        yield Issue("fault", what, folders, "restore the labels as released: these were converted or shifted")
-    yield from _twins(seen)
+        repair = "restore the labels as released: these were converted or shifted"
+        yield Issue("fault", what, _folders(scan.pairs), repair)
+    across = [f"{same[0].image} = {same[1].image}" for same in pixels.twins if len({pair.part for pair in same}) > 1]
+    if across:
+        yield issue("fault", "the same picture in two parts", across, "restore the part that was overwritten")
 
 
-def _of_archives(scan: Scan) -> Iterator[Issue]:
+def _archive_issues(scan: Scan) -> Iterator[Issue]:
     wrong = []
     for name, official in scan.adapter.md5.items():
         for path in scan.tree.root.rglob(name):
@@ -181,26 +172,16 @@ def _of_archives(scan: Scan) -> Iterator[Issue]:
         yield issue("fault", "archives that are not the published ones", wrong, "download them again")
 
 
-def _twins(seen: PixelSummary) -> Iterator[Issue]:
-    across = [
-        f"{samples[0].image} = {samples[1].image}"
-        for samples in seen.digests.values()
-        if len({sample.part for sample in samples}) > 1
-    ]
-    if across:
-        yield issue("fault", "the same picture in two parts", across, "restore the part that was overwritten")
-
-
 def lines(report: Report) -> Iterator[str]:
-    """The report as text: what is there, the classes' shares, and a table of what is wrong."""
+    """Yield the report as text: what is there, the classes' shares, and a table of the issues."""
     parts = ", ".join(f"{part} {count}" for part, count in report.parts.items()) or "nothing"
     yield f"{report.title} in {report.root or '?'}: {parts}"
-    if report.looked_at:
-        yield f"  looked at the pixels of {report.looked_at} images, checksum {report.checksum}"
-    if report.histogram:
-        shares = sorted(report.histogram.items(), key=lambda item: -item[1])
+    if report.checked:
+        yield f"  checked the pixels of {report.checked} images, checksum {report.checksum}"
+    if report.shares:
+        shares = sorted(report.shares.items(), key=lambda item: -item[1])
         yield "  pixels in percent: " + ", ".join(f"{name} {share:g}" for name, share in shares)
     if report.issues:
-        rows = [(f.level.upper(), f.what, "\n".join(f.files), f.repair) for f in report.issues]
+        rows = [(issue.level.upper(), issue.what, "\n".join(issue.files), issue.repair) for issue in report.issues]
         yield tabulate(rows, ("", "what", "files", "repair"), maxcolwidths=[None, 36, None, 44])
     yield f"  {'healthy' if report.healthy else 'NOT healthy: mend the faults above'}"

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from kdbench.data.datasets import ADAPTERS, RealSet
-from kdbench.data.datasets.pack import pack
+from kdbench.data.datasets import ADAPTERS
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
 from kdbench.data.transforms import make_view
 from kdbench.progress import Silent
 from kdbench.protocol import SegmentationViews
+from kdbench.tools.pack import pack
 
 pytestmark = pytest.mark.slow
 COUNT = 8

@@ -9,7 +9,6 @@ from kdbench.data.datasets.gtav import GTAV
 from kdbench.data.datasets.imagenet import IMAGENET
 from kdbench.data.datasets.isprs import POTSDAM, VAIHINGEN
 from kdbench.data.datasets.mapillary import MAPILLARY
-from kdbench.data.datasets.realset import RealSet
 from kdbench.data.datasets.synthia import SYNTHIA
 from kdbench.data.datasets.urbansyn import URBANSYN
 
@@ -20,4 +19,4 @@ ADAPTERS = {
     )
 }  # fmt: skip
 
-__all__ = ["ADAPTERS", "Adapter", "RealSet"]
+__all__ = ["ADAPTERS", "Adapter"]

@@ -1,4 +1,4 @@
-"""What every real data set shares: issue its folder, pairing images with labels, decoding both."""
+"""What every real data set shares: its folder, the layouts of its files, the pairs of images and labels in them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,55 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from kdbench.benchmark import Colour, LabelSpace
 from kdbench.data.datasets.files import DataFile, FileTree
-from kdbench.data.datasets.issues import Issue
 from kdbench.data.datasets.labels import Table, indices
 from kdbench.errors import KdbenchError, unknown
 
 Groups = Mapping[str, str]
-PACKED = r"\.(tar|tar\.gz|tgz|rar|7z)$"
+PACKED_FILE = r"\.(tar|tar\.gz|tgz|rar|7z)$"
+SHOWN = 3
+"""Files that an issue names; it counts the others."""
+Level = Literal["fault", "note"]
+
+
+@dataclass(frozen=True)
+class Issue:
+    """Something about a data set on this disk that is wrong (fault), or that one should know (note)."""
+
+    level: Level
+    what: str
+    files: tuple[str, ...]
+    repair: str
+
+
+def issue(level: Level, what: str, files: Iterable[DataFile | str], repair: str) -> Issue:
+    """Return the issue that some files have: it begins with their number and names the first of them."""
+    named = tuple(map(str, files))
+    return Issue(level, f"{len(named)} {what}", named[:SHOWN], repair)
+
+
+def no_issues(tree: FileTree) -> Iterable[Issue]:
+    """Check nothing."""
+    return ()
 
 
 @dataclass(frozen=True)
 class FileLayout:
     """One form in which a data set lies on disks.
 
-    image, label: regular expressions for the whole path of a file below the data set's folder (what comes before is
-    ignored); an image and a label whose groups are equal are a pair. label None: images only. decode: a label's stored
-    values. values: those that it may hold. usual: some that are in nearly every label. tables: stored value -> class,
-    by name, the default first. colours: stored values' colours in a label's palette, where it has one. part: which
-    part of the data set a pair is in, by its groups: a format, or what makes a function of the groups for a tree.
+    image, label: regular expressions for the path of a file below the data set's folder (folders before it do not
+        matter); an image and a label whose groups are equal are a pair. label None: the data set is images alone.
+    decode: reads a label's stored values (H, W) uint8.
+    values: all stored values that a label may hold. usual: some that are in nearly every label.
+    tables: stored value -> class, by the table's name, the default first.
+    colours: the colours of stored values in a label's palette, where it has one.
+    part: the part of the data set that a pair is in: a format, or a function, of its groups.
+    parts: makes such a function for a tree, where a file of the release tells the parts.
     """
 
     image: str
@@ -39,11 +65,12 @@ class FileLayout:
     usual: Collection[int] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     colours: Mapping[int, Colour] = field(default_factory=dict)
-    part: str | Callable[[FileTree], Callable[[Groups], str]] = "{split}"
+    part: str | Callable[[Groups], str] = "{split}"
+    parts: Callable[[FileTree], Callable[[Groups], str]] | None = None
 
     @cached_property
     def known(self) -> np.ndarray:
-        """256 truth values: which stored values are labels of the data set."""
+        """Return 256 truth values: which stored values are labels of the data set."""
         return np.isin(np.arange(256), list(self.values))
 
 
@@ -51,13 +78,15 @@ class FileLayout:
 class Adapter:
     """One data set as its authors ship it.
 
-    folders: the names that its root usually has. archives: patterns of the zip files that are read in place. unpack:
-    pattern of another archive -> the command that unpacks it. counts: pairs that the official parts have. size of every
-    image (height, width), where they share one. mismatch: what is done where a label has another size than its image.
-    incomplete: what it is if images are missing. blank: keys of images that are blank in the release itself.
+    folders: the names that its root usually has. home, licence: where it comes from and on what terms.
+    classes: what its tables map to; None where it has no labels.
+    counts: pairs that the official parts have. size: (height, width) of every image, where they share one.
+    archives: patterns of the zip files that are read in place.
+    hints: pattern of a path that is often there in place of what is needed -> what to do about it.
+    mismatch: what is done where a label has another size than its image.
+    incomplete: what missing images are. blank: keys of images that are blank in the release itself.
     restore: how missing files are made, where they are not from an archive. md5: of archives, as published.
-    check: what else the doctor can tell from the files.
-    home, licence: where it comes from and on what terms. classes: what its tables map to.
+    check: finds what else `kdbench data verify` can tell from the files.
     """
 
     name: str
@@ -70,39 +99,37 @@ class Adapter:
     version: int = 1
     """Part of the data's identity: raise it when the same files give other images, labels or pairs than before."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    archives: tuple[str, ...] = ()
-    unpack: Mapping[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
+    archives: tuple[str, ...] = ()
+    hints: Mapping[str, str] = field(default_factory=dict)
     mismatch: Literal["refuse", "resize"] = "refuse"
-    incomplete: Literal["fault", "note"] = "fault"
+    incomplete: Level = "fault"
     blank: tuple[str, ...] = ()
     restore: str = ""
     md5: Mapping[str, str] = field(default_factory=dict)
-    check: Callable[[FileTree], Iterable[Issue]] = lambda tree: ()
-    hints: Mapping[str, str] = field(default_factory=dict)
-    """Pattern of a path that is often there in place of what is needed -> what to do."""
+    check: Callable[[FileTree], Iterable[Issue]] = no_issues
 
-    def root(self, data_root: Path) -> Path:
-        """The data set's folder under --data-root; the root itself may be that folder."""
-        if not data_root.is_dir():
-            raise KdbenchError(f"--data-root {data_root} is not a folder.")
-        for name in self.folders:
-            if (data_root / name).is_dir():
-                return data_root / name
-        if data_root.resolve().name in self.folders:
-            return data_root
-        looked = ", ".join(str(data_root / name) for name in self.folders)
-        raise KdbenchError(
-            f"data set '{self.name}' is not under {data_root}. Looked for: {looked}. It comes from {self.home}."
-        )
+    def folder(self, data_root: Path) -> Path | None:
+        """Return the data set's folder under --data-root, or the root if it is that folder; None if it is not there."""
+        named = (data_root / name for name in self.folders)
+        found = next((folder for folder in named if folder.is_dir()), None)
+        return found or (data_root if data_root.resolve().name in self.folders else None)
 
     def is_under(self, data_root: Path) -> bool:
-        """Whether its folder is there."""
-        return data_root.resolve().name in self.folders or any((data_root / name).is_dir() for name in self.folders)
+        """Return whether the data set's folder is there."""
+        return self.folder(data_root) is not None
 
     def scan(self, data_root: Path) -> Scan:
-        """Everything that is found of it under --data-root."""
-        return Scan(self, FileTree(self.root(data_root), self.archives))
+        """List the data set's files under --data-root."""
+        if not data_root.is_dir():
+            raise KdbenchError(f"--data-root {data_root} is not a folder.")
+        folder = self.folder(data_root)
+        if folder is None:
+            looked = ", ".join(str(data_root / name) for name in self.folders)
+            raise KdbenchError(
+                f"data set '{self.name}' is not under {data_root}. Looked for: {looked}. It comes from {self.home}."
+            )
+        return Scan(self, FileTree(folder, self.archives))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,57 +142,61 @@ class FilePair:
     label: DataFile | None
 
 
-class Matches(NamedTuple):
-    """Files by what their paths share (FilePair.key), with their part, and files whose place was taken."""
+@dataclass(frozen=True)
+class MatchedFiles:
+    """The files that fit a layout's pattern by their pairs' key, each with its part. copies: later files of a key."""
 
-    files: dict[str, tuple[DataFile, str]]
-    doubles: list[DataFile]
+    by_key: Mapping[str, tuple[DataFile, str]]
+    copies: Sequence[DataFile] = ()
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A data set's files, sorted into pairs and what is left over."""
+    """A data set's files on this disk, sorted into pairs."""
 
     adapter: Adapter
     tree: FileTree
 
     @cached_property
     def layout(self) -> FileLayout:
-        """The first of the set's layouts of which there is an image."""
+        """Return the first layout of which there is an image, or the first one."""
         for layout in self.adapter.layouts:
             expression = whole_path(layout.image)
-            if any(expression.fullmatch(name) for name in self.tree.entries):
+            if any(expression.fullmatch(name) for name in self.tree.files):
                 return layout
         return self.adapter.layouts[0]
 
     @cached_property
-    def images(self) -> Matches:
-        """Every image."""
+    def images(self) -> MatchedFiles:
+        """Return every image."""
         return self._match(self.layout.image)
 
     @cached_property
-    def labels(self) -> Matches:
-        """Every label."""
-        return self._match(self.layout.label) if self.layout.label else Matches({}, [])
+    def labels(self) -> MatchedFiles:
+        """Return every label."""
+        return self._match(self.layout.label) if self.layout.label else MatchedFiles({})
 
     @cached_property
-    def samples(self) -> list[FilePair]:
-        """Every image with its label, in the order of their keys; label None where it is missing."""
-        return [
-            FilePair(key, part, entry, self.labels.files.get(key, (None,))[0])
-            for key, (entry, part) in sorted(self.images.files.items())
-        ]
+    def pairs(self) -> list[FilePair]:
+        """Return every image with its label, in the order of their keys; label None where it is missing."""
+        labels = {key: label for key, (label, _) in self.labels.by_key.items()}
+        found = sorted(self.images.by_key.items())
+        return [FilePair(key, part, image, labels.get(key)) for key, (image, part) in found]
 
-    def parts(self, names: Sequence[str]) -> list[FilePair]:
-        """The samples of some parts; `night` stands for `night/train`, `night/val` and what else there is."""
-        wanted = [s for name in names for s in self.samples if s.part == name or s.part.startswith(f"{name}/")]
+    def pairs_in(self, part: str) -> list[FilePair]:
+        """Return the pairs of a part; `night` stands for `night/train`, `night/val` and what else there is."""
+        return [pair for pair in self.pairs if pair.part == part or pair.part.startswith(f"{part}/")]
+
+    def complete_pairs(self, parts: Sequence[str]) -> list[FilePair]:
+        """Return the pairs of some parts; no pair, or a missing label, is an error that says what to do."""
+        wanted = [pair for part in parts for pair in self.pairs_in(part)]
         what = f"data set '{self.adapter.name}'"
         if not wanted:
-            raise KdbenchError(f"{what}: no images of {', '.join(names)} under {self.tree.root}. {self.advice()}")
-        missing = [sample for sample in wanted if sample.label is None] if self.layout.label else []
+            raise KdbenchError(f"{what}: no images of {', '.join(parts)} under {self.tree.root}. {self.advice()}")
+        missing = [pair for pair in wanted if pair.label is None] if self.layout.label else []
         if missing:
             raise KdbenchError(
-                f"{what}: {len(missing)} of {len(wanted)} images of {', '.join(names)} have no label file, the first "
+                f"{what}: {len(missing)} of {len(wanted)} images of {', '.join(parts)} have no label file, the first "
                 f"is {missing[0].image}. {self.hint()}`kdbench data verify {self.adapter.name} --data-root DIR` lists "
                 "them."
             )
@@ -173,58 +204,60 @@ class Scan:
 
     @cached_property
     def reading(self) -> str:
-        """Which version of the adapter reads which layout of the files."""
+        """Return which version of the adapter reads which layout of the files."""
         return f"v{self.adapter.version} layout {self.adapter.layouts.index(self.layout)}"
 
     def table(self, name: str = "") -> Table:
-        """Stored value -> class: the named table, or the default."""
+        """Return the named table of stored value -> class, or the default."""
         tables = self.layout.tables
         if name and name not in tables:
             raise unknown(f"label map of data set '{self.adapter.name}'", name, tables)
         return tables[name or next(iter(tables))]
 
     def advice(self) -> str:
-        """What to do where a part is not there."""
-        if self.samples:
-            return f"There are: {', '.join(sorted({sample.part for sample in self.samples}))}."
+        """Say what to do where a part is not there."""
+        if self.pairs:
+            return f"There are: {', '.join(sorted({pair.part for pair in self.pairs}))}."
         return self.hint() or f"No file there has a name of this data set. It comes from {self.adapter.home}."
 
     def hint(self) -> str:
-        """What to do about something that is there in place of what is needed, or nothing.
+        """Say what to do about a file that is there in place of what is needed, or nothing.
 
-        A set that has images and labels lacks single files alone: what else lies there is not the cause.
+        A data set that has images and labels lacks single files: what else lies there is not the cause.
         """
-        if self.images.files and (self.labels.files or not self.layout.label):
+        if self.images.by_key and (self.labels.by_key or not self.layout.label):
             return ""
-        for pattern, repair in {**self.adapter.hints, **self.adapter.unpack}.items():
-            for name, entry in self.tree.entries.items():
+        packed = {PACKED_FILE: "zip archives alone are read in place; unpack it (`tar -xf`, `unrar x`)."}
+        for pattern, repair in {**self.adapter.hints, **packed}.items():
+            for name, file in self.tree.files.items():
                 if re.search(pattern, name):
-                    return f"{entry} is there: {repair} "
-        for name, entry in self.tree.entries.items():
-            if re.search(PACKED, name):
-                return f"{entry} is there: zip archives alone are read in place; unpack it (`tar -xf`, `unrar x`). "
+                    return f"{file} is there: {repair} "
         return ""
 
-    def _match(self, pattern: str) -> Matches:
-        found, expression, part_of = Matches({}, []), whole_path(pattern), self._part_of()
-        for name, entry in self.tree.entries.items():
+    def _match(self, pattern: str) -> MatchedFiles:
+        found: dict[str, tuple[DataFile, str]] = {}
+        copies, expression = [], whole_path(pattern)
+        part_of = self._part_of()
+        for name, file in self.tree.files.items():
             match = expression.fullmatch(name)
             if match is None:
                 continue
             groups = match.groupdict()
-            # In the order of the groups' names, which two paths share, whatever their order in each.
+            # By the groups' names, which two paths share, whatever the order of the groups in each.
             key = "/".join(groups[group] for group in sorted(groups)) if self.layout.label else name
-            if key not in found.files:
-                found.files[key] = entry, part_of(groups)
-            elif not entry.archived:
-                found.doubles.append(entry)
-        return found
+            if key not in found:
+                found[key] = file, part_of(groups)
+            elif not file.archived:
+                copies.append(file)
+        return MatchedFiles(found, copies)
 
     def _part_of(self) -> Callable[[Groups], str]:
+        if self.layout.parts:
+            return self.layout.parts(self.tree)
         part = self.layout.part
-        return part(self.tree) if callable(part) else lambda groups: part.format(**groups)
+        return part.format_map if isinstance(part, str) else part
 
 
 def whole_path(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
-    """A layout's pattern as an expression for a file's whole path: what comes before it does not matter."""
+    """Return a layout's pattern as an expression for a file's whole path: what comes before it does not matter."""
     return re.compile(rf"(?:.*/)?{pattern}", flags)

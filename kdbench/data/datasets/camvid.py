@@ -6,11 +6,8 @@ frame, so that it is known for the original release too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from kdbench import benchmark
 from kdbench.data.datasets.adapter import Adapter, FileLayout, Groups
-from kdbench.data.datasets.files import FileTree
 from kdbench.data.datasets.labels import ByColour, identity, table
 
 # Sources disagree on where Animal, CartLuggagePram, MotorcycleScooter and RoadShoulder belong.
@@ -32,12 +29,8 @@ _VOID = (0, 0, 0)
 _FRAME = r"(?P<drive>0001TP|0006R0|0016E5|Seq05VD)_(?P<frame>f?\d{5,6})"
 
 
-def _part(tree: FileTree) -> Callable[[Groups], str]:
-    return _drive_and_split
-
-
-def _drive_and_split(groups: Groups) -> str:
-    """The drive and its split: the tutorial's validation frames are one stretch of a training drive."""
+def _part(groups: Groups) -> str:
+    """Return the drive and its split: the tutorial's validation frames are one stretch of a training drive."""
     drive, frame = groups["drive"], int(groups["frame"].lstrip("f"))
     match drive:
         case "0001TP":

@@ -1,4 +1,4 @@
-"""The files below a data set's folder: as unpacked, or inside the zip archives that lie there, read in place."""
+"""The files below a data set's folder: unpacked, or inside the zip archives that lie there, which are read in place."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from kdbench.errors import KdbenchError
 
 MOST_BYTES = 512 * 2**20
-"""The largest file that is read from an archive: far above any data set's, far below what fills a memory."""
+"""The largest archive member that is read: far above any data set's files, far below what fills a memory."""
 MOST_PIXELS = 120_000_000
-"""The largest picture that is decoded; the largest of the data sets, a tile of Potsdam, has 36 million."""
+"""The largest picture that is decoded; the largest of the data sets, a tile of Potsdam, has 36 million pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,17 @@ class DataFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies, if it is no archive's."""
+        """Return the path of a file that is in no archive."""
         return self.place / self.name
 
     @property
     def size(self) -> int:
-        """Bytes, unpacked."""
+        """Return the number of unpacked bytes."""
         return self.state[0]
 
     @property
     def state(self) -> tuple[int, int]:
-        """Bytes, unpacked, and when it, or its archive, was last changed (nanoseconds)."""
+        """Return the unpacked bytes, and when the file, or its archive, was last changed (nanoseconds)."""
         try:
             found = (self.place if self.archived else self.path).stat()
         except OSError as error:
@@ -55,11 +55,11 @@ class DataFile:
         return size, found.st_mtime_ns
 
     def read(self) -> bytes:
-        """The content; an unreadable file is an error that names it."""
+        """Return the content; an unreadable file is an error that names it."""
         try:
             if not self.archived:
                 return self.path.read_bytes()
-            # A handle a process: workers must not share a file position.
+            # Each process has its own handle: workers must not share a file position.
             archive = _opened(self.place, os.getpid())
             if archive.getinfo(self.name).file_size > MOST_BYTES:
                 raise unreadable(self, f"more than {MOST_BYTES} bytes unpacked")
@@ -68,41 +68,37 @@ class DataFile:
             raise unreadable(self, str(error)) from error
 
 
-def unreadable(entry: DataFile, reason: str) -> KdbenchError:
-    """The error for a file that cannot be used."""
-    return KdbenchError(f"{entry} cannot be read ({reason}). Restore it from the data set's archive.")
+def unreadable(file: DataFile, reason: str) -> KdbenchError:
+    """Return the error for a file that cannot be used."""
+    return KdbenchError(f"{file} cannot be read ({reason}). Restore it from the data set's archive.")
 
 
-def open_image(entry: DataFile, stored: str = "") -> Image.Image:
-    """The picture, decoded; one of too many pixels is refused before it is.
+def open_image(file: DataFile, rawmode: str = "") -> Image.Image:
+    """Decode a picture; one of too many pixels is refused before it is decoded.
 
-    stored: the layout that its pixels must be stored in, as Pillow names it, where that is not left to Pillow.
+    rawmode: how Pillow shall read the pixels of a PNG of three 16-bit channels, where it shall not choose itself.
     """
     try:
-        picture = Image.open(io.BytesIO(entry.read()))
+        picture = Image.open(io.BytesIO(file.read()))
         if picture.width * picture.height > MOST_PIXELS:
-            raise unreadable(entry, f"{picture.width} x {picture.height} pixels, more than {MOST_PIXELS}")
-        if stored:
-            _reinterpret(picture, stored)
+            raise unreadable(file, f"{picture.width} x {picture.height} pixels, more than {MOST_PIXELS}")
+        if rawmode:
+            if picture.format != "PNG" or picture.tile[0].args != "RGB;16B":
+                raise ValueError("a PNG of three channels of 16 bits was expected")
+            picture.tile = [picture.tile[0]._replace(args=rawmode)]
         picture.load()
         return picture
     except UnidentifiedImageError as error:
-        raise unreadable(entry, "it is no picture") from error
+        raise unreadable(file, "it is no picture") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise unreadable(entry, str(error)) from error
+        raise unreadable(file, str(error)) from error
 
 
-def _reinterpret(picture: Image.Image, stored: str) -> None:
-    if not isinstance(picture, ImageFile.ImageFile) or picture.tile[0].args != "RGB;16B":
-        raise ValueError("a PNG of three channels of 16 bits was expected")
-    picture.tile = [picture.tile[0]._replace(args=stored)]
-
-
-def read_rgb(entry: DataFile) -> np.ndarray:
-    """(H, W, 3) uint8, from any mode of 8 bits."""
-    picture = open_image(entry)
+def read_rgb(file: DataFile) -> np.ndarray:
+    """Return (H, W, 3) uint8 of a picture in any mode of 8 bits."""
+    picture = open_image(file)
     if picture.mode.startswith(("I", "F")):
-        raise unreadable(entry, f"pictures of 8 bits are read, this one is in mode {picture.mode}")
+        raise unreadable(file, f"pictures of 8 bits are read, this one is in mode {picture.mode}")
     return np.asarray(picture.convert("RGB"))
 
 
@@ -114,12 +110,12 @@ class FileTree:
     archives: tuple[str, ...] = ()
 
     @cached_property
-    def entries(self) -> Mapping[str, DataFile]:
-        """By name, in a fixed order; what is unpacked comes before the same name in an archive."""
+    def files(self) -> Mapping[str, DataFile]:
+        """Return the files by name, in a fixed order; an unpacked file comes before its namesake in an archive."""
         found = {name: DataFile(name, self.root) for name in sorted(_walk(self.root, self.root.resolve(), ""))}
         for name in [name for name in found if self._belongs(name)]:
-            for entry in _members(self.root / name):
-                found.setdefault(entry.name, entry)
+            for file in _members(self.root / name):
+                found.setdefault(file.name, file)
         return found
 
     def _belongs(self, name: str) -> bool:
@@ -128,8 +124,8 @@ class FileTree:
 
 
 def _walk(folder: Path, inside: Path, above: str) -> Iterator[str]:
-    """Names of the files below a folder, hidden ones passed over; a link that leads out of `inside` is an error."""
-    # What a scan of a folder tells of its entries costs nothing; asking for each costs minutes on a million files.
+    """Yield the names of files below a folder, not hidden ones; a link that leads out of `inside` is an error."""
+    # os.scandir tells kinds of entries for free; asking for each file costs minutes where there are a million.
     with os.scandir(folder) as listed:
         for entry in listed:
             if entry.name.startswith((".", "__MACOSX")):

@@ -12,16 +12,16 @@ from kdbench.data.datasets.files import DataFile, FileTree, unreadable
 from kdbench.data.datasets.labels import table
 
 
-def _part(tree: FileTree) -> Callable[[Groups], str]:
-    """all/train, all/val or all/test by the official split where its file is there; GKD trains on all."""
-    file = next((entry for name, entry in tree.entries.items() if name.endswith("split.mat")), None)
+def _parts(tree: FileTree) -> Callable[[Groups], str]:
+    """Return all/train, all/val or all/test by the official split where its file is there; GKD trains on all."""
+    file = next((file for name, file in tree.files.items() if name.endswith("split.mat")), None)
     if file is None:
-        return lambda groups: "all"
-    official = _official(file)
+        return "all".format_map
+    official = _official_split(file)
     return lambda groups: f"all/{official.get(int(groups['id']), 'unsplit')}"
 
 
-def _official(file: DataFile) -> dict[int, str]:
+def _official_split(file: DataFile) -> dict[int, str]:
     from scipy.io import loadmat
 
     try:
@@ -50,7 +50,7 @@ GTAV = Adapter(
             usual=(21, 23),
             tables={"evaluated": table(ID_TO_CLASS)},
             colours={value: benchmark.CITYSCAPES.palette[index] for value, index in ID_TO_CLASS.items()},
-            part=_part,
+            parts=_parts,
         ),
     ),
     home="https://download.visinf.tu-darmstadt.de/data/from_games (01_images.zip to 10_labels.zip)",

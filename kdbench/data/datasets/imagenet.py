@@ -19,8 +19,8 @@ IMAGENET = Adapter(
     home="https://www.image-net.org (ILSVRC2012_img_train.tar)",
     licence="ImageNet terms: non-commercial research",
     counts={"train": 1281167, "val": 50000},
-    hints={r"(^|/)val/[^/]+\.JPEG$": "the validation images lie flat; sort them into one folder a class."},
-    unpack={
+    hints={
+        r"(^|/)val/[^/]+\.JPEG$": "the validation images lie flat; sort them into one folder a class.",
         r"ILSVRC2012_img_train\.tar$": "it holds a tar file a class; unpack it with `mkdir train && tar -xf "
         "ILSVRC2012_img_train.tar -C train && cd train && for f in *.tar; do mkdir ${f%.tar} && tar -xf $f -C "
         "${f%.tar} && rm $f; done`.",

@@ -12,73 +12,65 @@ from kdbench.types import IGNORE
 
 Table = np.ndarray
 """256 entries: stored value -> class, 255 = ignore."""
+STRIP = 256
+"""Rows of a coloured label that are decoded at a time: the numbers in between take twenty times its own memory."""
 
 
 def table(classes: Mapping[int, int]) -> Table:
-    """The table of a mapping; every other value is ignored."""
+    """Return the table of a mapping; every other value is ignored."""
     made = np.full(256, IGNORE, dtype=np.uint8)
     made[list(classes)] = list(classes.values())
     return made
 
 
 def identity(count: int) -> Table:
-    """Stored values are classes 0 to count - 1; every other one is ignored."""
+    """Return the table in which stored values 0 to count - 1 are classes; every other value is ignored."""
     return table({value: value for value in range(count)})
 
 
-def indices(entry: DataFile) -> np.ndarray:
-    """(H, W) uint8 of a picture in grey or with a palette: its stored values, never its colours."""
-    picture = open_image(entry)
+def indices(file: DataFile) -> np.ndarray:
+    """Return (H, W) uint8 of a picture in grey or with a palette: its stored values, never its colours."""
+    picture = open_image(file)
     if picture.mode not in ("L", "P"):
-        raise unreadable(entry, f"a label of one channel was expected, this is a picture in mode {picture.mode}")
+        raise unreadable(file, f"a label of one channel was expected, this is a picture in mode {picture.mode}")
     return np.asarray(picture)
 
 
-def palette_of(entry: DataFile) -> dict[int, Colour] | None:
-    """Index -> colour of a picture with a palette."""
-    flat = open_image(entry).getpalette("RGB")
-    if flat is None:
-        return None
-    return {index: (r, g, b) for index, (r, g, b) in enumerate(zip(*[iter(flat)] * 3, strict=False))}
+def palette_of(file: DataFile) -> dict[int, Colour]:
+    """Return a picture's palette, index -> colour; empty where it has none."""
+    flat = open_image(file).getpalette("RGB") or []
+    return dict(enumerate(zip(*[iter(flat)] * 3, strict=True)))
 
 
-def first_channel(entry: DataFile) -> np.ndarray:
-    """(H, W) uint8: the first of three channels of 16 bits."""
+def first_channel(file: DataFile) -> np.ndarray:
+    """Return (H, W) uint8: the first of three channels of 16 bits."""
     # Pillow keeps one byte of the two: the first as it is, the second where it takes the file to be of the other order.
-    high, low = (_sixteen(entry, order)[..., 0] for order in ("RGB;16B", "RGB;16L"))
+    high, low = (np.asarray(open_image(file, rawmode))[..., 0] for rawmode in ("RGB;16B", "RGB;16L"))
     if high.any():
-        raise unreadable(entry, "a class beyond 255")
+        raise unreadable(file, "a class beyond 255")
     return low
 
 
-def _sixteen(entry: DataFile, order: str) -> np.ndarray:
-    return np.asarray(open_image(entry, order))
-
-
-STRIP = 256
-
-
 class ByColour:
-    """Labels stored as colours: matched exactly, everything else becomes a value of its own, OFF."""
+    """Decodes labels stored as colours: matched exactly, every other colour becomes the value OFF."""
 
     OFF = 254
 
-    def __init__(self, palette: Iterable[tuple[int, int, int]]) -> None:
+    def __init__(self, palette: Iterable[Colour]) -> None:
         self.palette = tuple(palette)
-        codes = [_code(np.array(colour)) for colour in self.palette]
+        codes = _code(np.array(self.palette))
         order = np.argsort(codes)
-        self._codes, self._values = np.array(codes)[order], order.astype(np.uint8)
+        self._codes, self._values = codes[order], order.astype(np.uint8)
 
-    def __call__(self, entry: DataFile) -> np.ndarray:
-        """(H, W) uint8: indices into the palette."""
-        picture = open_image(entry)
+    def __call__(self, file: DataFile) -> np.ndarray:
+        """Return (H, W) uint8: indices into the palette."""
+        picture = open_image(file)
         if picture.mode not in ("RGB", "RGBA", "P"):
-            raise unreadable(entry, f"a label in colours was expected, this is a picture in mode {picture.mode}")
+            raise unreadable(file, f"a label in colours was expected, this is a picture in mode {picture.mode}")
         return self.index(np.asarray(picture.convert("RGB")))
 
     def index(self, picture: np.ndarray) -> np.ndarray:
-        """(H, W) uint8 of colours (H, W, 3)."""
-        # By strips: the numbers in between take twenty times a tile's own memory.
+        """Return (H, W) uint8 of colours (H, W, 3)."""
         return np.concatenate([self._index(picture[row : row + STRIP]) for row in range(0, len(picture), STRIP)])
 
     def _index(self, picture: np.ndarray) -> np.ndarray:
@@ -88,5 +80,5 @@ class ByColour:
 
 
 def _code(colours: np.ndarray) -> np.ndarray:
-    wide = colours.astype(np.int32)
-    return np.asarray((wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2])
+    """Return one number a colour, (...) of (..., 3)."""
+    return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from kdbench import benchmark
-from kdbench.data.datasets.adapter import Adapter, FileLayout, Groups
+from kdbench.data.datasets.adapter import Adapter, FileLayout, Groups, Issue
 from kdbench.data.datasets.files import FileTree
-from kdbench.data.datasets.issues import Issue
 from kdbench.data.datasets.labels import table
 from kdbench.errors import KdbenchError
 
@@ -23,30 +22,28 @@ _BOTH = {
 _REIN = {7: 0, 8: 0, 9: 1, 10: 0, 11: 1, 14: 0, 23: 0, 44: 5, 46: 7, 49: 7}
 _ROBUSTNET = {41: 0}
 _STEM = r"(?P<id>[A-Za-z0-9_-]+)"
+_ENTRIES = 66
+_RESTORE = "restore it and the labels from the archive of version 1.2"
 
 
-def _part(tree: FileTree) -> Callable[[Groups], str]:
-    return lambda groups: {"training": "train", "validation": "val"}[groups["split"]]
-
-
-ENTRIES = 66
+def _part(groups: Groups) -> str:
+    return {"training": "train", "validation": "val"}[groups["split"]]
 
 
 def _check(tree: FileTree) -> Iterator[Issue]:
-    """The tables go by index into the configuration's labels: another list of labels makes them wrong."""
-    for name, entry in tree.entries.items():
+    """Check the list of labels: the tables go by index into it."""
+    for name, file in tree.files.items():
         if re.fullmatch(r"(?:.*/)?config(?:_v1\.2)?\.json", name):
             try:
-                found = len(json.loads(entry.read())["labels"])
+                found = len(json.loads(file.read())["labels"])
             except (KdbenchError, ValueError, KeyError, TypeError) as error:
-                yield Issue("fault", "the list of labels cannot be read", (f"{entry} ({error})",), RESTORE)
+                yield Issue("fault", "the list of labels cannot be read", (f"{file} ({error})",), _RESTORE)
                 continue
-            if found != ENTRIES:
-                what = f"the list of labels has {found} entries, that of version 1.2 has {ENTRIES}"
-                yield Issue("fault", what, (str(entry),), RESTORE)
+            if found != _ENTRIES:
+                what = f"the list of labels has {found} entries, that of version 1.2 has {_ENTRIES}"
+                yield Issue("fault", what, (str(file),), _RESTORE)
 
 
-RESTORE = "restore it and the labels from the archive of version 1.2"
 MAPILLARY = Adapter(
     name="mapillary",
     title="Mapillary Vistas v1.2",

@@ -31,5 +31,5 @@ SYNTHIA = Adapter(
     classes=benchmark.CITYSCAPES,
     counts={"all": 9400},
     size=(760, 1280),
-    unpack={r"\.rar$": "unpack it first: `unrar x SYNTHIA_RAND_CITYSCAPES.rar` (or `bsdtar -xf`), in the same folder."},
+    hints={r"\.rar$": "unpack it first: `unrar x SYNTHIA_RAND_CITYSCAPES.rar` (or `bsdtar -xf`), in the same folder."},
 )

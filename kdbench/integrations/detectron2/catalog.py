@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from kdbench.benchmark import Benchmark, Domain, LabelSpace
-from kdbench.data.datasets import ADAPTERS, Adapter, RealSet
+from kdbench.data.datasets import ADAPTERS, Adapter
 from kdbench.data.datasets.adapter import Scan
 from kdbench.data.domainset import DomainSet
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError, unknown
 from kdbench.plugins import benchmark_names, load_all, load_benchmark
@@ -221,6 +222,6 @@ def _origin(samples: DomainSet, index: int) -> dict[str, str]:
     """The sample's domain and, of a real one, its key and its files as they lie on disk, for people."""
     found = {"domain": samples.domain}
     if isinstance(samples, RealSet):
-        sample = samples.samples[index]
+        sample = samples.pairs[index]
         found |= {"key": sample.key, "image": str(sample.image), "label": str(sample.label or "")}
     return found

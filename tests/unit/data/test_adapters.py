@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 
@@ -53,11 +54,11 @@ def opened(root: Path, layout: str, *parts: str, label_map: str = "") -> RealSet
 def test_every_layout_gives_its_pairs_and_parts_and_nothing_else(trees: Any, layout: str) -> None:
     parts = trees.make(layout)
     scan = ADAPTERS[LAYOUTS[layout]].scan(trees.root)
-    found = {part: sum(sample.part == part for sample in scan.samples) for part in {s.part for s in scan.samples}}
+    found = {part: sum(sample.part == part for sample in scan.pairs) for part in {s.part for s in scan.pairs}}
     assert found == parts
-    assert not scan.images.doubles
-    assert not scan.labels.doubles
-    assert all(sample.label is not None for sample in scan.samples) == (layout != "imagenet")
+    assert not scan.images.copies
+    assert not scan.labels.copies
+    assert all(sample.label is not None for sample in scan.pairs) == (layout != "imagenet")
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "imagenet"])
@@ -108,7 +109,7 @@ def test_archives_are_read_in_place(
     trees: Any, layout: str, archives: dict[str, str], zipped: Callable[[Path, dict[str, str]], None]
 ) -> None:
     parts = trees.make(layout)
-    root = ADAPTERS[LAYOUTS[layout]].root(trees.root)
+    root = ADAPTERS[LAYOUTS[layout]].folder(trees.root)
     before = {part: opened(trees.root, layout, part).read(0) for part in parts}
     zipped(root, {name: folder.replace("Labeled*", "LabeledApproved_full") for name, folder in archives.items()})
     for part, count in parts.items():
@@ -117,4 +118,4 @@ def test_archives_are_read_in_place(
         image, label = samples.read(0)
         assert (image == before[part][0]).all()
         assert (label == before[part][1]).all()
-        assert ".zip!" in str(samples.samples[0].image)
+        assert ".zip!" in str(samples.pairs[0].image)

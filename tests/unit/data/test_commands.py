@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 
 from kdbench.cli import app
 from kdbench.cli.shared import servable
-from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Cover
 from kdbench.errors import KdbenchError
-from kdbench.tools.preview import _samples
+from kdbench.tools.preview import spread_samples
 
 
 def typed(*arguments: str) -> Result:
@@ -105,7 +106,7 @@ def test_a_preview_repeats_no_image(trees: Any) -> None:
     trees.make("acdc")
     scan = ADAPTERS["acdc"].scan(trees.root)
     samples = RealSet("x", scan, ("fog/train",), Cover((16, 32)))
-    images, _ = _samples(samples, 4)
+    images, _ = spread_samples(samples, 4)
     assert len(images) == 2
     assert not np.array_equal(*images)
 

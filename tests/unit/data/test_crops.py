@@ -10,29 +10,30 @@ import pytest
 import yaml
 from PIL import Image
 
-from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS
 from kdbench.data.datasets.labels import ByColour
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
-from kdbench.tools.crop import COLOURS, SETS, prepare, sources
+from kdbench.tools.crop import COLOURS, TILES, crop_starts, cut_tiles
 
 ISPRS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))["isprs"]
 PALETTE = [(0, 0, 0), *(tuple(label["color"]) for label in ISPRS["classes"])]
 
 
 def test_the_rule_gives_the_published_numbers_of_crops() -> None:
-    assert sources(600) == [0, 88]
-    assert sources(6000) == [*range(0, 5121, 512), 5488]
-    assert sources(1024) == [0, 512]
-    potsdam, vaihingen = SETS["potsdam"], SETS["vaihingen"]
+    assert crop_starts(600) == [0, 88]
+    assert crop_starts(6000) == [*range(0, 5121, 512), 5488]
+    assert crop_starts(1024) == [0, 512]
+    potsdam, vaihingen = TILES["potsdam"], TILES["vaihingen"]
     for split in ("train", "val"):
         assert getattr(potsdam, split).split() == ISPRS["potsdam"][split]
-        assert len(getattr(potsdam, split).split()) * len(sources(6000)) ** 2 == ISPRS["potsdam"]["crops"][split]
+        assert len(getattr(potsdam, split).split()) * len(crop_starts(6000)) ** 2 == ISPRS["potsdam"]["crops"][split]
         tiles = getattr(vaihingen, split).split()
         assert [int(tile) for tile in tiles] == ISPRS["vaihingen"][split]
         sizes = [ISPRS["vaihingen"]["tile_size_wh"][int(tile)] for tile in tiles]
-        assert sum(len(sources(w)) * len(sources(h)) for w, h in sizes) == ISPRS["vaihingen"]["crops"][split]
+        assert sum(len(crop_starts(w)) * len(crop_starts(h)) for w, h in sizes) == ISPRS["vaihingen"]["crops"][split]
 
 
 def test_colours_are_matched_exactly() -> None:
@@ -65,7 +66,7 @@ def tile(root: Path, name: str, side: int = 600) -> tuple[np.ndarray, np.ndarray
 def test_crops_have_their_names_pixels_and_classes_and_bands_lie_apart(tmp_path: Path) -> None:
     image, values = tile(tmp_path / "potsdam", "2_10")
     tile(tmp_path / "potsdam", "2_13")
-    cuts = prepare("potsdam", tmp_path, 2, Silent())
+    cuts = cut_tiles("potsdam", tmp_path, 2, Silent())
     assert [(c.bands, c.tile, c.split, c.crops, c.off_palette) for c in cuts] == [
         (bands, tile, split, 4, 600)
         for tile, split in (("2_10", "train"), ("2_13", "val"))
@@ -93,22 +94,22 @@ def test_vaihingen_takes_labels_without_boundaries(tmp_path: Path) -> None:
     Image.fromarray(label + 255).save(root / "top_mosaic_09cm_area1.tif")  # the one with boundaries, of the same name
     Image.fromarray(label + np.array([0, 0, 255], np.uint8)).save(root / "top_mosaic_09cm_area1_noBoundary.tif")
     Image.fromarray(label).save(root / "top_mosaic_09cm_area9_noBoundary.tif")  # it has no image
-    (cut,) = prepare("vaihingen", tmp_path, 1, Silent())
+    (cut,) = cut_tiles("vaihingen", tmp_path, 1, Silent())
     assert (cut.tile, cut.split, cut.crops, cut.off_palette) == ("1", "train", 2, 0)
     samples = RealSet("d", ADAPTERS["vaihingen"].scan(tmp_path), ("train",), Native())
-    assert [sample.image.path.name for sample in samples.samples] == ["area1_0_0_512_512.png", "area1_0_8_512_520.png"]
+    assert [sample.image.path.name for sample in samples.pairs] == ["area1_0_0_512_512.png", "area1_0_8_512_520.png"]
     assert samples.read(0)[1].unique().tolist() == [1]
 
 
 def test_what_is_missing_or_changed_is_cut_and_what_is_done_stays(tmp_path: Path) -> None:
     for name in ("2_10", "2_11"):
         tile(tmp_path / "potsdam", name)
-    prepare("potsdam", tmp_path, 1, Silent())
+    cut_tiles("potsdam", tmp_path, 1, Silent())
     crop = tmp_path / "potsdam/RGB/img_dir/train/2_11_0_0_512_512.png"
     other = tmp_path / "potsdam/RGB/img_dir/train/2_10_0_0_512_512.png"
     before, content = other.stat().st_mtime_ns, crop.read_bytes()
     crop.unlink()
-    prepare("potsdam", tmp_path, 1, Silent())
+    cut_tiles("potsdam", tmp_path, 1, Silent())
     assert crop.read_bytes() == content
     assert other.stat().st_mtime_ns == before
     # So is one of which the summary is damaged.
@@ -116,12 +117,12 @@ def test_what_is_missing_or_changed_is_cut_and_what_is_done_stays(tmp_path: Path
     for damaged in ("", "{}"):
         crop.unlink()
         summary.write_text(damaged, encoding="utf-8")
-        prepare("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", tmp_path, 1, Silent())
         assert crop.read_bytes() == content
     # A tile that was corrected is cut again.
     picture = tmp_path / "potsdam/2_Ortho_RGB/top_potsdam_2_11_RGB.tif"
     Image.fromarray(np.zeros((600, 600, 3), np.uint8)).save(picture)
-    prepare("potsdam", tmp_path, 1, Silent())
+    cut_tiles("potsdam", tmp_path, 1, Silent())
     assert np.asarray(Image.open(crop)).max() == 0
     assert other.stat().st_mtime_ns == before
 
@@ -131,21 +132,21 @@ def test_one_tile_twice_is_refused_and_what_is_unpacked_comes_first(tmp_path: Pa
     label = np.full((600, 600, 3), 255, np.uint8)
     (tmp_path / "potsdam/a").mkdir()
     Image.fromarray(label).save(tmp_path / "potsdam/a/top_potsdam_2_10_label_noBoundary.tif")
-    prepare("potsdam", tmp_path, 1, Silent())
+    cut_tiles("potsdam", tmp_path, 1, Silent())
     crop = np.asarray(Image.open(tmp_path / "potsdam/RGB/ann_dir/train/2_10_0_0_512_512.png"))
     assert crop.min() == crop.max() == 1
     (tmp_path / "potsdam/b").mkdir()
     Image.fromarray(label).save(tmp_path / "potsdam/b/top_potsdam_2_10_label_noBoundary.tif")
     with pytest.raises(KdbenchError, match=r"are the same tile\. Remove the one"):
-        prepare("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", tmp_path, 1, Silent())
 
 
 def test_what_is_missing_or_does_not_belong_is_named(tmp_path: Path) -> None:
     (tmp_path / "potsdam").mkdir()
     with pytest.raises(KdbenchError, match=r"no images of tiles, top_potsdam_2_10_RGB\.tif or .*potsdam or in"):
-        prepare("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", tmp_path, 1, Silent())
     tile(tmp_path / "potsdam", "9_99")
     with pytest.raises(KdbenchError, match=r"top_potsdam_9_99_IRRG\.tif is no tile of ISPRS Potsdam"):
-        prepare("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", tmp_path, 1, Silent())
     with pytest.raises(KdbenchError, match="unknown data set that is cut into crops 'gtav'"):
-        prepare("gtav", tmp_path, 1, Silent())
+        cut_tiles("gtav", tmp_path, 1, Silent())

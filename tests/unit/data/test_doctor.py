@@ -19,7 +19,7 @@ from PIL import Image
 
 from kdbench.data.datasets import ADAPTERS
 from kdbench.progress import Silent
-from kdbench.tools.verify import Report, examine, lines
+from kdbench.tools.verify import Report, lines, verify
 
 HEALTHY = {
     "cityscapes": "cityscapes", "gtav": "gtav", "bdd100k": "bdd100k", "bdd100k_first": "bdd100k",
@@ -34,7 +34,7 @@ def checked(trees: Any, layout: str, parts: dict[str, int]) -> Report:
     """The report, with a tiny tree's counts and sizes in place of the official ones."""
     adapter = ADAPTERS[HEALTHY[layout]]
     sized = adapter.size and SIZE
-    return examine(replace(adapter, counts=parts, size=sized), trees.root, None, Silent())
+    return verify(replace(adapter, counts=parts, size=sized), trees.root, None, Silent())
 
 
 @pytest.mark.parametrize("layout", HEALTHY)
@@ -44,7 +44,7 @@ def test_a_healthy_tree_has_no_fault(trees: Any, layout: str) -> None:
     noted = [finding.what for finding in report.issues]
     # One label of the little GTAV is smaller than its image, as some of the large one's are.
     assert noted == (["1 labels of another size than their image"] if layout == "gtav" else [])
-    assert report.looked_at == sum(report.parts.values())
+    assert report.checked == sum(report.parts.values())
 
 
 def first(root: Path, pattern: str) -> Path:

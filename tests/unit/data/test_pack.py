@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.data.datasets import ADAPTERS, RealSet
-from kdbench.data.datasets import pack as module
-from kdbench.data.datasets.pack import Packed, pack
+from kdbench.data.datasets import ADAPTERS
 from kdbench.data.loading import training_batches
+from kdbench.data.realset import PackedPart, RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
+from kdbench.tools import pack as module
+from kdbench.tools.pack import pack
 from kdbench.types import Phase
 
 
@@ -33,7 +34,7 @@ def test_a_packed_set_has_the_same_pixels_and_identity(trees: Any, name: str, mo
     identity = opened(trees.root, name, next(iter(parts))).identity
     folders = pack(ADAPTERS[name], trees.root, (), 2, Silent())
     assert len(folders) == len(parts)
-    monkeypatch.setattr("kdbench.data.datasets.realset.read_rgb", lambda entry: pytest.fail("decoded again"))
+    monkeypatch.setattr("kdbench.data.realset.read_rgb", lambda entry: pytest.fail("decoded again"))
     for part, pairs in before.items():
         after = opened(trees.root, name, part)
         for index, (image, label) in enumerate(pairs):
@@ -49,7 +50,7 @@ def test_a_changed_file_is_read_itself_and_packed_anew(trees: Any) -> None:
     assert int(opened(trees.root, "urbansyn", "all").read(0)[0].max()) == 0
     (folder,) = pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Silent())
     samples = opened(trees.root, "urbansyn", "all")
-    assert all(sample in Packed(folder, samples.scan.reading) for sample in samples.samples)
+    assert all(sample in PackedPart(folder, samples.scan.reading) for sample in samples.pairs)
     assert int(samples.read(0)[0].max()) == 0
 
 
@@ -65,7 +66,7 @@ def test_a_second_packing_decodes_what_has_changed_and_nothing_else(
 
     monkeypatch.setattr(module, "read_rgb", lambda entry: decoded.append(entry.name) or read(entry))
     pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Told())
-    assert (said, len(decoded)) == ([], len(opened(trees.root, "urbansyn", "all").samples))
+    assert (said, len(decoded)) == ([], len(opened(trees.root, "urbansyn", "all").pairs))
     decoded.clear()
     Image.fromarray(np.zeros((24, 48, 3), np.uint8)).save(trees.root / "urbansyn/rgb/rgb_0000.png")
     pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, Told())
@@ -107,8 +108,8 @@ def test_two_packings_at_once_leave_one_whole_pack(trees: Any) -> None:
         for future in [pool.submit(pack, ADAPTERS["acdc"], trees.root, (), 2, Silent()) for _ in range(4)]:
             assert len(future.result()) == len(parts)
     after = opened(trees.root, "acdc", "fog")
-    assert all(sample in Packed(trees.root / "acdc/kdbench-packed" / sample.part.replace("/", "-"), after.scan.reading)
-               for sample in after.samples)  # fmt: skip
+    folder, reading = trees.root / "acdc/kdbench-packed", after.scan.reading
+    assert all(pair in PackedPart(folder / pair.part.replace("/", "-"), reading) for pair in after.pairs)
     assert all((after.read(i)[0] == before[i]).all() for i in range(4))
 
 

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from kdbench import protocol as protocols
-from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS
 from kdbench.data.datasets.files import DataFile, FileTree, open_image
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Cover
 from kdbench.data.sources import DataSources
 from kdbench.engine.grid import Done, run_grid
@@ -35,7 +36,7 @@ def camvid(root: Path, *parts: str, **more: Any) -> RealSet:
 
 
 def keys(root: Path, *parts: str) -> list[str]:
-    return [sample.image.path.stem for sample in camvid(root, *parts).samples]
+    return [sample.image.path.stem for sample in camvid(root, *parts).pairs]
 
 
 def test_drives_are_regrouped_and_no_frame_is_in_two_domains(trees: Any) -> None:
@@ -51,7 +52,7 @@ def test_drives_are_regrouped_and_no_frame_is_in_two_domains(trees: Any) -> None
 def test_few_samples_are_spread_over_the_set(trees: Any) -> None:
     trees.make("camvid")
     assert len(camvid(trees.root, "0006R0", "0016E5", most=3)) == 3
-    chosen = camvid(trees.root, "0006R0", "0016E5", most=3).samples
+    chosen = camvid(trees.root, "0006R0", "0016E5", most=3).pairs
     assert [s.part for s in chosen] == ["0006R0/train", "0016E5/train", "0016E5/val"]
 
 
@@ -82,8 +83,8 @@ def test_gtav_has_its_official_parts_where_their_file_is_there(
     if split:
         savemat(trees.root / "GTA5/split.mat", {f"{name}Ids": np.array(ids) for name, ids in split.items()})
     scan = ADAPTERS["gtav"].scan(trees.root)
-    assert {part: len(scan.parts((part,))) for part in {s.part for s in scan.samples}} == expected
-    assert len(scan.parts(("all",))) == 3
+    assert {part: len(scan.complete_pairs((part,))) for part in {s.part for s in scan.pairs}} == expected
+    assert len(scan.complete_pairs(("all",))) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"x" * 200])
@@ -91,7 +92,7 @@ def test_a_damaged_file_of_gtavs_split_is_named(trees: Any, content: bytes) -> N
     trees.make("gtav")
     (trees.root / "GTA5/split.mat").write_bytes(content)
     with pytest.raises(KdbenchError, match=r"split\.mat cannot be read"):
-        _ = ADAPTERS["gtav"].scan(trees.root).samples
+        _ = ADAPTERS["gtav"].scan(trees.root).pairs
 
 
 def test_validation_images_of_imagenet_that_lie_flat_are_no_proxy(trees: Any) -> None:
@@ -100,24 +101,24 @@ def test_validation_images_of_imagenet_that_lie_flat_are_no_proxy(trees: Any) ->
         path.rename(trees.root / "imagenet/val" / path.name)
     shutil.rmtree(trees.root / "imagenet/train")
     with pytest.raises(KdbenchError, match="lie flat; sort them"):
-        ADAPTERS["imagenet"].scan(trees.root).parts(("train",))
+        ADAPTERS["imagenet"].scan(trees.root).complete_pairs(("train",))
 
 
 def test_the_root_may_be_a_data_sets_folder_however_it_is_named(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.make("gtav")
     monkeypatch.chdir(trees.root / "GTA5")
     assert ADAPTERS["gtav"].is_under(Path("."))
-    assert ADAPTERS["gtav"].scan(Path(".")).samples
+    assert ADAPTERS["gtav"].scan(Path(".")).pairs
 
 
 def test_what_is_missing_or_broken_is_named(trees: Any) -> None:
     trees.make("camvid")
     root, adapter = trees.root, ADAPTERS["camvid"]
     with pytest.raises(KdbenchError, match=r"--data-root .*nowhere is not a folder"):
-        adapter.root(root / "nowhere")
+        adapter.scan(root / "nowhere")
     with pytest.raises(KdbenchError, match=r"'camvid' is not under .*Looked for: .*CamVid.*It comes from https"):
-        adapter.root(root / "CamVid" / "train")
-    assert adapter.root(root / "CamVid") == root / "CamVid"
+        adapter.scan(root / "CamVid" / "train")
+    assert adapter.folder(root / "CamVid") == root / "CamVid"
     with pytest.raises(KdbenchError, match=r"no images of Seq99 .*There are: 0001TP/test, 0001TP/train"):
         keys(root, "Seq99")
     (root / "CamVid/train/0006R0_f00930.png").write_bytes(b"not an image")
@@ -159,7 +160,7 @@ def test_what_lies_there_in_place_of_the_data_is_told(tmp_path: Path, dataset: s
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).touch()
     with pytest.raises(KdbenchError, match=message):
-        ADAPTERS[dataset].scan(tmp_path).parts(("train",))
+        ADAPTERS[dataset].scan(tmp_path).complete_pairs(("train",))
 
 
 def test_no_path_leads_outside(tmp_path: Path) -> None:
@@ -169,14 +170,14 @@ def test_no_path_leads_outside(tmp_path: Path) -> None:
     (root / "inside").mkdir()
     (root / "again").symlink_to(root / "inside")
     (root / "inside/a.png").touch()
-    assert sorted(FileTree(root).entries) == ["again/a.png", "inside/a.png"]
+    assert sorted(FileTree(root).files) == ["again/a.png", "inside/a.png"]
     (root / "out").symlink_to(outside)
     with pytest.raises(KdbenchError, match=r"set/out is a link to .*elsewhere, outside"):
-        _ = FileTree(root).entries
+        _ = FileTree(root).files
     os.unlink(root / "out")
     (root / "inside/loop").symlink_to(root)
     with pytest.raises(KdbenchError, match="a folder that contains it"):
-        _ = FileTree(root).entries
+        _ = FileTree(root).files
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\\..\\b.png"])
@@ -184,7 +185,7 @@ def test_an_archive_with_paths_outside_of_it_is_refused(tmp_path: Path, name: st
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr(name, b"x")
     with pytest.raises(KdbenchError, match=r"bad\.zip holds a file named '.*', outside of it"):
-        _ = FileTree(tmp_path, ("*.zip",)).entries
+        _ = FileTree(tmp_path, ("*.zip",)).files
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,13 +194,13 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"\0" * 2000)
     with pytest.raises(KdbenchError, match=r"bomb\.zip!a\.png cannot be read \(more than 1000 bytes unpacked"):
-        FileTree(tmp_path, ("*.zip",)).entries["a.png"].read()
+        FileTree(tmp_path, ("*.zip",)).files["a.png"].read()
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / "large.png")
     with pytest.raises(KdbenchError, match="50 x 50 pixels, more than 1000"):
         open_image(DataFile("large.png", tmp_path))
     (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
     with pytest.raises(KdbenchError, match=r"broken\.zip cannot be read as a zip archive .*Download it again"):
-        _ = FileTree(tmp_path, ("broken.zip",)).entries
+        _ = FileTree(tmp_path, ("broken.zip",)).files
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_without_imagenet_a_small_protocol_takes_the_built_in_proxy_and_says_so(
 @pytest.fixture
 def as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Smoke takes data sets whole and at the paper's sizes, and so cannot do without the proxy's."""
-    whole = SMOKE.model_copy(update={"native": True, "terms": "paper"})
+    whole = SMOKE.model_copy(update={"native": True, "overrides_of": "paper"})
     monkeypatch.setitem(protocols.PROTOCOLS, "smoke", whole)
 
 
@@ -325,16 +326,16 @@ def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
 
 
 SPLIT = """
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, RealData, Terms
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 
 BENCHMARK = Benchmark(
     name="split",
     title="GTAV by its official split to Cityscapes",
-    sources=(Domain("gtav", real=RealData("gtav", train=("all",), under={
-        "other": Terms(InputSize(24, 48), train=("all/train",), val=("all/val",)),
+    sources=(Domain("gtav", real=RealData("gtav", train=("all",), overrides={
+        "other": ProtocolOverrides(InputSize(24, 48), train=("all/train",), val=("all/val",)),
     })),),
-    targets=(Domain("cityscapes", real=RealData("cityscapes", val=("val",), under={
-        "other": Terms(InputSize(12, 24)),
+    targets=(Domain("cityscapes", real=RealData("cityscapes", val=("val",), overrides={
+        "other": ProtocolOverrides(InputSize(12, 24)),
     })),),
     proxy=PROXY,
     labels=CITYSCAPES,

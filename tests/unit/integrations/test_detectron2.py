@@ -23,8 +23,9 @@ from kdbench import benchmark
 from kdbench import protocol as protocols
 from kdbench.benchmark import Benchmark, Domain, LabelSpace, RealData
 from kdbench.cli import app
-from kdbench.data.datasets import ADAPTERS, RealSet
+from kdbench.data.datasets import ADAPTERS
 from kdbench.data.datasets.cityscapes import ID_TO_CLASS
+from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
 from kdbench.engine.evaluation import evaluate as our_counts
 from kdbench.errors import KdbenchError
