@@ -316,7 +316,7 @@ def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
     broken.write_bytes(b"\x89PNG broken")
     (done,) = run_cells(**common)
     assert done.record.status == "done", done.record.error
-    assert [stage.skipped for stage in done.record.result.stages] == [1]
+    assert [stage.skipped_files for stage in done.record.result.stages] == [1]
     strict = SMOKE.model_copy(update={"most_broken": 0})
     monkeypatch.setitem(protocols.PROTOCOLS, "smoke", strict)
     (stopped,) = run_cells(**common, seeds=(1,))
