@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-import sysconfig
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +25,14 @@ ENGINE_VERSION = 1
 """Raise this by hand whenever the engine, the models or the data pipeline give other numbers for the same request.
 `kdbench check --smoke` fails where that was forgotten."""
 
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def is_own_code(module: str, file: str) -> bool:
     """Whether a method's author wrote a module: not kdbench, the standard library or an installed package."""
     if module.split(".")[0] == "kdbench":
         return module.startswith("kdbench.methods.")
-    return module.split(".")[0] not in sys.stdlib_module_names and not file.startswith(_LIBRARIES)
+    return module.split(".")[0] not in sys.stdlib_module_names and INSTALLED.isdisjoint(Path(file).parts)
 
 
 @cache

@@ -18,7 +18,7 @@ from kdbench.engine.costs import InferenceCost, PeakMemory, inference_of, stage_
 from kdbench.engine.distributed import Failure, all_failures, explain_failures, failure_of, share
 from kdbench.engine.environment import host, peak_memory, revision, versions
 from kdbench.engine.evaluation import deploy, deployment_source, evaluate_cell
-from kdbench.engine.keys import ENGINE_VERSION, weights_digest
+from kdbench.engine.keys import weights_digest
 from kdbench.engine.parts import Encode, compile_encoder, stage_models
 from kdbench.engine.plan import Cell, Plan, PlannedStage, RunContext, make_plan, strides
 from kdbench.engine.tracking import EventLog
@@ -128,7 +128,6 @@ def cell_key(context: RunContext, plan: Plan) -> str:
         [context.data_sources.val(domain).identity for domain in domains],
         deployment_source(plan),
         context.protocol.id,
-        ENGINE_VERSION,
     ])  # fmt: skip
 
 

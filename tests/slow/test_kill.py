@@ -70,7 +70,7 @@ def kill_when(process: subprocess.Popen[bytes], store: Path, pattern: str, count
     [
         ("stages/*/checkpoint.pt", (1,)),
         ("stages/*/stage.json", (1, 2, 3, 4, 5)),
-        ("stages/*/point-1.safetensors", (1, 2)),
+        ("stages/*/snapshot-1.safetensors", (1, 2)),
         ("renders/*", (2,)),
         ("evaluations/*.npz", (1, 5, 12)),
     ],
@@ -103,7 +103,7 @@ def test_a_stage_continues_from_its_checkpoint(tmp_path: Path) -> None:
     state["curves"][name][0] = 12345.0
     StageFolder(checkpoint.parent).save_checkpoint(state)
     finish(start(store, results))
-    assert StageFolder(checkpoint.parent).summary()["losses"][name][0] == 12345.0
+    assert StageFolder(checkpoint.parent).summary.losses[name][0] == 12345.0
 
 
 def test_two_runs_on_one_store_both_end_right(tmp_path: Path, unbroken: dict[str, str]) -> None:

@@ -69,9 +69,6 @@ def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
 
 def test_hits_are_true_positives_false_positives_and_false_negatives() -> None:
     np.testing.assert_array_equal(hits(np.array([[5, 2], [1, 4]])), [[5, 4], [1, 2], [2, 1]])
-
-
-def test_hits_of_a_stack_are_the_stack_of_hits() -> None:
     stack = np.random.default_rng(0).integers(0, 9, (4, 3, 3))
     np.testing.assert_array_equal(hits(stack), np.stack([hits(matrix) for matrix in stack]))
 
@@ -97,8 +94,8 @@ def test_domains_by_role(make_record, make_domain) -> None:
     assert domains(make_record(error="stopped"), "target") == []
 
 
-def test_the_points_of_a_record_are_whole_again(make_domain) -> None:
-    """A file keeps no false negatives of the earlier points: they follow from the ground truth."""
+def test_the_snapshots_of_a_record_are_whole_again(make_domain) -> None:
+    """A file keeps no false negatives of the earlier snapshots: they follow from the ground truth."""
     confusion = np.array([[7, 2, 1], [0, 5, 5], [3, 3, 4]])
     found = snapshots(make_domain("d", "target", confusion))
     assert found.shape == (4, 3, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,40 @@ from kdbench.records import Record, StageResult, pack, read_record, record_files
 GOLDEN = Path(__file__).parents[1] / "golden" / "record-v1.json"
 
 
-def plausible_counts(rng: np.random.Generator, pixels: int, classes: int) -> list[np.ndarray]:
-    """Confusion matrices of one set at four points: the same ground truth, better and better guesses."""
-    truth = rng.multinomial(pixels, rng.dirichlet(np.full(classes, 0.5)))
-    confused = rng.dirichlet(np.full(classes, 0.3), classes)
-    right = np.eye(classes)
-    return [
-        np.stack([rng.multinomial(n, a * r + (1 - a) * c) for n, r, c in zip(truth, right, confused, strict=True)])
-        for a in (0.5, 0.6, 0.65, 0.7)
-    ]
-
-
 def large_record(make_record: Any, make_domain: Any) -> Record:
     """c2a: five domains of 19 classes, 48 images of 64 x 128 pixels, three stages with three loss terms."""
-    rng = np.random.default_rng(0)
+    rng, classes = np.random.default_rng(0), len(CITYSCAPES)
     domains = []
     for name in ("acdc-night", "acdc-snow", "acdc-fog", "acdc-rain", "cityscapes"):
-        *earlier, last = plausible_counts(rng, 48 * 64 * 128, len(CITYSCAPES))
+        # At four snapshots: the same ground truth, better and better guesses.
+        truth = rng.multinomial(48 * 64 * 128, rng.dirichlet(np.full(classes, 0.5)))
+        right, wrong = np.eye(classes), rng.dirichlet(np.full(classes, 0.3), classes)
+        guesses = [share * right + (1 - share) * wrong for share in (0.5, 0.6, 0.65, 0.7)]
+        *earlier, last = (
+            np.stack([rng.multinomial(pixels, row) for pixels, row in zip(truth, guess, strict=True)])
+            for guess in guesses
+        )
         domain = make_domain(name, "source" if name == "cityscapes" else "target", last)
-        domains.append(domain.model_copy(update={"earlier": np.stack([hits(point)[:2] for point in earlier])}))
+        domains.append(domain.model_copy(update={"earlier": np.stack([hits(counts)[:2] for counts in earlier])}))
     stages = [
         StageResult(
             data={"cityscapes": "synthetic-1"},
             name=name, phase=name, key="0123456789abcdef", steps=240, images=3840, student_forwards=7680,
+            flops=10**15, strides={"teacher": [14], "student": [4, 8, 16, 32]},
             losses={term: [float(f"{x:.5g}") for x in rng.random(10)] for term in ("token", "feature", "patch")},
         )
         for name in ("proxy", "source", "task")
     ]  # fmt: skip
     options = {"token": 1.0, "feature": 1.0, "patch": 1.0, "mask_probability": 0.5, "mask_ratio": 0.5}
-    classes = list(CITYSCAPES.classes)
-    return make_record(domains=domains, stages=stages, benchmark="c2a", classes=classes, options=options)
+    named = {"benchmark": "c2a", "classes": list(CITYSCAPES.classes), "options": options}
+    return make_record(domains=domains, stages=stages, **named)
 
 
-def test_round_trip(tmp_path: Path, make_record, make_domain, write) -> None:
+def test_a_large_record_comes_back_and_stays_under_8_kb(tmp_path: Path, make_record, make_domain, write) -> None:
     record = large_record(make_record, make_domain)
-    again = read_record(write(tmp_path, record))
+    path = write(tmp_path, record)
+    assert path.stat().st_size < 8192
+    again = read_record(path)
     assert again.to_json() == record.to_json()
     assert again.spec == record.spec
     for ours, theirs in zip(record.result.domains, again.result.domains, strict=True):
@@ -74,21 +74,32 @@ def test_packed_counts_may_be_negative_and_strided() -> None:
     np.testing.assert_array_equal(unpack(pack(array)), array)
 
 
-def test_the_place_names_the_cell(make_record) -> None:
-    cell = dict(benchmark="c2a", method="kd", variant="temperature=2", seed=3)
+def test_a_cells_path_and_names(make_record) -> None:
+    record = make_record(benchmark="c2a", method="kd", variant="temperature=2", seed=3)
     path = "mini-1a2b3c4d/synthetic-1/c2a/dinov2-l--resnet50/kd@temperature=2-s3.json"
-    assert make_record(**cell).path() == Path(path)
-    assert make_record(role="teacher").path().parts[-2:] == ("dinov2-l--none", "teacher-s0.json")
+    assert record.path() == Path(path)
+    cell = record.spec.resolved.id
+    assert (cell.name, cell.pair) == ("c2a · kd[temperature=2]", "dinov2-l:resnet50")
+    assert replace(cell, label_fraction="1/16").path.parts[2] == "c2a@1-16"
+    teacher = make_record(role="teacher")
+    assert teacher.path().parts[-2:] == ("dinov2-l--none", "teacher-s0.json")
+    assert teacher.spec.resolved.id.pair == "dinov2-l"
 
 
-@pytest.mark.parametrize("place", ["", "/home/me/configs/", "relative/configs/"])
-def test_a_model_that_is_named_by_a_path_has_one_folder(make_record, place: str) -> None:
+def test_all_seeds_of_a_cell_are_found_whatever_its_names_hold(tmp_path: Path, make_record, write) -> None:
+    cell = {"variant": "weights=[1, 2]", "student": "timm/a[b]*"}
+    paths = [write(tmp_path, make_record(**cell, seed=seed)) for seed in (0, 11)]
+    write(tmp_path, make_record(variant="", student=cell["student"]))
+    assert sorted(tmp_path.glob(make_record(**cell).spec.resolved.id.paths_of_all_seeds)) == sorted(paths)
+
+
+@pytest.mark.parametrize("folder", ["", "/home/me/configs/", "relative/configs/"])
+def test_a_model_that_is_named_by_a_path_has_one_folder(make_record, folder: str) -> None:
     plain = make_record(student="resnet50").path()
-    path = make_record(student=f"detectron2/{place}fpn.yaml").path()
+    path = make_record(student=f"detectron2/{folder}fpn.yaml").path()
     assert path.parents[1] == plain.parents[1]
     assert re.fullmatch(r"dinov2-l--detectron2--fpn\.yaml(-[0-9a-f]{8})?", path.parent.name)
     assert path.parent != make_record(student="detectron2/other/fpn.yaml").path().parent
-    assert make_record(student="timm/resnet50.a1_in1k").path().parent.name == "dinov2-l--timm--resnet50.a1_in1k"
 
 
 def change(content: dict[str, Any], field: str, value: Any) -> None:
@@ -138,29 +149,25 @@ def test_records_are_found_in_order_and_nothing_else_is(tmp_path: Path, make_rec
     assert list(record_files(tmp_path / "missing")) == []
 
 
-def test_a_large_record_stays_under_8_kb(make_record, make_domain) -> None:
-    assert len(large_record(make_record, make_domain).to_json().encode()) < 8192
-
-
-def test_the_golden_record_keeps_loading() -> None:
+def test_a_record_of_schema_1_keeps_loading() -> None:
     record = read_record(GOLDEN)
-    assert record.spec.resolved.protocol_id == "mini-1a2b3c4d"
-    target = record.result.domains[0]
     # Rows of its matrix: (800, 150, 50), (100, 600, 100), (20, 80, 100). So the IoUs are 800 / (1000 + 120),
     # 600 / (800 + 230) and 100 / (200 + 150).
-    by_hand = 100 * (800 / 1120 + 600 / 1030 + 100 / 350) / 3
+    target, by_hand = record.result.domains[0], 100 * (800 / 1120 + 600 / 1030 + 100 / 350) / 3
     assert domain_miou(target) == pytest.approx(by_hand)
-    assert domain_miou(target) == pytest.approx(52.7508, abs=1e-4)
     np.testing.assert_array_equal(snapshots(target)[-1], [[800, 600, 100], [120, 230, 150], [200, 200, 100]])
     # What schema 2 renamed and added.
-    resolved = record.spec.resolved
-    golden = json.loads(GOLDEN.read_bytes())["spec"]["resolved"]
-    assert (resolved.data_source, resolved.model_set, resolved.options) == (
-        golden["world"],
-        golden["zoo"],
-        golden["knobs"],
-    )
+    resolved, golden = record.spec.resolved, json.loads(GOLDEN.read_bytes())["spec"]["resolved"]
+    assert (resolved.data_source, resolved.model_set) == (golden["world"], golden["zoo"])
+    assert (resolved.options, resolved.footnote) == (golden["knobs"], golden["remark"])
     assert (resolved.label_fraction, resolved.weights) == ("1", {})
+    assert "engine" not in record.run.versions
+
+
+def test_ids_of_protocols_without_versions_are_read_as_todays(tmp_path: Path) -> None:
+    text = GOLDEN.read_text(encoding="utf-8").replace("mini-1a2b3c4d", "mini-equal-10c4a91a")
+    (tmp_path / "gkd-s0.json").write_text(text, encoding="utf-8")
+    assert read_record(tmp_path / "gkd-s0.json").spec.resolved.protocol_id == "mini-v1-equal"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +177,7 @@ def test_the_golden_record_keeps_loading() -> None:
         {"earlier": np.zeros((3, 2, 2), np.int64)},
         {"earlier": np.zeros((1, 2, 3), np.int64)},
     ],
-    ids=["another number of classes", "the same at earlier points", "another number of points"],
+    ids=["another number of classes", "the same at earlier snapshots", "another number of snapshots"],
 )
 def test_counts_that_do_not_fit_are_no_record(tmp_path: Path, make_record, write, change: dict) -> None:
     record = make_record({"cityscapes": 40.0})

@@ -1,24 +1,67 @@
-"""From text to requests: lists, settings, knobs, variants, identities."""
+"""From text to requests: lists, settings, options, variants, digests."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest, seed_from
 from kdbench.plugins import load_method, method_names
-from kdbench.protocol import MINI, SMOKE
-from kdbench.spec import assign_settings, make_config, split_list, variant
+from kdbench.spec import (
+    RunSpec,
+    assign_settings,
+    make_config,
+    parse_fraction,
+    parse_seeds,
+    parse_settings,
+    split_list,
+    variant,
+)
 
 
-def test_lists_keep_their_order_and_drop_repeats() -> None:
-    assert split_list("b, a,b,,c") == ("b", "a", "c")
-    assert split_list("all", ["x", "y"]) == ("x", "y")
-    with pytest.raises(KdbenchError, match="names nothing"):
-        split_list(" , ")
+@pytest.mark.parametrize(
+    ("parse", "text", "parsed"),
+    [
+        (split_list, "b, a,b,,c", ("b", "a", "c")),
+        (parse_seeds, "3,0-2,1", (3, 0, 1, 2)),
+        (parse_fraction, "0.25", Fraction(1, 4)),
+        (parse_settings, ["temperature=2", "cwd.a=b=c"], {"temperature": "2", "cwd.a": "b=c"}),
+    ],
+)
+def test_text_is_parsed(parse: Callable[..., Any], text: Any, parsed: object) -> None:
+    assert parse(text) == parsed
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "message"),
+    [
+        (split_list, " , ", "names nothing"),
+        (parse_seeds, "3-1", "seeds are whole numbers"),
+        (parse_fraction, "1/0", "write a part of the labelled images"),
+        (parse_settings, ["temperature"], "write option=value"),
+    ],
+)
+def test_wrong_text_is_refused_with_its_form(parse: Callable[..., Any], text: Any, message: str) -> None:
+    with pytest.raises(KdbenchError, match=message):
+        parse(text)
+
+
+def test_a_request_takes_text_and_a_record_keeps_it_as_text(tmp_path: Path) -> None:
+    fields = {"methods": "gkd,cwd", "pairs": "dinov2-l:resnet50", "benchmarks": ("g2c",), "seeds": "0-1"}
+    settings = {"settings": ["gkd.token=2"], "label_fraction": "1/16", "label_maps": ["mapillary=rein"]}
+    spec = RunSpec.model_validate({**fields, **settings, "results": tmp_path, "store": tmp_path})
+    assert (spec.methods, spec.seeds, spec.settings) == (("gkd", "cwd"), (0, 1), {"gkd.token": "2"})
+    passed = spec.passed()
+    assert {name: passed[name] for name in settings} == settings
+    assert not {"results", "store", "data_root"} & set(passed)
+    assert RunSpec(**{name: getattr(spec, name) for name in RunSpec.model_fields}) == spec
 
 
 def test_settings_go_to_their_method() -> None:
@@ -46,15 +89,14 @@ def test_a_variant_is_what_is_off_its_default() -> None:
         ({"temprature": "1"}, "Did you mean 'temperature'"),
     ],
 )
-def test_a_wrong_knob_is_refused_with_its_limits(values: dict[str, str], message: str) -> None:
+def test_a_wrong_option_is_refused_with_its_limits(values: dict[str, str], message: str) -> None:
     with pytest.raises(KdbenchError, match=message):
         make_config(load_method("cwd"), values)
 
 
-def test_every_knob_of_every_shipped_method_names_its_source() -> None:
+def test_every_option_of_every_shipped_method_names_its_source() -> None:
     for name in method_names():
-        fields = load_method(name).method.Config.model_fields
-        assert all(field.description for field in fields.values()), name
+        assert all(field.description for field in load_method(name).method.Config.model_fields.values()), name
 
 
 def test_digests_and_seeds_are_the_same_in_every_process() -> None:
@@ -67,11 +109,3 @@ def test_digests_and_seeds_are_the_same_in_every_process() -> None:
     }
     assert seen == {f"{digest({'a': [2.5, None], 'b': 1})} {seed_from(0, 'task', 'order', 3)}"}
     assert seed_from(0, "a") != seed_from(0, "b")
-
-
-def test_a_protocols_id_follows_every_number_but_not_its_summary() -> None:
-    assert MINI.id.startswith("mini-")
-    assert MINI.id != SMOKE.id
-    assert MINI.model_copy(update={"summary": "other"}).id == MINI.id
-    assert MINI.model_copy(update={"val_images": 49}).id != MINI.id
-    assert MINI.model_copy(update={"snapshots": (1.0,)}).id != MINI.id

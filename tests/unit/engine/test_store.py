@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -48,59 +49,48 @@ def test_a_stage_is_done_only_once_its_summary_is_written(tmp_path: Path) -> Non
     assert torch.equal(folder.load_snapshot(0, "student.encoder")["a.weight"], torch.arange(4.0))
 
 
-def test_an_evaluation_is_found_again_and_once_not_under_fresh(tmp_path: Path) -> None:
-    counts = np.arange(8).reshape(2, 2, 2)
-    store = Store(tmp_path)
+def test_an_evaluation_is_found_again_and_under_fresh_only_what_the_run_has_counted_itself(tmp_path: Path) -> None:
+    counts, store = np.arange(8).reshape(2, 2, 2), Store(tmp_path)
     assert store.evaluation("k") is None
     store.keep_evaluation("k", counts)
     assert np.array_equal(Store(tmp_path).evaluation("k"), counts)  # type: ignore[arg-type]
     fresh = Store(tmp_path, fresh=True)
     assert fresh.evaluation("k") is None
-    assert np.array_equal(fresh.evaluation("k"), counts)  # type: ignore[arg-type]
+    fresh.keep_evaluation("k", counts + 1)
+    assert np.array_equal(fresh.evaluation("k"), counts + 1)  # type: ignore[arg-type]
 
 
-def test_what_a_fresh_run_has_evaluated_itself_is_not_done_again(tmp_path: Path) -> None:
-    fresh, counts = Store(tmp_path, fresh=True), np.ones((2, 3, 4))
-    assert fresh.evaluation("k") is None
-    fresh.keep_evaluation("k", counts)
-    assert np.array_equal(fresh.evaluation("k"), counts)  # type: ignore[arg-type]
+def test_a_summary_of_another_schema_makes_the_stage_unfinished(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path)
+    (tmp_path / "stage.json").write_text('{"steps": 9, "passes": 36}', encoding="utf-8")
+    assert folder.summary is None
 
 
 def test_tied_weights_are_kept_with_each_of_their_names(tmp_path: Path) -> None:
-    class Tied(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
-            self.second.weight = self.first.weight
-
-    folder, module = StageFolder(tmp_path / "stage"), Tied()
+    module = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("first", "second")})
+    module["second"].weight = module["first"].weight
+    folder = StageFolder(tmp_path / "stage")
     folder.save_snapshot(0, {"head": module.state_dict()})
     held = folder.load_snapshot(0, "head")
-    assert torch.equal(held["first.weight"], module.first.weight)
-    assert torch.equal(held["second.weight"], module.first.weight)
+    assert all(torch.equal(held[f"{name}.weight"], module["first"].weight) for name in ("first", "second"))
 
 
 def test_a_second_process_waits_for_the_lock_and_says_so(tmp_path: Path) -> None:
-    import threading
-
-    folder = StageFolder(tmp_path / "stage")
-    said: list[str] = []
-    inside = threading.Event()
-    release = threading.Event()
+    folder, said = StageFolder(tmp_path / "stage"), []
+    inside, release = threading.Event(), threading.Event()
 
     def hold() -> None:
         with folder.locked(lambda: None):
             inside.set()
             release.wait(10)
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    inside.wait(10)
-
     def waiting() -> None:
         said.append("waiting")
         release.set()
 
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait(10)
     with folder.locked(waiting):
         assert said == ["waiting"]
     holder.join()
