@@ -17,8 +17,7 @@ from kdbench.paths import default_reference, default_results
 from kdbench.spec import split_list
 
 if TYPE_CHECKING:
-    from kdbench.report.board import Board
-    from kdbench.report.table import Table
+    from kdbench.report.tables import Table
 
 Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
 
@@ -33,7 +32,7 @@ def leaderboard(
     ] = "table",
     output: Annotated[Path | None, typer.Option(help="A file to write instead of the terminal.")] = None,
     classes: Annotated[bool, typer.Option("--classes", help="Also pixels, and the IoU of every class.")] = False,
-    selection: Annotated[bool, typer.Option("--selection", help="Also other rules than the last point.")] = False,
+    selection: Annotated[bool, typer.Option("--selection", help="Also other rules than the last snapshot.")] = False,
     costs: Annotated[
         bool, typer.Option("--costs", help="Also what training and inference take, and the Pareto front.")
     ] = False,
@@ -102,43 +101,48 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def print_boards(asked: Asked, output: Output, also: Collection[str] = (), include_images: bool = False) -> None:
-    """The boards of all records; also: what is shown besides, by its name in DETAILS."""
-    from kdbench.report import board, entries, exports, views
+    """Write the boards of all records; also: what is shown besides, by its name in EXTRA."""
+    from kdbench.report import boards, formats, frame, tables
+
+    loaded = frame.load(
+        asked.results, default_reference(), protocol=asked.protocol, benchmarks=asked.benchmarks, pairs=asked.pairs
+    )
+    found = boards.boards(loaded.frame)
+    if output.format in formats.EXPORTS:
+        text = formats.EXPORTS[output.format](found)
+    elif output.format == "html":
+        text = _page(asked, include_images)
+    else:
+        text = output.render(tables.tables(found, also))
+    output.deliver(text, loaded.faults)
+
+
+def _page(asked: Asked, include_images: bool) -> str:
+    from kdbench.report import board, entries
+    from kdbench.report.page import gallery, page
 
     results, protocol, benchmarks, pairs = asked
     loaded = entries.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
     found = board.boards(loaded.entries)
-    if output.format in exports.EXPORTS:
-        text = exports.EXPORTS[output.format](found)
-    elif output.format == "html":
-        text = _page(found, include_images)
-    else:
-        text = output.render(views.tables(found, also))
-    output.deliver(text, loaded.faults)
-
-
-def _page(found: list[Board], include_images: bool) -> str:
-    from kdbench.report.page import gallery, page
-
     drawn = {index: gallery.gallery_of(board, include_images) for index, board in enumerate(found)}
     return page.to_html(found, {index: each for index, each in drawn.items() if each})
 
 
 def print_published(asked: Asked, output: Output) -> None:
-    """Published numbers, with what was measured for them, if anything was."""
-    from kdbench.report import board, entries, published, published_tables
+    """Write published numbers, with what was measured for them, if anything was."""
+    from kdbench.report import boards, frame, published
 
     numbers = published.choose(published.read_published(), asked.protocol, asked.benchmarks, asked.pairs)
-    loaded = entries.read(asked.results, default_reference())
-    matches = published.match(numbers, board.boards(loaded.entries))
-    if output.format in published_tables.EXPORTS:
-        text = published_tables.EXPORTS[output.format](matches)
+    loaded = frame.read(asked.results, default_reference())
+    matches = published.match(numbers, boards.boards(loaded.frame))
+    if output.format in published.EXPORTS:
+        text = published.EXPORTS[output.format](matches)
     elif output.format == "html":
         from kdbench.report.page import page
 
-        text = page.tables_to_html(published_tables.tables(matches))
+        text = page.tables_to_html(published.published_tables(matches))  # type: ignore[arg-type]
     else:
-        text = output.render(published_tables.tables(matches))
+        text = output.render(published.published_tables(matches))
     output.deliver(text, loaded.faults)
 
 

@@ -143,7 +143,7 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     from kdbench.engine.grid import expand, make_context, run_grid
     from kdbench.engine.preflight import describe
     from kdbench.engine.tracking import DEFAULT, logdir
-    from kdbench.report.lines import result_line
+    from kdbench.report.tables import result_line
 
     console = Console()
     context = make_context(spec, progress_for(console))

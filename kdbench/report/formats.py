@@ -1,16 +1,19 @@
-"""Tables as text: for the terminal, in markdown and in LaTeX."""
+"""Tables as text: for the terminal, in markdown and in LaTeX; frames as CSV and JSON."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import fill, wrap
 from typing import Any
 
+import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
-from kdbench.report.table import Cell, Table
+from kdbench.report.boards import Board, Summary, summaries
+from kdbench.report.tables import Table, TableCell
 
 WIDTH = 120
 """Columns of a terminal that captions and notes are wrapped to."""
@@ -19,7 +22,7 @@ NARROW = 6
 
 
 @dataclass(frozen=True)
-class Style:
+class TextFormat:
     """How a format writes a cell. escape makes any text safe; best and second are patterns around the escaped text."""
 
     tablefmt: str
@@ -28,40 +31,34 @@ class Style:
     second: str = "{}"
     wrapped: bool = False
 
-    def cell(self, cell: Cell) -> str:
-        """A body's cell."""
+    def cell(self, cell: TableCell) -> str:
+        """Write a cell of the body."""
         return ("{}", self.best, self.second)[cell.place].format(self.escape(cell.text))
 
     def table(self, table: Table) -> str:
-        """Header and body; what is no number stands to the left."""
-        body = [[self.cell(cell) for cell in line] for line in table.lines]
-        header = [self.escape(title) for title in table.header]
+        """Write header and body; words stand to the left."""
+        body: list[Any] = [[self.cell(cell) for cell in line] for line in table.lines]
+        header: tuple[str, ...] | list[str] = [self.escape(title) for title in table.header]
         if self.wrapped:
-            return self._tabulate(table, [_wrapped(table), SEPARATING_LINE, *body])
-        return self._tabulate(table, body, headers=header)
-
-    def _tabulate(self, table: Table, rows: Sequence[Any], **given: Any) -> str:
-        return tabulate(rows, tablefmt=self.tablefmt, colalign=alignment(table), disable_numparse=True, **given)
+            body, header = [_wrapped(table), SEPARATING_LINE, *body], ()
+        align = ["left" if column.words else "right" for column in table.columns]
+        return tabulate(body, header, tablefmt=self.tablefmt, colalign=align, disable_numparse=True)
 
 
 def render(format: str, tables: Sequence[Table], colour: bool = False) -> str:
-    """The tables in one of FORMATS. colour: marks as terminal codes, in the plain table only."""
+    """Write tables in one of FORMATS. colour: marks as terminal codes, in the plain table only."""
     return _plain(tables, COLOURED) if colour and format == "table" else FORMATS[format](tables)
 
 
-def alignment(table: Table) -> list[str]:
-    """left or right for every column: words are read from the left, numbers from the right."""
+def alignment(table: Any) -> list[str]:
+    """Tell left or right for every column of a table of the page."""
     columns = zip(*table.lines, strict=True) if table.lines else [() for _ in table.header]
-    return ["left" if any(_is_text(cell.text) for cell in column) else "right" for column in columns]
-
-
-def _is_text(text: str) -> bool:
-    return bool(re.match(r"[^\W\d_]", text))
+    return ["left" if any(re.match(r"[^\W\d_]", cell.text) for cell in column) else "right" for column in columns]
 
 
 def _wrapped(table: Table) -> list[str]:
-    """Titles that are broken to the width of what stands below them, or of their longest part."""
-    widths = [max((len(line[index].text) for line in table.lines), default=0) for index in range(len(table.header))]
+    """Break titles to the width of what stands below them, or of their longest part."""
+    widths = [max((len(cell.text) for cell in column.cells), default=0) for column in table.columns]
     parts = [max(map(len, re.split(r"(?<=-)| ", title))) for title in table.header]
     return [
         "\n".join(wrap(title, max(width, part, NARROW), break_long_words=False))
@@ -79,21 +76,21 @@ LATEX_SPECIALS = {character: f"\\{character}" for character in "&%$#_{}"} | {
     ">": r"\textgreater{}", "*": r"\textsuperscript{*}", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}",
     "±": r"$\pm$", "°": r"\textdegree{}",
 }  # fmt: skip
-PLAIN = Style("simple", wrapped=True)
-COLOURED = Style("simple", best="\033[1m{}\033[0m", second="\033[4m{}\033[0m", wrapped=True)
-MARKDOWN = Style("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<|"}), best="**{}**", second="<ins>{}</ins>")
-LATEX = Style("latex_raw", _escaper(LATEX_SPECIALS), best=r"\textbf{{{}}}", second=r"\underline{{{}}}")
+PLAIN = TextFormat("simple", wrapped=True)
+COLOURED = TextFormat("simple", best="\033[1m{}\033[0m", second="\033[4m{}\033[0m", wrapped=True)
+MARKDOWN = TextFormat("pipe", _escaper({c: f"\\{c}" for c in "\\`*_[]<|"}), best="**{}**", second="<ins>{}</ins>")
+LATEX = TextFormat("latex_raw", _escaper(LATEX_SPECIALS), best=r"\textbf{{{}}}", second=r"\underline{{{}}}")
 
 
 def _conditions(tables: Sequence[Table]) -> Iterator[tuple[Table, str]]:
-    """Each table with its conditions, left out where they are those of the table above."""
+    """Yield each table with its conditions, left out where they are those of the table above."""
     above = ""
     for table in tables:
         yield table, "" if table.conditions == above else table.conditions
         above = table.conditions
 
 
-def _plain(tables: Sequence[Table], style: Style = PLAIN) -> str:
+def _plain(tables: Sequence[Table], style: TextFormat = PLAIN) -> str:
     parts = []
     for table, conditions in _conditions(tables):
         caption = [fill(line, WIDTH) for line in (table.title, conditions, table.about) if line]
@@ -132,3 +129,112 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": _markdown,
     "latex": _latex,
 }
+
+
+def export_frame(boards: Sequence[Board]) -> pd.DataFrame:
+    """Collect a row per board (then summary) and method, numbers unrounded.
+
+    Columns: the setting, what rows say, `to_baseline_*` and `to_best_*` (value, seeds, deviation, low, high, df, p,
+    verdict; low and high over images), `RULE_mean`, `_deviation` and `_snapshots` of each rule of selection,
+    `target NAME`, `class NAME` and `seed N` (mean over targets); of a summary `source NAME`.
+    """
+    parts = [_board_frame(board) for board in boards] + [_summary_frame(summary) for summary in summaries(boards)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+SETTING = ["protocol_id", "protocol", "decoder", "model_set", "data_source", "label_fraction", "family"]
+
+
+def _board_frame(board: Board) -> pd.DataFrame:
+    named = {"benchmark": board.benchmark, "title": board.title, "source_domain": ", ".join(board.validated)}
+    images = board.over_images.add_prefix("to_baseline_images_")
+    rules = board.selection.unstack("rule").swaplevel(axis=1)
+    rules.columns = [f"{rule.replace(' ', '_')}_{column}" for rule, column in rules.columns]
+    return (
+        _rows(board, board, named)
+        .join(
+            [
+                images,
+                rules,
+                board.targets.add_prefix("target "),
+                board.classes.add_prefix("class "),
+                board.scores.add_prefix("seed "),
+            ]
+        )
+        .reset_index()
+    )
+
+
+def _summary_frame(summary: Summary) -> pd.DataFrame:
+    benchmarks = " ".join(board.benchmark for board in summary.boards)
+    named = {"benchmark": benchmarks, "title": "average over sources"}
+    rows = _rows(summary.common, summary, named)
+    return rows.join([summary.sources.add_prefix("source "), summary.scores.add_prefix("seed ")]).reset_index()
+
+
+def _rows(common: Board, held: Board | Summary, named: dict[str, str]) -> pd.DataFrame:
+    """Rows of one board or summary with their setting and differences."""
+    setting = {name: getattr(common, name) for name in SETTING} | {"pair": " -> ".join(common.models)} | named
+    rows = pd.DataFrame(setting, held.rows.index).join(held.rows)
+    found = held.comparison
+    return rows.join([found.to_baseline.add_prefix("to_baseline_"), found.to_best.add_prefix("to_best_")])
+
+
+def to_csv(boards: Sequence[Board]) -> str:
+    """Write export_frame as CSV."""
+    return frame_to_csv(export_frame(boards))
+
+
+def frame_to_csv(frame: pd.DataFrame) -> str:
+    """Write a frame as CSV; several values in one cell, as seeds, are separated by spaces."""
+    objects = frame.select_dtypes(object).columns
+    return str(frame.assign(**{name: frame[name].map(_joined) for name in objects}).to_csv(index=False))
+
+
+def _joined(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def to_json(boards: Sequence[Board]) -> str:
+    """Write an object of boards and summaries: what holds for each as a whole, and its rows as in export_frame."""
+    return dumps(
+        {
+            "boards": [
+                _found(board) | {"data_sources": board.data_sources, "faults": board.faults, "notes": board.notes}
+                | {"rows": records(_board_frame(board)), "by_seed": records(board.by_seed.reset_index())}
+                | {"snapshots": records(board.snapshots.reset_index())}
+                for board in boards
+            ],
+            "summaries": [
+                _found(summary) | {"sources": summary.benchmarks, "rows": records(_summary_frame(summary))}
+                for summary in summaries(boards)
+            ],
+        }
+    )  # fmt: skip
+
+
+def _found(held: Board | Summary) -> dict[str, Any]:
+    common, found = held.common if isinstance(held, Summary) else held, held.comparison
+    benchmark = " ".join(board.benchmark for board in held.boards) if isinstance(held, Summary) else held.benchmark
+    setting = {name: getattr(common, name) for name in SETTING} | {"pair": " -> ".join(common.models)}
+    minimum = found.minimum._asdict() if found.minimum else None
+    compared = {"seeds": found.seeds, "baseline": found.baseline, "best": found.best, "minimum_detectable": minimum}
+    return {"benchmark": benchmark, **setting, **compared}
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn a frame into a list of rows, with None for what is missing."""
+    return [{str(name): _plain_value(value) for name, value in row.items()} for row in frame.to_dict(orient="records")]
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a JSON value; a whole number of a column with gaps is an integer again."""
+    return None if isinstance(value, float) and value != value else value
+
+
+def dumps(content: Any) -> str:
+    """Write readable JSON, without the numbers that JSON does not have."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+EXPORTS = {"csv": to_csv, "json": to_json}

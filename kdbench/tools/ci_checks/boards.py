@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from kdbench.report.board import boards
-from kdbench.report.entries import read
+from kdbench.report.boards import boards
 from kdbench.report.formats import render
-from kdbench.report.views import tables
-from kdbench.tools.ci_checks.result import NOWHERE, CheckResult
+from kdbench.report.frame import read
+from kdbench.report.tables import tables
+from kdbench.tools.ci_checks.result import CheckResult
 
 PAGE = "boards.md"
 
@@ -38,7 +38,7 @@ def _check(page: Path) -> CheckResult:
 
 def text(folder: Path) -> str:
     """The boards of a folder of committed records."""
-    return render("markdown", tables(boards(read(NOWHERE, folder).entries)))
+    return render("markdown", tables(boards(read(None, folder).frame)))
 
 
 def _difference(committed: list[str], made: list[str]) -> str:
