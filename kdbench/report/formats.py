@@ -218,7 +218,7 @@ def _found(held: Board | Summary) -> dict[str, Any]:
     benchmark = " ".join(board.benchmark for board in held.boards) if isinstance(held, Summary) else held.benchmark
     setting = {name: getattr(common, name) for name in SETTING} | {"pair": " -> ".join(common.models)}
     minimum = found.minimum._asdict() if found.minimum else None
-    compared = {"seeds": found.seeds, "baseline": found.baseline, "best": found.best, "minimum_detectable": minimum}
+    compared = {"seeds": found.seeds, "undistilled": found.baseline, "best": found.best, "minimum_detectable": minimum}
     return {"benchmark": benchmark, **setting, **compared}
 
 

@@ -20,7 +20,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class OldTable:
     """Text cells. conditions: who was tested under what, which several tables share. about: what the numbers are."""
 
     title: str
@@ -29,6 +29,9 @@ class Table:
     header: tuple[str, ...]
     lines: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+
+
+Table = OldTable
 
 
 class Named(Protocol):
@@ -52,13 +55,16 @@ R_contra = TypeVar("R_contra", bound=Named, contravariant=True)
 
 
 @dataclass(frozen=True)
-class Column(Generic[R_contra]):
+class OldColumn(Generic[R_contra]):
     """text: as displayed. value: what is ranked, if anything; better: 1 where more is better, -1 where less is."""
 
     title: str
     text: Callable[[R_contra], str]
     value: Callable[[R_contra], float | None] = field(default=lambda row: None)
     better: int = 1
+
+
+Column = OldColumn
 
 
 def label(row: Labelled) -> str:
