@@ -41,7 +41,7 @@ ARROWS = {
     "kdbench.pictures": (),
     "kdbench.samples": (*SMALL, "kdbench.benchmark", "kdbench.records"),
     "kdbench.synthetic": ("kdbench.errors",),
-    "kdbench.models": (*SMALL, "kdbench.types", "kdbench.integrations"),
+    "kdbench.models": (*SMALL, "kdbench.types"),
     "kdbench.data": (*SMALL, "kdbench.synthetic", "kdbench.benchmark", "kdbench.protocol", "kdbench.types"),
     "kdbench.report": (
         *SMALL, "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.units", "kdbench.pictures",
@@ -97,11 +97,19 @@ def test_imports_follow_the_arrows(path: Path) -> None:
             assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{module} must not import {name}"
 
 
-def test_nothing_imports_the_integrations() -> None:
+def test_nothing_imports_the_integrations_and_the_core_no_tools() -> None:
     for path in HARNESS:
-        # Until models have their general hook.
-        if not module_name(path).startswith(("kdbench.integrations", "kdbench.models")):
-            assert not [name for name in imports(path) if name.startswith("kdbench.integrations")], path
+        module = module_name(path)
+        others = () if module.startswith("kdbench.integrations") else ("kdbench.integrations",)
+        others += () if module.startswith(("kdbench.tools", "kdbench.cli")) else ("kdbench.tools",)
+        assert not [name for name in imports(path) if name.startswith(others)], path
+
+
+def test_models_and_engine_do_not_know_the_integrations() -> None:
+    names = [path.name for path in (ROOT / "kdbench" / "integrations").iterdir() if path.is_dir()]
+    for path in HARNESS:
+        if module_name(path).startswith(("kdbench.models", "kdbench.engine")):
+            assert not [name for name in names if name in path.read_text(encoding="utf-8")], path
 
 
 @pytest.mark.parametrize("path", METHODS + BENCHMARKS, ids=lambda path: path.stem)

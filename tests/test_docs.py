@@ -12,7 +12,7 @@ from kdbench.cli import app
 from kdbench.cli.listing import listing, render
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.datasets.adapter import whole_path
-from kdbench.models.toy import ToyModels
+from kdbench.models.toy import SHIPPED, read_card
 from kdbench.plugins import load_benchmark, load_method, method_names
 from kdbench.protocol import MINI
 from kdbench.records import read_record, record_files
@@ -59,7 +59,7 @@ def test_the_table_of_the_ladder_is_that_of_the_cards() -> None:
     assert shown == {
         rung.objective: {f"{name}: source": score for name, score in rung.source.items()}
         | {f"{name}: targets": score for name, score in rung.targets.items()}
-        for rung in ToyModels().card("dinov2-l").ladder
+        for rung in read_card(SHIPPED, "dinov2-l").ablation
     }
 
 

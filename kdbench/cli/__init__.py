@@ -16,7 +16,7 @@ from kdbench.cli.shared import complain, out
 from kdbench.errors import KdbenchError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in (runs.run, boards.leaderboard, check.check, runs.budgets):
+for verb in (runs.run, boards.leaderboard, check.check):
     app.command()(verb)
 app.command("list")(boards.list_)
 app.add_typer(data.app, name="data")

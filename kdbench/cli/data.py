@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from tabulate import tabulate
 
-from kdbench.cli.shared import DataRoot, Device, StoreOption, needed, out, resumable, servable
+from kdbench.cli.shared import DataRoot, StoreOption, needed, out, resumable, servable
 from kdbench.errors import KdbenchError, unknown
-from kdbench.files import save_atomically, write_atomically
 from kdbench.paths import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
@@ -112,36 +111,3 @@ def prepare(
         tiles = cut_tiles(name, root, workers, progress)
     rows = [(t.bands or "-", t.split, t.tile, t.crops, f"{100 * t.off_palette / t.pixels:.2f} %") for t in tiles]
     out(tabulate(rows, headers=("bands", "split", "tile", "crops", "off the palette, ignored")))
-
-
-@app.command()
-def distances(
-    kind: Annotated[
-        Literal["all", "street", "aerial"], typer.Option(help="Which domains are compared with each other.")
-    ] = "all",
-    store: StoreOption = None,
-    device: Device = "auto",
-    output: Output = Path("kdbench-distances"),
-) -> None:
-    """Measure how far apart the built-in world's domains lie: train a small network on each, test it on every other.
-
-    Writes a matrix of mIoU (CSV) and its heat map (PNG) for each kind of domain.
-    """
-    from kdbench.cli.console import progress_for
-    from kdbench.report.charts import heat_map
-    from kdbench.synthetic import WORLDS
-    from kdbench.tools.distances import Distances
-
-    def likeness(domain: str) -> str:
-        return f"{domain}-like"
-
-    measured = Distances(store or default_store(), device, progress_for(Console()))
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("street", "aerial") if kind == "all" else (kind,):
-        matrix = measured.matrix(name).rename(index=likeness, columns=likeness)
-        write_atomically(output / f"distances-{name}.csv", matrix.round(1).to_csv().encode())
-        title = f"mIoU (%) of a reference network, {name} domains of {WORLDS[name]}"
-        picture = heat_map(matrix, "trained on", "tested on", title)
-        save_atomically(output / f"distances-{name}.png", picture.savefig)
-        out(matrix.round(1).to_markdown())
-        out(f"written: {output}/distances-{name}.csv and .png")

@@ -105,14 +105,14 @@ def _pairs() -> Rows:
 
 
 def _models() -> Rows:
-    from kdbench.models.real import describe
+    from kdbench.models.backbones import describe_network
     from kdbench.models.registry import MODELS
 
     return [
         {
             "name": role.name,
             "family": role.family,
-            **describe(role),
+            **describe_network(role),
             "stand-in (mini)": ", ".join(f"{key} {value}" for key, value in role.toy.items()),
         }
         for role in MODELS.values()

@@ -1,4 +1,4 @@
-"""`kdbench run` and `kdbench budgets`: what trains and tests."""
+"""`kdbench run`: what trains and tests."""
 
 from __future__ import annotations
 
@@ -26,11 +26,9 @@ from kdbench.cli.shared import (
     usable_methods,
 )
 from kdbench.errors import KdbenchError
-from kdbench.files import save_atomically
-from kdbench.models.registry import NAMED_PAIRS, parse_pair
+from kdbench.models.registry import NAMED_PAIRS
 from kdbench.paths import default_results, default_store
 from kdbench.spec import RunSpec, parse_fraction, parse_label_maps, parse_seeds, parse_settings, split_list
-from kdbench.types import Phase
 
 
 def run(
@@ -38,8 +36,8 @@ def run(
     pair: Annotated[
         str,
         typer.Option(
-            help="teacher:student, comma-separated, e.g. dinov2-l:resnet50; under --protocol paper also timm/NAME, and "
-            "detectron2/CONFIG as a student."
+            help="teacher:student, comma-separated, e.g. dinov2-l:resnet50; under --protocol paper also timm/NAME. "
+            "Your own models: kdbench.register_model."
         ),
     ],
     benchmark: Annotated[
@@ -181,55 +179,3 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
 def _heading(protocol: Any, cells: int, spec: RunSpec) -> str:
     where = f"the data sets under {spec.data_root}" if spec.data_root else "the built-in synthetic world"
     return f"kdbench {__version__}: {cells} cells, protocol {protocol.id} ({protocol.summary}), {where}"
-
-
-def budgets(
-    phase: Annotated[Phase, typer.Option(help="The phase whose steps vary.")],
-    pair: Annotated[str, typer.Option(help="teacher:student, one.")],
-    benchmark: Annotated[str, typer.Option(help="Benchmarks, comma-separated.")],
-    method: Annotated[
-        str, typer.Option(help="Methods, comma-separated; left out for fit_teacher, where the teacher's row is run.")
-    ] = "",
-    protocol: ProtocolName = "mini",
-    seed: Seeds = "0",
-    set_: Settings = None,
-    as_: Label = "",
-    device: Device = "auto",
-    store: StoreOption = None,
-    output: Annotated[Path, typer.Option(help="A folder.")] = Path("kdbench-budgets"),
-) -> None:
-    """mIoU against the steps of one phase, from a quarter to four times the protocol's: a table and a picture.
-
-    Both are written after every point, and further methods, variants and seeds are added to them.
-    """
-    from kdbench.cli.console import progress_for
-    from kdbench.engine.grid import expand, make_context
-    from kdbench.report.charts import budget_curves
-    from kdbench.tools.budget_curves import add_point, measure
-
-    parse_pair(pair)
-    if not method and phase != Phase.FIT_TEACHER:
-        raise KdbenchError(f"--phase {phase} needs --method: which methods' rows are run.")
-    spec = RunSpec(
-        methods=split_list(method) if method else (),
-        pairs=(pair,),
-        benchmarks=split_list(benchmark),
-        protocol=protocol,
-        seeds=parse_seeds(seed),
-        settings=parse_settings(set_ or ()),
-        label=as_,
-        device=device,
-        results=output,
-        store=store or default_store(),
-        references=phase == Phase.FIT_TEACHER,
-    )
-    context = make_context(spec, progress_for(Console()))
-    cells = [cell for cell in expand(spec, context) if (cell.method is None) == (phase == Phase.FIT_TEACHER)]
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{context.protocol.id}-{phase}-{pair.replace(':', '--')}.csv"
-    title = f"Steps of {phase}, {' to '.join('mini:' + name for name in pair.split(':'))}"
-    for point in measure(context, cells, phase):
-        out(f"{point.method} {point.benchmark} s{point.seed}: {point.steps} steps, targets {point.targets:.1f}")
-        curves = budget_curves(add_point(path, point), title, context.protocol.recipes[phase].steps)
-        save_atomically(path.with_suffix(".png"), curves.savefig)
-    out(f"written: {path} and .png")

@@ -28,9 +28,9 @@ from kdbench.engine.tracking import EventLog
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.method import MethodConfig
-from kdbench.models.pretrained import Pretrained, Weights
 from kdbench.models.registry import find_model, parse_pair
 from kdbench.models.toy import ToyModels
+from kdbench.models.weights import ModelSource, PretrainedModels
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
@@ -84,13 +84,13 @@ def make_context(spec: RunSpec, progress: Progress) -> RunContext:
     data_sources = DataSources(protocol, store.renders, spec.data_root)
     progress = progress if fabric.is_global_zero else Silent()
     return RunContext(
-        protocol, data_sources, store, fabric, progress, _weights(spec, protocol), _workers(spec), spec.compiled
+        protocol, data_sources, store, fabric, progress, _models(spec, protocol), _workers(spec), spec.compiled
     )
 
 
-def _weights(spec: RunSpec, protocol: Protocol) -> Weights:
+def _models(spec: RunSpec, protocol: Protocol) -> ModelSource:
     if protocol.model_set == "pretrained":
-        return Pretrained(spec.weights_dir)
+        return PretrainedModels(spec.weights_dir)
     if spec.weights_dir is not None:
         raise KdbenchError(
             f"--weights-dir holds weights of real models, and protocol '{protocol.name}' runs toy models. "

@@ -23,10 +23,10 @@ from kdbench.engine.parts import Networks, WeightSource, check_stages
 from kdbench.engine.store import StageFolder, Store
 from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage
 from kdbench.models.geometry import Geometry
-from kdbench.models.pretrained import Weights
 from kdbench.models.registry import ModelSpec
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.models.toy import ToyModels
+from kdbench.models.weights import ModelSource
 from kdbench.plugins import MethodPlugin
 from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
@@ -67,7 +67,7 @@ class RunContext:
     store: Store
     fabric: Fabric
     progress: Progress
-    models: Weights = field(default_factory=ToyModels)
+    models: ModelSource = field(default_factory=ToyModels)
     workers: int = 0
     compiled: bool = False
 
@@ -186,7 +186,7 @@ def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet
 
 def _build(context: RunContext, cell: Cell) -> Networks:
     def segmentor(model: ModelSpec, encoder: Part, decoder: Part) -> Segmentor:
-        body = seeded(lambda: context.models.build(model), cell.seed, encoder, model.name)
+        body = seeded(lambda: context.models.find(model).build(), cell.seed, encoder, model.name)
 
         def build_head() -> nn.Module:
             return body.own_decoder(cell.classes) or build_decoder(context.protocol.decoder, body.spec, cell.classes)
@@ -207,18 +207,19 @@ def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method[Any]:
 
 def _initial(context: RunContext, cell: Cell, networks: Networks, name: str) -> WeightSource:
     """Return a part's weights before any stage: an encoder's pretrained ones, else the seeded random ones."""
-    model = {Part.TEACHER_ENCODER.value: cell.teacher, Part.STUDENT_ENCODER.value: cell.student}.get(name)
-    if model is None:
+    spec = {Part.TEACHER_ENCODER.value: cell.teacher, Part.STUDENT_ENCODER.value: cell.student}.get(name)
+    if spec is None:
         return _as_built(networks, name)
+    model = context.models.find(spec)
 
     def read() -> Mapping[str, Tensor]:
-        state = context.models.load(model.name)
+        state = model.load()
         # A teacher is never masked.
-        if name == Part.STUDENT_ENCODER and (remark := context.models.remark(model, state)):
-            context.progress.note(remark)
+        if name == Part.STUDENT_ENCODER and (note := model.note(state)):
+            context.progress.note(note)
         return state
 
-    return WeightSource(context.models.key(model), read)
+    return WeightSource(model.key(), read)
 
 
 def _as_built(networks: Networks, name: str) -> WeightSource:

@@ -37,7 +37,7 @@ def check_together(context: RunContext, cells: list[Cell]) -> None:
 def check(context: RunContext, cells: list[Cell]) -> None:
     """Run all checks in this process, the quick ones first."""
     for model in _models(cells):
-        context.models.check(model.name)
+        context.models.find(model).load()
     stages = list(all_stages(context, cells))
     check_batches(context, stages)
     check_sets(context, stages)
@@ -70,7 +70,7 @@ def check_sets(context: RunContext, stages: Iterable[tuple[Cell, Stage]]) -> Non
 def all_stages(context: RunContext, cells: list[Cell]) -> Iterator[tuple[Cell, Stage]]:
     """Yield every cell with each of its stages, from networks without weights."""
     with torch.device("meta"):
-        specs = {model.name: context.models.build(model).spec for model in _models(cells)}
+        specs = {model.name: context.models.find(model).build().spec for model in _models(cells)}
     for cell in cells:
         try:
             stages = stages_of(cell, specs)
@@ -125,7 +125,7 @@ def describe(context: RunContext, cells: list[Cell]) -> Iterator[str]:
     check_batches(context, all_stages(context, cells))
     model_set = context.protocol.model_set
     for model in _models(cells):
-        yield f"{model_name(model.name, model_set)}: weights from {context.models.origin(model)}"
+        yield f"{model_name(model.name, model_set)}: weights from {context.models.find(model).origin()}"
     seen: set[str] = set()
     total = 0
     for cell in cells:

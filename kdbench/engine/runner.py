@@ -143,7 +143,7 @@ def resolve(context: RunContext, cell: Cell, plan: Plan | None = None) -> Resolv
         title=cell.benchmark.title,
         classes=list(cell.benchmark.labels.classes),
         model_set=context.protocol.model_set,
-        weights={model.name: context.models.weights(model) for model in models},
+        weights={model.name: context.models.find(model).weights() for model in models},
         family=Pair(cell.teacher, cell.student).family if cell.student else None,
         role=method.method.role if method else "teacher",
         options=cell.config.model_dump(mode="json"),

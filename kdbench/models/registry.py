@@ -1,26 +1,47 @@
-"""The one place for model names: every role, its family, and the small stand-in that plays it where no weights are."""
+"""The one place for model names: kdbench's own, the pairs of the papers, and models that users register.
+
+No torch here: the command line reads it before anything is computed.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import KdbenchError, describe, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdbench.models.weights import Model
+    from kdbench.types import FeatureSpec
 
 Family = Literal["foundation", "local"]
 Kind = Literal["vit", "eva", "resnet", "pvt", ""]
-TIMM, DETECTRON2 = "timm/", "detectron2/"
-"""What a name begins with that is no role's: a network of timm's, a config of detectron2's."""
+TIMM = "timm/"
+"""Before the name of any network of timm."""
+ENTRY_POINTS = "kdbench.models"
+"""The group in which installed packages announce models."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model by the name that papers give it.
 
-    kind, stand_in: the architecture's kind and the small size of the mini zoo; empty where it has no stand-in.
-    network, weights: names of the real one and of its pretrained weights in timm (MiT: in transformers' hub). file: the
-    name under which its authors publish the weights, where timm does not tell it. masked: whether that file has the
-    mask token of a pretraining on hidden patches. decoder: the one that it brings in place of the protocol's, in words.
+    Args:
+        name: as typed in a pair.
+        family: "foundation" models can teach, "local" ones cannot.
+        kind, toy: architecture and size of its toy model; empty where it has none.
+        network, weights: names of the real network and its pretrained weights in timm (MiT: in transformers' hub).
+        file: the name under which its authors publish the weights, where timm does not know it.
+        masked: the authors' file has a mask token, learnt by pretraining on hidden patches.
+        decoder: the decoder that it brings in place of the protocol's, in words for captions; empty as a rule.
+        source: makes the Model of a registered one, from this spec and the folder of --weights-dir.
+        toy_protocols: a registered model also runs under protocols of toy models, as it is.
     """
 
     name: str
@@ -32,11 +53,8 @@ class ModelSpec:
     file: str = ""
     masked: bool = False
     decoder: str = ""
-
-    @property
-    def of_detectron2(self) -> bool:
-        """Whether it is a config of detectron2's."""
-        return self.name.startswith(DETECTRON2)
+    source: Callable[[ModelSpec, Path | None], Model] | None = None
+    toy_protocols: bool = False
 
 
 def _vit(width: int, **more: Any) -> dict[str, Any]:
@@ -63,8 +81,7 @@ TOY_MODELS: dict[str, tuple[Kind, dict[str, Any]]] = {
     "resnet50": ("resnet", {"block": "bottleneck", "layers": (2, 2, 2, 2), "channels": (16, 24, 40, 64)}),
     "mit-b0": ("pvt", {"embed_dims": (24, 48, 80), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
 }
-"""The mini zoo: which roles have a small stand-in, of what kind and size."""
-
+"""The toy models of mini and smoke: kind and size, by the name of the model that each stands for."""
 
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 _FOUNDATION = {
@@ -100,7 +117,7 @@ _WEIGHTS = {
 }
 
 
-# Of the others, timm knows the names.
+# Of the others, timm knows the file names.
 _FILES = {
     "dinov3-s": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
     "dinov3-b": "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
@@ -113,35 +130,104 @@ _FILES = {
 _MASKED = ("dinov2-", "dinov3-", "eva02-")
 
 
-def _role(name: str, family: Family, network: str) -> ModelSpec:
+def _spec(name: str, family: Family, network: str) -> ModelSpec:
     nothing: tuple[Kind, dict[str, Any]] = ("", {})
     kind, size = TOY_MODELS.get(name, nothing)
     weights, file = _WEIGHTS.get(name, network), _FILES.get(name, "")
     return ModelSpec(name, family, kind, size, network, weights, file, masked=name.startswith(_MASKED))
 
 
-MODELS = {name: _role(name, "foundation", network) for name, network in _FOUNDATION.items()} | {
-    name: _role(name, "local", network) for name, network in _LOCAL.items()
+MODELS = {name: _spec(name, "foundation", network) for name, network in _FOUNDATION.items()} | {
+    name: _spec(name, "local", network) for name, network in _LOCAL.items()
 }
 
 
-def find_model(name: str, where: str = "model") -> ModelSpec:
-    """A role by its name, any network of timm as `timm/NAME`, or a student as `detectron2/CONFIG`.
+REGISTERED: dict[str, ModelSpec] = {}
 
-    An unknown one is an error that lists the roles.
+
+def register_model(
+    name: str,
+    build: Callable[[], nn.Module],
+    *,
+    family: Family = "local",
+    weights: Path | str | Callable[[], Mapping[str, Tensor]] | None = None,
+    key: str = "",
+    decoder: Callable[[FeatureSpec, int], nn.Module] | None = None,
+) -> ModelSpec:
+    """Make a network of your own known by a name, for pairs such as `dinov2-b:NAME` under every protocol.
+
+    Registering a name again replaces it. It holds in this process; an installed package announces `build` as an entry
+    point of the group `kdbench.models` instead, under the model's name.
+
+    Args:
+        name: what stands in a pair; no name of kdbench's own, no `:` and no `,`.
+        build: returns the network. A plain module takes images (B, 3, H, W) in ImageNet's normalisation and returns
+            its feature maps (B, C, h, w), a list or dict from fine to coarse; kdbench measures channels and strides.
+            Return a kdbench.models.backbones.Encoder to decide more: class token, blocks, masks, normalisation.
+        family: "foundation" lets it teach.
+        weights: the module's pretrained weights: a file (.safetensors, or .pth, of which tensors alone are read), or a
+            function that returns a state dict. None: those that `build` returns.
+        key: identifies network and weights in the keys of stored stages, e.g. "v1"; raise it when either changes.
+            Without one, the weights' content and the file that defines `build` identify them.
+        decoder: builds the model's own decoder from its FeatureSpec and the number of classes, in place of the
+            protocol's: a module with forward(Features) -> SegOutput and loss(SegOutput, label) -> dict[str, Tensor].
     """
+    if name in MODELS or name.startswith(TIMM):
+        raise KdbenchError(f"'{name}' is a model of kdbench's own. Register yours under another name.")
+    if not name or any(character in ":," or character.isspace() for character in name):
+        raise KdbenchError(f"'{name}' cannot stand in a pair. Choose a name without ':', ',' and spaces.")
+
+    @functools.cache
+    def model() -> Model:
+        from kdbench.models.weights import RegisteredModel  # torch
+
+        return RegisteredModel(name, build, weights, key, decoder)
+
+    words = "its own" if decoder is not None else ""
+    spec = ModelSpec(name, family, network=name, decoder=words, source=lambda *_: model(), toy_protocols=True)
+    REGISTERED[name] = spec
+    return spec
+
+
+def find_model(name: str, where: str = "model") -> ModelSpec:
+    """Return a model by its name, a registered one's or kdbench's own; `timm/NAME` is any network of timm.
+
+    An unknown name is an error that lists those that exist, with the nearest.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if name in REGISTERED:
+        return REGISTERED[name]
     if name.startswith(TIMM):
         return ModelSpec(name, "local", network=(network := name.removeprefix(TIMM)), weights=network)
-    if name.startswith(DETECTRON2):
-        return ModelSpec(name, "local", network=name.removeprefix(DETECTRON2), decoder="its config's head")
-    if name not in MODELS:
-        raise unknown(where, name, MODELS)
-    return MODELS[name]
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if name == point.name or (point.name.endswith("/") and name.startswith(point.name)):
+            return _announced(point, name)
+    raise unknown(where, name, model_names(), "Yours: kdbench.register_model, or an entry point of kdbench.models.")
+
+
+def _announced(point: importlib.metadata.EntryPoint, name: str) -> ModelSpec:
+    """Load an entry point: a builder, or a ModelSpec that is registered; for a prefix, a function from name to spec."""
+    try:
+        loaded = point.load()
+        found = loaded(name) if point.name.endswith("/") else loaded
+    except KdbenchError:
+        raise
+    except Exception as error:  # a plug-in's own code
+        raise KdbenchError(f"model '{name}' (entry point {point.value}) cannot be used: {describe(error)}") from error
+    return found if isinstance(found, ModelSpec) else register_model(name, found)
+
+
+def model_names() -> Iterator[str]:
+    """Yield every name that can be typed; a prefix stands with its slash."""
+    yield from MODELS
+    yield from REGISTERED
+    yield from (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """teacher:student by role. F2F where the student is a foundation model too, F2L where it is a local one."""
+    """teacher:student. F2F where the student is a foundation model too, F2L where it is a local one."""
 
     teacher: ModelSpec
     student: ModelSpec
@@ -158,14 +244,15 @@ class Pair:
 
 
 def parse_pair(text: str) -> Pair:
-    """`teacher:student`; the teacher has to be a foundation model."""
+    """Parse `teacher:student`; the teacher has to be a foundation model."""
     teacher, colon, student = text.partition(":")
     if not (teacher and colon and student):
         raise KdbenchError(f"'{text}' is not a pair. Write teacher:student, e.g. dinov2-l:resnet50.")
     pair = Pair(*(find_model(name, f"model (in pair '{text}')") for name in (teacher, student)))
     # Nothing is known of a network that is named by hand: it may be a foundation model.
     if pair.teacher.family != "foundation" and not teacher.startswith(TIMM):
-        teachers = ", ".join(name for name, role in MODELS.items() if role.family == "foundation")
+        known = {**MODELS, **REGISTERED}
+        teachers = ", ".join(name for name, spec in known.items() if spec.family == "foundation")
         raise KdbenchError(f"'{teacher}' in pair '{text}' is a local model and cannot teach. Teachers: {teachers}.")
     return pair
 

@@ -31,9 +31,8 @@ from kdbench.engine.parts import Networks, stage_models
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import LossModule, TrainingJob, make_optimizer, train
 from kdbench.method import Stage
-from kdbench.models.backbones import build_toy
+from kdbench.models.backbones import build_pretrained, build_toy
 from kdbench.models.geometry import Geometry
-from kdbench.models.real import build_real
 from kdbench.progress import Silent
 from kdbench.protocol import MINI, PAPER, Recipe
 from kdbench.types import Batch, Phase
@@ -188,7 +187,7 @@ def test_proxy_step_of_real_networks_against_bare_arithmetic(benchmark, build_ne
     size = recipe.size(PAPER.image_size)
     assert recipe.patch is not None
     geometry, data = Geometry(recipe.patch, size, PAPER.resampling), batches(2, 4, size)
-    nets = build_networks("gkd", PAIR, build_real, geometry)
+    nets = build_networks("gkd", PAIR, build_pretrained, geometry)
     assert nets.method is not None
     stage = nets.method.stages()[0]
     ours, by_hand = trainer(nets, stage, recipe, data, tmp_path), proxy_step_by_hand(nets, recipe)

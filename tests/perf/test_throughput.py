@@ -23,9 +23,8 @@ from kdbench.engine.costs import PeakMemory, counted
 from kdbench.engine.parts import Networks, cast_products, stage_models
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import LossModule, TrainingJob, train
-from kdbench.models.backbones import build_toy
+from kdbench.models.backbones import build_pretrained, build_toy
 from kdbench.models.geometry import Geometry
-from kdbench.models.real import build_real
 from kdbench.progress import Silent
 from kdbench.protocol import MINI, PAPER, Recipe
 from kdbench.types import Batch, Phase
@@ -121,7 +120,7 @@ def test_throughput_of_the_first_stages(build_networks: Callable[..., Networks],
             recipe = recipe.model_copy(update={"batch": recipe.batch // PROCESSES})
             size = recipe.size(PAPER.image_size)
             assert recipe.patch is not None
-            nets = build_networks("gkd", pair, build_real, Geometry(recipe.patch, size, PAPER.resampling))
+            nets = build_networks("gkd", pair, build_pretrained, Geometry(recipe.patch, size, PAPER.resampling))
             rows.append(measured(pair, nets, recipe, size, fabric, rate, STEPS, tmp_path))
             del nets
             torch.cuda.empty_cache()

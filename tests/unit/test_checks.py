@@ -22,7 +22,7 @@ from kdbench import conformance
 from kdbench.cli import app
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
-from kdbench.models.toy import ToyModels
+from kdbench.models.toy import SHIPPED, read_card
 from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
 from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report import step_costs
@@ -109,7 +109,7 @@ def test_a_record_with_a_fault_is_named_with_its_repair(tmp_path: Path, name: st
 
 
 def test_weights_are_compared_with_those_shipped(tmp_path: Path) -> None:
-    shipped = {name: ToyModels().card(name).sha256[:16] for name in ("dinov2-l", "resnet50")}
+    shipped = {name: read_card(SHIPPED, name).weights for name in ("dinov2-l", "resnet50")}
     (path,) = write(tmp_path, make_record(teacher="dinov2-l", student="resnet50", weights=shipped))
     assert only(records.check([tmp_path])).status == "ok"
     edit(path, lambda record: record["spec"]["resolved"]["weights"].update(resnet50="0" * 16))

@@ -1,12 +1,14 @@
 """A detectron2 config as a student: its ResNet-FPN as encoder, its SemSegFPNHead as decoder.
 
-Import this module where it is needed: detectron2 is optional, and without it the import is a KdbenchError.
+kdbench finds it by the entry point `detectron2/` of the group kdbench.models. detectron2 is optional: without it the
+import of this module is a KdbenchError.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.models.backbones import Encoder, cut, has_batch_norms, padded
-from kdbench.models.checkpoint import read_checkpoint
+from kdbench.models.registry import ModelSpec
 from kdbench.models.segmentor import Segmentor, seeded
+from kdbench.models.weights import ENDINGS, State, checksum, find_file, read_checkpoint, where_to_put
 from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
 
 try:
@@ -33,6 +36,7 @@ except ImportError as error:
         "--no-build-isolation git+https://github.com/facebookresearch/detectron2`."
     ) from error
 
+PREFIX = "detectron2/"
 BODY = "backbone."
 HEAD = "sem_seg_head."
 """What detectron2 puts before the names of a backbone's and a semantic head's weights in a checkpoint."""
@@ -40,6 +44,83 @@ CONVERT = (
     "A .pkl is refused, since a pickle can run code. Convert it where it is trusted: "
     "torch.save({name: torch.as_tensor(array) for name, array in content.items()}, 'R-50.pth')."
 )
+
+
+def find(name: str) -> ModelSpec:
+    """Return the student of a config: `detectron2/` and a file, or its name below detectron2's own configs/."""
+    return ModelSpec(name, "local", network=name.removeprefix(PREFIX), decoder="its config's head", source=ConfigModel)
+
+
+@dataclass(frozen=True)
+class ConfigModel:
+    """A config's encoder, as kdbench.models.weights.Model.
+
+    Its weights are a file in the folder of --weights-dir, else the local file that the config names; where it names
+    none, they are random. An address is not downloaded.
+    """
+
+    spec: ModelSpec
+    folder: Path | None = None
+
+    def build(self) -> Encoder:
+        """As Model.build."""
+        return build_encoder(self.spec.network, trained=not self._random)
+
+    def key(self) -> str:
+        """As Model.key."""
+        return f"{config_key(self.spec.network)}-{self.weights()}"
+
+    def weights(self) -> str:
+        """As Model.weights."""
+        file = self._file
+        return f"file-{checksum(file)}" if file else "random" if self._random else "missing"
+
+    def load(self) -> State:
+        """As Model.load. What the file lacks (the FPN, of an ImageNet model) is drawn alike for every seed."""
+        file = self._file
+        if file is None and not self._random:
+            raise KdbenchError(
+                f"'{self.spec.name}' starts from {self._stated}, which is no file here and is not downloaded. "
+                f"{self._repair} {CONVERT}"
+            )
+        encoder = seeded(self.build, "detectron2", 0)
+        if file is not None:
+            load_encoder(encoder, file)
+        return encoder.state_dict()
+
+    def origin(self) -> str:
+        """As Model.origin."""
+        if self._random:
+            return "nowhere, random: its config names none"
+        return str(self._file or f"MISSING: {self._repair}")
+
+    def note(self, state: State) -> str:
+        """As Model.note: none of these networks was published with a mask token."""
+        return ""
+
+    @property
+    def _stated(self) -> str:
+        """What the config says of its weights: an address, a file, or nothing."""
+        return str(read_config(self.spec.network).MODEL.WEIGHTS)
+
+    @property
+    def _file(self) -> Path | None:
+        found = find_file(self.folder, self._names)
+        return found or (stated if (stated := Path(self._stated)).is_file() else None)
+
+    @property
+    def _random(self) -> bool:
+        return not self._stated and self._file is None
+
+    @property
+    def _names(self) -> list[str]:
+        """The file names under which the folder is searched: as the config or as the file that it names."""
+        stems = dict.fromkeys(Path(name).stem for name in (self.spec.network, self._stated) if name)
+        return [f"{stem}.{ending}" for stem in stems for ending in ENDINGS]
+
+    @property
+    def _repair(self) -> str:
+        return where_to_put(self.folder, self._names)
 
 
 class FPNEncoder(Encoder):
@@ -76,11 +157,11 @@ class FPNEncoder(Encoder):
         )  # fmt: skip
 
     def _per_channel(self, numbers: Sequence[float]) -> Tensor:
-        """(3, 1, 1) in RGB and for images in [0, 1]."""
+        """Return numbers of the config as (3, 1, 1), in RGB and for images in [0, 1]."""
         return torch.tensor(numbers[::-1] if self._bgr else numbers).view(3, 1, 1) / 255
 
     def own_decoder(self, classes: int) -> SemanticFPN:
-        """The config's head with random weights, for our number of classes in place of the config's."""
+        """Build the config's head with random weights, for our number of classes in place of the config's."""
         config = self._config.clone()
         config.MODEL.SEM_SEG_HEAD.NUM_CLASSES = classes
         config.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = IGNORE
@@ -121,12 +202,12 @@ class SemanticFPN(nn.Module):
         self.head: Any = head
 
     def forward(self, features: Features) -> SegOutput:
-        """Logits (B, K, h, w) at the head's common stride, 4 as a rule, in training mode and out of it."""
+        """Return logits (B, K, h, w) at the head's common stride, 4 as a rule, in training mode and out of it."""
         by_name = dict(zip(self.head.in_features, features.levels, strict=True))
         return SegOutput(features, self.head.layers(by_name))
 
     def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """The head's cross-entropy, a plain mean over labelled pixels with the config's weight; 0 where none is."""
+        """Return the head's cross-entropy, a mean over labelled pixels times the config's weight; 0 without any."""
         losses: dict[str, Tensor] = self.head.losses(output.logits, label)
         labelled = (label != IGNORE).any()
         # A mean over no pixel is not a number; selected without asking the device.
@@ -136,7 +217,7 @@ class SemanticFPN(nn.Module):
 def student_from_config(
     config: CfgNode | Path | str, classes: int, weights: Path | None = None, seed: int = 0
 ) -> Segmentor:
-    """The semantic part of a detectron2 model: its FPN and its semantic head, for images (B, 3, H, W) in [0, 1].
+    """Build the semantic part of a detectron2 model, FPN and semantic head, for images (B, 3, H, W) in [0, 1].
 
     config: a node, a file, or a file's name below detectron2's own configs/, e.g. `Misc/semantic_R_50_FPN_1x.yaml`.
     classes: in place of the config's number; FREEZE_AT is ignored too, since a stage says what trains. weights: a
@@ -158,7 +239,7 @@ def student_from_config(
 
 
 def read_config(config: CfgNode | Path | str) -> CfgNode:
-    """A copy of a config, as a student takes it; a name is a file's, or that of one below detectron2's own configs/."""
+    """Return a copy of a config as a student takes it, from a node, a file, or a name below detectron2's configs/."""
     node = _read(Path(config)) if isinstance(config, str | os.PathLike) else config.clone()
     node.defrost()
     if node.INPUT.FORMAT not in ("BGR", "RGB"):
@@ -183,7 +264,7 @@ def _read(path: Path) -> CfgNode:
 
 
 def build_encoder(config: CfgNode | Path | str, trained: bool) -> FPNEncoder:
-    """A config's encoder with random weights. trained: whether weights from a file follow; else FrozenBN becomes BN."""
+    """Build a config's encoder with random weights. trained: weights from a file follow; else FrozenBN becomes BN."""
     node = read_config(config)
     if not trained and node.MODEL.RESNETS.NORM == "FrozenBN":
         # Its statistics come with pretrained weights; without any, features grow a thousandfold.
@@ -192,14 +273,14 @@ def build_encoder(config: CfgNode | Path | str, trained: bool) -> FPNEncoder:
 
 
 def config_key(config: CfgNode | Path | str) -> str:
-    """What a config's network computes, wherever the file and its weights lie: its model, and detectron2's version."""
+    """Identify what a config's network computes, wherever its file lies: its model, and detectron2's version."""
     node = read_config(config)
     node.MODEL.WEIGHTS = ""
     return f"detectron2-{digest([detectron2.__version__, node.MODEL.dump(), node.INPUT.FORMAT])}"
 
 
 def load_encoder(encoder: Encoder, path: Path) -> Mapping[str, Tensor]:
-    """Fills an encoder from a checkpoint, which it returns: the ResNet has to be there whole, the FPN may be missing.
+    """Fill an encoder from a checkpoint and return that; the ResNet has to be there whole, the FPN may be missing.
 
     Names are those of detectron2's checkpoints or of its ImageNet models, Caffe2's among them.
     """
@@ -220,7 +301,7 @@ def _load_head(decoder: Any, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _named(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """A checkpoint under our names by detectron2's own rules; what is of nothing here keeps its name."""
+    """Rename a checkpoint's tensors to ours by detectron2's own rules; what is of nothing here keeps its name."""
     try:
         # Names in Caffe2 have no dots.
         found: dict[str, Tensor] = align_and_update_state_dicts(own, state, not any("." in name for name in state))
@@ -230,7 +311,7 @@ def _named(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> Mapp
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: Path) -> list[str]:
-    """Loads what stands behind a prefix; returns what was missing, save the statistics that FrozenBN can do without."""
+    """Load what stands behind a prefix; return what was missing, save statistics that FrozenBN can do without."""
     own = module.state_dict()
     given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     wrong = sorted(name for name, tensor in given.items() if name not in own or own[name].shape != tensor.shape)

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
-from kdbench.models.card import SHIPPED, read_card
 from kdbench.models.registry import TOY_MODELS
+from kdbench.models.toy import SHIPPED, read_card
 from kdbench.names import REAL
 from kdbench.protocol import MINI, PROTOCOLS, find_protocol
 from kdbench.records import Record, read_record, record_files

@@ -1,1 +1,1 @@
-"""How the mini zoo's stand-ins come by their weights: what `kdbench models train` runs."""
+"""How toy models are pretrained: what `kdbench models train` runs."""

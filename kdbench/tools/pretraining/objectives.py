@@ -1,4 +1,4 @@
-"""What a stand-in can be pretrained for. Each objective holds the encoder and its own heads, and returns losses."""
+"""Pretraining objectives of toy models. Each holds the encoder and its own heads, and returns losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.models.backbones import Encoder
 from kdbench.synthetic import COARSE, OBJECTS
-from kdbench.tools.pretraining.lessons import Lesson
+from kdbench.tools.pretraining.batches import PretrainBatch
 from kdbench.types import IGNORE, Features
 
 DETAIL = 4
@@ -25,19 +25,19 @@ class Objective(nn.Module):
 
     views: ClassVar[int] = 1
     result: ClassVar[str] = "encoder"
-    """Which sub-module is kept in the end."""
+    """The sub-module that is kept in the end."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def loss(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Named scalars whose sum is minimised."""
+    def loss(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Return named scalars whose sum is minimised."""
         raise NotImplementedError
 
 
 class InverseRendering(Objective):
-    """Predicts what the renderer knows of every pixel, and its mean over the picture from the pooled feature.
+    """Predict what the renderer knows of every pixel, and its mean over the picture from the pooled feature.
 
     depth; albedo, the materials' colours before palette, light, weather and sensor; coarse, the groups of COARSE.
     """
@@ -54,27 +54,27 @@ class InverseRendering(Objective):
         self.dense = nn.Conv2d(channels, sum(self._widths) * DETAIL**2, 1)
         self.whole = nn.Linear(channels, sum(self._widths))
 
-    def loss(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Cross-entropy of the groups, mean absolute error of the rest."""
-        features = self.encoder(lesson.views[0])
+    def loss(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Return the cross-entropy of the groups and mean absolute errors of the rest."""
+        features = self.encoder(batch.views[0])
         dense = torch.split(F.pixel_shuffle(self.dense(features.final), DETAIL).float(), self._widths, 1)
         whole = torch.split(self.whole(features.pooled).float(), self._widths, 1)
         terms: dict[str, Tensor] = {}
         for name, fine, mean in zip(self.targets, dense, whole, strict=True):
-            local, overall = _coarse(fine, mean, lesson) if name == "coarse" else _plane(name, fine, mean, lesson)
+            local, overall = _coarse(fine, mean, batch) if name == "coarse" else _plane(name, fine, mean, batch)
             terms[name] = self.WEIGHTS[name] * local
             terms[f"mean {name}"] = self.WEIGHTS[name] * overall
         return terms
 
 
-def _plane(name: str, fine: Tensor, mean: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    target: Tensor = getattr(lesson, name)
+def _plane(name: str, fine: Tensor, mean: Tensor, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
+    target: Tensor = getattr(batch, name)
     target = F.interpolate(target, size=fine.shape[-2:], mode="area")
     return F.l1_loss(fine, target), F.l1_loss(mean, target.mean((2, 3)))
 
 
-def _coarse(fine: Tensor, mean: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    label = F.interpolate(lesson.coarse[:, None].float(), size=fine.shape[-2:], mode="nearest")[:, 0].long()
+def _coarse(fine: Tensor, mean: Tensor, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
+    label = F.interpolate(batch.coarse[:, None].float(), size=fine.shape[-2:], mode="nearest")[:, 0].long()
     known = (label != IGNORE)[:, None]
     shares = (F.one_hot(label.clamp(max=len(COARSE) - 1), len(COARSE)).movedim(-1, 1) * known).float().mean((2, 3))
     # Poles and people are few: by the root of their rarity they weigh more.
@@ -83,19 +83,19 @@ def _coarse(fine: Tensor, mean: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]
 
 
 class Objects(Objective):
-    """Names the picture's main object, as supervised pretraining on ImageNet does."""
+    """Classify the picture's main object, as supervised pretraining on ImageNet does."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder)
         self.head = nn.Linear(encoder.spec.final_channels, OBJECTS)
 
-    def loss(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Cross-entropy."""
-        return {"object": F.cross_entropy(self.head(self.encoder(lesson.views[0]).pooled), lesson.object)}
+    def loss(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Return the cross-entropy."""
+        return {"object": F.cross_entropy(self.head(self.encoder(batch.views[0]).pooled), batch.object)}
 
 
 class FeatureModelling(Objective):
-    """Predicts another encoder's final features, layer-normalised, where it sees the picture and where it is hidden.
+    """Predict another encoder's final features, layer-normalised, where the picture is seen and where it is hidden.
 
     With nothing hidden this is how DINOv2's smaller models are made (Oquab et al. 2023, section 5); with a part hidden
     it is the masked feature modelling of EVA-02 (Fang et al. 2023), here on all tokens.
@@ -110,9 +110,9 @@ class FeatureModelling(Objective):
         # Not a sub-module: it neither trains nor stands in a checkpoint.
         self._target = (target.requires_grad_(False).eval(),)
 
-    def loss(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Smooth absolute errors of tokens and of the pooled feature."""
-        image = lesson.views[0]
+    def loss(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Return smooth absolute errors of the tokens and of the pooled feature."""
+        image = batch.views[0]
         with torch.no_grad():
             target: Features = self._target[0](image)
         goal = _normalised(target.final.flatten(2).transpose(1, 2))
@@ -127,7 +127,7 @@ class FeatureModelling(Objective):
 
 
 class SelfDistillation(Objective):
-    """Label-free: a student follows a slow average of itself across views, and on hidden tokens.
+    """Follow a slow average of itself across views and on hidden tokens, without labels.
 
     The class token's loss is DINO's (Caron et al. 2021), the hidden tokens' is iBOT's (Zhou et al. 2022), with the
     Sinkhorn-Knopp assignment and the separate heads of DINOv2 (Oquab et al. 2023). The slow average is what is kept.
@@ -152,16 +152,16 @@ class SelfDistillation(Objective):
         self.slow_token_head = copy.deepcopy(self.token_head).requires_grad_(False)
         self._tokens = tokens
 
-    def loss(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Cross-entropies to the slow network's assignments."""
-        self._follow(lesson.progress)
-        image = lesson.views.flatten(0, 1)
+    def loss(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Return cross-entropies to the slow network's assignments."""
+        self._follow(batch.progress)
+        image = batch.views.flatten(0, 1)
         with torch.no_grad():
             target: Features = self.slow(image)
             classes = sinkhorn(self.slow_head(target.pooled), self.TEACHER_TEMPERATURE)
         grid = (target.final.shape[-2], target.final.shape[-1])
-        count = lesson.views.shape[1]
-        masks = [random_masks(count, grid, self.HIDDEN, 0.5, image.device) for _ in lesson.views]
+        count = batch.views.shape[1]
+        masks = [random_masks(count, grid, self.HIDDEN, 0.5, image.device) for _ in batch.views]
         mask = torch.cat(masks) if self._tokens else None
         features: Features = self.encoder(image, mask)
         swapped = torch.cat(classes.chunk(2)[::-1])
@@ -186,14 +186,14 @@ class SelfDistillation(Objective):
 
 
 class Prototypes(nn.Module):
-    """Cosines with learnt unit vectors."""
+    """Return cosines with learnt unit vectors."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(count, width), dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, width) to (N, count)."""
+        """Map (N, width) to (N, count)."""
         return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
@@ -212,7 +212,7 @@ def _projection(width: int, prototypes: int) -> nn.Module:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
-    """Assignments (N, P) with rows of sum one and columns of about equal sum (Caron et al., SwAV, 2020)."""
+    """Return assignments (N, P) with rows of sum one and columns of about equal sum (Caron et al., SwAV, 2020)."""
     scores = scores.float() / temperature
     plan = (scores - scores.max()).exp()
     for _ in range(rounds):
@@ -222,7 +222,7 @@ def sinkhorn(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
 
 
 def random_masks(batch: int, grid: tuple[int, int], hidden: float, share: float, device: torch.device) -> Tensor:
-    """Masks (B, h, w): the first `share` of the images hide a part of their tokens, the rest nothing."""
+    """Draw masks (B, h, w): the first `share` of the images hide a part of their tokens, the rest nothing."""
     count = grid[0] * grid[1]
     mask = torch.rand(batch, count, device=device).argsort(1).argsort(1) < round(count * hidden)
     mask[round(batch * share) :] = False

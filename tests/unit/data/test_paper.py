@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from kdbench import protocol as protocols
 from kdbench.cli import app
-from kdbench.models.real import build_real
+from kdbench.models.backbones import build_pretrained
 from kdbench.models.registry import find_model
 from kdbench.models.segmentor import seeded
 from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
@@ -39,7 +39,7 @@ def shortened(decoder: str) -> Protocol:
 def write_weights(folder: Path, *names: str) -> None:
     folder.mkdir()
     for name in names:
-        encoder = seeded(lambda name=name: build_real(find_model(name)), "weights", name)
+        encoder = seeded(lambda name=name: build_pretrained(find_model(name)), "weights", name)
         torch.save(encoder.body.state_dict(), folder / FILES[name])
 
 
@@ -64,7 +64,7 @@ def test_gkd_runs_through_all_of_its_phases(
     assert record.result is not None
     assert [stage.phase for stage in record.result.stages] == [Phase.PROXY, Phase.SOURCE, Phase.TASK]
     assert [stage.data for stage in record.result.stages] == [{"proxy": "real"}, {"gtav": "real"}, {"gtav": "real"}]
-    assert record.spec.resolved.models == "pretrained"
+    assert record.spec.resolved.model_set == "pretrained"
     assert sum(domain.confusion.sum() for domain in record.result.domains) > 0
     # Every image is scored at its label's size, whatever the windows.
     assert {domain.role for domain in record.result.domains} == {"target"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from kdbench.engine.runner import cell_key
 from kdbench.models.backbones import PyramidEncoder
 from kdbench.models.decoders import LightDecoder, LinearDecoder
 from kdbench.models.registry import ModelSpec
-from kdbench.models.toy import ToyModels
+from kdbench.models.toy import ToyModel, ToyModels
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS, Augmentation
 
@@ -52,9 +51,14 @@ def test_the_teachers_decoder_is_fitted_once_for_all_methods(plan_cells: Plan) -
     assert fitted == make_plan(context, cells[0]).stages[0].key
 
 
+class Retrained(ToyModel):
+    def key(self) -> str:
+        return f"{super().key()}, retrained"
+
+
 class OtherWeights(ToyModels):
-    def key(self, model: ModelSpec) -> str:
-        return f"{super().key(model)}, retrained"
+    def find(self, spec: ModelSpec) -> ToyModel:
+        return Retrained(spec)
 
 
 @pytest.mark.parametrize(
@@ -145,24 +149,22 @@ def test_a_network_with_a_decoder_of_its_own_keeps_it(plan_cells: Plan, monkeypa
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_a_remark_on_the_students_weights_is_told_when_they_are_read(plan_cells: Plan) -> None:
+def test_a_note_on_the_students_weights_is_told_when_they_are_read(
+    plan_cells: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
-
-    class Remarking(ToyModels):
-        def remark(self, role: ModelSpec, state: Any) -> str:
-            assert "mask_token" in state
-            return f"{role.name} lacks something"
+    monkeypatch.setattr(ToyModel, "note", lambda self, state: f"{self.spec.name} lacks {'mask_token' in state}")
 
     class Hearing(Silent):
         def note(self, text: str) -> None:
             told.append(text)
 
     context, cells = plan_cells()
-    inputs = make_plan(replace(context, models=Remarking(), progress=Hearing()), cells[-1]).stages[0].inputs
+    inputs = make_plan(replace(context, progress=Hearing()), cells[-1]).stages[0].inputs
     assert told == []
     for source in inputs.values():
         source.state()
-    assert told == ["deit-s lacks something"]
+    assert told == ["deit-s lacks True"]
 
 
 @pytest.mark.parametrize(("method", "settings"), [("baseline", ()), ("cwd", ()), ("gkd", ()), ("gkd", ("patch=0",))])

@@ -30,7 +30,7 @@ from kdbench.data.sizing import Native
 from kdbench.engine.evaluation import evaluate as our_counts
 from kdbench.errors import KdbenchError
 from kdbench.metrics import class_iou, hits, miou
-from kdbench.models.real import build_real
+from kdbench.models.backbones import build_pretrained
 from kdbench.models.registry import find_model
 from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, SegmentationViews
 from kdbench.records import Record, read_record
@@ -292,7 +292,7 @@ def test_one_name_for_different_images_is_refused(d2: ModuleType) -> None:
 
 # A config as a student, on the command line
 
-SMALL = Path(__file__).parents[1] / "models" / "small_fpn.yaml"
+SMALL = Path(__file__).parent / "small_fpn.yaml"
 TEACHER = "timm/test_vit"
 
 
@@ -303,7 +303,13 @@ def shortened() -> Protocol:
         views: Any = SegmentationViews(crop=224) if phase.labelled else DistillationViews(crop=224)
         recipes[phase] = recipe.model_copy(update={"steps": 2, "epochs": 0, "batch": 2, "augmentation": views})
     window = Evaluation(window=(224, 224), stride=(224, 224), batch=2)
-    changes = {"decoder": "light", "recipes": recipes, "keep": (1.0,), "precision": "32-true", "evaluation": window}
+    changes = {
+        "decoder": "light",
+        "recipes": recipes,
+        "snapshots": (1.0,),
+        "precision": "32-true",
+        "evaluation": window,
+    }
     return PAPER.model_copy(update=changes)
 
 
@@ -316,7 +322,7 @@ def test_a_config_runs_as_a_student_through_all_phases(
     weights, config, results = tmp_path / "weights", tmp_path / "mine.yaml", tmp_path / "results"
     weights.mkdir()
     shutil.copy(SMALL, config)
-    torch.save(build_real(find_model(TEACHER)).body.state_dict(), weights / "timm--test_vit.pth")
+    torch.save(build_pretrained(find_model(TEACHER)).body.state_dict(), weights / "timm--test_vit.pth")
     encoder = d2.student_from_config(config, 54).encoder.body
     torch.save({f"backbone.{name}": t for name, t in encoder.state_dict().items()}, weights / "mine.pth")
     monkeypatch.setitem(protocols.PROTOCOLS, "paper", shortened())

@@ -8,9 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 from kdbench.errors import KdbenchError
-from kdbench.models.backbones import Encoder, TokenEncoder, build_toy, cut
+from kdbench.models.backbones import Encoder, SamEncoder, TokenEncoder, build_pretrained, build_toy, cut
 from kdbench.models.geometry import Geometry
-from kdbench.models.real import SamEncoder, build_real
 from kdbench.models.registry import MODELS, find_model
 from kdbench.models.segmentor import seeded
 
@@ -20,7 +19,7 @@ LARGE = ["dinov2-s", "dinov2-s-reg", "dinov3-s", "eva02-s", "clip-b", "sam-b", "
 
 
 def built(name: str) -> Encoder:
-    return seeded(lambda: build_real(find_model(name)), "test", name).eval()
+    return seeded(lambda: build_pretrained(find_model(name)), "test", name).eval()
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
@@ -91,7 +90,7 @@ def test_another_patch_size_and_back_through_the_weights() -> None:
 
 def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
     with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
-        build_real(find_model("timm/resnet5"))
+        build_pretrained(find_model("timm/resnet5"))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +106,12 @@ def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
 )
 def test_what_cannot_be_built_is_an_error_of_one_paragraph(name: str, message: str) -> None:
     with pytest.raises(KdbenchError, match=message) as error:
-        build_real(find_model(name))
+        build_pretrained(find_model(name))
     assert len(str(error.value)) < 1500
 
 
 def test_mit_is_no_convolutional_network_for_real_and_as_a_stand_in() -> None:
-    assert not build_real(find_model("mit-b0")).spec.convolutional
+    assert not build_pretrained(find_model("mit-b0")).spec.convolutional
     assert not build_toy(find_model("mit-b0")).spec.convolutional
 
 

@@ -1,4 +1,4 @@
-"""What stand-ins are pretrained for, against independent computations."""
+"""Pretraining objectives, against independent computations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdbench.models.backbones import build_toy
 from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import seeded
 from kdbench.synthetic import COARSE, OBJECTS
-from kdbench.tools.pretraining.lessons import Lesson
+from kdbench.tools.pretraining.batches import PretrainBatch
 from kdbench.tools.pretraining.objectives import (
     DETAIL,
     FeatureModelling,
@@ -34,11 +34,11 @@ def encoder():
 
 
 @pytest.fixture
-def lesson() -> Lesson:
+def batch() -> PretrainBatch:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(len(COARSE), (BATCH, HEIGHT, WIDTH), generator=generator)
     coarse[:, :4] = IGNORE
-    return Lesson(
+    return PretrainBatch(
         views=torch.rand(2, BATCH, 3, HEIGHT, WIDTH, generator=generator),
         coarse=coarse,
         depth=torch.rand(BATCH, 1, HEIGHT, WIDTH, generator=generator),
@@ -48,26 +48,26 @@ def lesson() -> Lesson:
     )
 
 
-def test_rendered_planes_are_mean_absolute_errors_of_block_means(encoder, lesson) -> None:
+def test_rendered_planes_are_mean_absolute_errors_of_block_means(encoder, batch) -> None:
     objective = InverseRendering(encoder, ("depth", "albedo"))
-    terms = objective.loss(lesson)
-    fine = F.pixel_shuffle(objective.dense(encoder(lesson.views[0]).final), DETAIL).detach().double().numpy()
+    terms = objective.loss(batch)
+    fine = F.pixel_shuffle(objective.dense(encoder(batch.views[0]).final), DETAIL).detach().double().numpy()
     block = 8 // DETAIL
-    truth = lesson.albedo.double().numpy().reshape(BATCH, 3, HEIGHT // block, block, WIDTH // block, block)
+    truth = batch.albedo.double().numpy().reshape(BATCH, 3, HEIGHT // block, block, WIDTH // block, block)
     expected = 5.0 * np.abs(fine[:, 1:] - truth.mean((3, 5))).mean()
     assert terms["albedo"].item() == pytest.approx(expected, rel=1e-5)
-    whole = objective.whole(encoder(lesson.views[0]).pooled).detach().double().numpy()
-    mean_depth = lesson.depth.double().numpy().mean((2, 3))
+    whole = objective.whole(encoder(batch.views[0]).pooled).detach().double().numpy()
+    mean_depth = batch.depth.double().numpy().mean((2, 3))
     assert terms["mean depth"].item() == pytest.approx(5.0 * np.abs(whole[:, :1] - mean_depth).mean(), rel=1e-5)
 
 
-def test_coarse_groups_are_a_cross_entropy_that_leaves_ignored_pixels_out(encoder, lesson) -> None:
+def test_coarse_groups_are_a_cross_entropy_that_leaves_ignored_pixels_out(encoder, batch) -> None:
     objective = InverseRendering(encoder, ("coarse",))
-    fine = F.pixel_shuffle(objective.dense(encoder(lesson.views[0]).final), DETAIL).detach().double().numpy()
-    whole = objective.whole(encoder(lesson.views[0]).pooled).detach().double().numpy()
-    label = lesson.coarse.numpy()[:, ::2, ::2]
+    fine = F.pixel_shuffle(objective.dense(encoder(batch.views[0]).final), DETAIL).detach().double().numpy()
+    whole = objective.whole(encoder(batch.views[0]).pooled).detach().double().numpy()
+    label = batch.coarse.numpy()[:, ::2, ::2]
     scores = np.log(np.exp(fine).sum(1)) - np.take_along_axis(fine, np.minimum(label, 7)[:, None], 1)[:, 0]
-    terms = objective.loss(lesson)
+    terms = objective.loss(batch)
     shares = np.stack([[(image == group).mean() for group in range(len(COARSE))] for image in label])
     weight = (1 / np.sqrt(np.maximum(shares.mean(0), 1e-3)))[np.minimum(label, 7)] * (label != IGNORE)
     assert terms["coarse"].item() == pytest.approx((weight * scores).sum() / weight.sum(), rel=1e-5)
@@ -75,37 +75,37 @@ def test_coarse_groups_are_a_cross_entropy_that_leaves_ignored_pixels_out(encode
     assert terms["mean coarse"].item() == pytest.approx(-(shares * log).sum(1).mean(), rel=1e-5)
 
 
-def test_objects_is_a_cross_entropy_of_the_pooled_feature(encoder, lesson) -> None:
+def test_objects_is_a_cross_entropy_of_the_pooled_feature(encoder, batch) -> None:
     objective = Objects(encoder)
-    scores = objective.head(encoder(lesson.views[0]).pooled).detach().double().numpy()
-    expected = [math.log(np.exp(row).sum()) - row[target] for row, target in zip(scores, lesson.object, strict=True)]
-    assert objective.loss(lesson)["object"].item() == pytest.approx(np.mean(expected), rel=1e-5)
+    scores = objective.head(encoder(batch.views[0]).pooled).detach().double().numpy()
+    expected = [math.log(np.exp(row).sum()) - row[target] for row, target in zip(scores, batch.object, strict=True)]
+    assert objective.loss(batch)["object"].item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_feature_modelling_compares_with_layer_normalised_features(encoder, lesson) -> None:
+def test_feature_modelling_compares_with_layer_normalised_features(encoder, batch) -> None:
     target = seeded(lambda: build_toy(MODELS["dinov2-b"]), "target")
     objective = FeatureModelling(encoder, target, hidden=0.0)
-    goal = target(lesson.views[0]).pooled.detach().double().numpy()
+    goal = target(batch.views[0]).pooled.detach().double().numpy()
     goal = (goal - goal.mean(1, keepdims=True)) / np.sqrt(goal.var(1, keepdims=True) + 1e-5)
-    gap = np.abs(objective.whole(encoder(lesson.views[0]).pooled).detach().double().numpy() - goal)
+    gap = np.abs(objective.whole(encoder(batch.views[0]).pooled).detach().double().numpy() - goal)
     expected = np.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean()
-    assert objective.loss(lesson)["pooled"].item() == pytest.approx(expected, rel=1e-5)
+    assert objective.loss(batch)["pooled"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_target_encoder_neither_trains_nor_stands_in_a_checkpoint(encoder, lesson) -> None:
+def test_a_target_encoder_neither_trains_nor_stands_in_a_checkpoint(encoder, batch) -> None:
     target = seeded(lambda: build_toy(MODELS["dinov2-b"]), "target")
     objective = FeatureModelling(encoder, target, hidden=0.4)
-    sum(objective.loss(lesson).values()).backward()
+    sum(objective.loss(batch).values()).backward()
     assert all(p.grad is None for p in target.parameters())
     assert set(dict(objective.named_children())) == {"encoder", "dense", "whole"}
 
 
-def test_hiding_a_part_changes_the_prediction(encoder, lesson) -> None:
+def test_hiding_a_part_changes_the_prediction(encoder, batch) -> None:
     target = seeded(lambda: build_toy(MODELS["dinov2-b"]), "target")
     whole, masked = (FeatureModelling(encoder, target, hidden) for hidden in (0.0, 0.4))
     masked.load_state_dict(whole.state_dict())
     torch.manual_seed(0)
-    assert masked.loss(lesson)["tokens"].item() != whole.loss(lesson)["tokens"].item()
+    assert masked.loss(batch)["tokens"].item() != whole.loss(batch)["tokens"].item()
 
 
 def test_sinkhorn_balances_columns_and_normalises_rows() -> None:
@@ -118,32 +118,32 @@ def test_sinkhorn_balances_columns_and_normalises_rows() -> None:
     assert odds[3] / odds[0] == pytest.approx(math.exp(1.0 / 0.5), rel=1e-4)
 
 
-def test_self_distillation_swaps_the_views(encoder, lesson) -> None:
+def test_self_distillation_swaps_the_views(encoder, batch) -> None:
     objective = SelfDistillation(encoder, tokens=False)
-    images = lesson.views.flatten(0, 1)
+    images = batch.views.flatten(0, 1)
     assigned = sinkhorn(objective.slow_head(objective.slow(images).pooled), objective.TEACHER_TEMPERATURE)
     scores = objective.head(encoder(images).pooled).detach().double().numpy() / objective.STUDENT_TEMPERATURE
     log = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     target = assigned.double().numpy()[[*range(BATCH, 2 * BATCH), *range(BATCH)]]
-    assert objective.loss(lesson)["class"].item() == pytest.approx(-(target * log).sum(1).mean(), rel=1e-4)
+    assert objective.loss(batch)["class"].item() == pytest.approx(-(target * log).sum(1).mean(), rel=1e-4)
 
 
-def test_the_slow_network_follows_and_is_not_trained(encoder, lesson) -> None:
+def test_the_slow_network_follows_and_is_not_trained(encoder, batch) -> None:
     objective = SelfDistillation(encoder)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1.0)
     before = [p.clone() for p in objective.slow.parameters()]
-    sum(objective.loss(lesson).values()).backward()
-    rate = (1 - objective.MOMENTUM) * 0.5 * (1 + math.cos(math.pi * lesson.progress))
+    sum(objective.loss(batch).values()).backward()
+    rate = (1 - objective.MOMENTUM) * 0.5 * (1 + math.cos(math.pi * batch.progress))
     for old, now in zip(before, objective.slow.parameters(), strict=True):
         assert torch.allclose(now, old + rate, atol=1e-5)
         assert now.grad is None
 
 
-def test_every_trained_parameter_of_self_distillation_gets_a_gradient(encoder, lesson) -> None:
+def test_every_trained_parameter_of_self_distillation_gets_a_gradient(encoder, batch) -> None:
     objective = SelfDistillation(encoder)
-    sum(objective.loss(lesson).values()).backward()
+    sum(objective.loss(batch).values()).backward()
     idle = [n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
 

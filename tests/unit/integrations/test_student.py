@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from kdbench.conformance import CHECKS, Bench, make_bench
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import cut
-from kdbench.models.pretrained import Pretrained
-from kdbench.models.real import build_real
 from kdbench.models.registry import find_model, parse_pair
 from kdbench.models.segmentor import seeded
+from kdbench.models.weights import Model, PretrainedModels
 from kdbench.plugins import load_method
 from kdbench.types import IGNORE, FeatureSpec, PairSpec
 
@@ -223,6 +222,10 @@ def kinds(encoder: nn.Module) -> set[str]:
     return {type(module).__name__ for module in encoder.body.bottom_up.modules() if hasattr(module, "running_var")}
 
 
+def model(name: str, folder: Path | None = None) -> Model:
+    return PretrainedModels(folder).find(find_model(name))
+
+
 def small(folder: Path, name: str = "mine.yaml", **model: str) -> str:
     """The name of a student by a small config of its own."""
     folder.mkdir(exist_ok=True)
@@ -246,25 +249,25 @@ def fits(state: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
 
 def test_weights_are_found_by_the_configs_name_or_by_that_of_its_weights(d2: ModuleType, tmp_path: Path) -> None:
     name = small(tmp_path / "configs", WEIGHTS="detectron2://ImageNetPretrained/R-18.pkl")
-    weights, role = trained(d2, name), find_model(name)
+    weights = trained(d2, name)
     for file in ("R-18.pth", "mine.safetensors"):
         folder = tmp_path / file
         folder.mkdir()
         save = save_file if file.endswith("safetensors") else torch.save
         save(weights, folder / file)
-        pretrained = Pretrained(folder)
-        state = pretrained.load(name)
+        found = model(name, folder)
+        state = found.load()
         fits(state, weights)
         assert not state["mask_token"].any()
-        encoder = pretrained.build(role)
+        encoder = found.build()
         assert kinds(encoder) == {"FrozenBatchNorm2d"}
         encoder.load_state_dict(state, strict=True)
-        assert "-file-" in pretrained.key(role)
+        assert "-file-" in found.key()
 
 
 def test_without_a_file_it_is_said_what_to_put_where_and_how_to_convert(d2: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(KdbenchError) as caught:
-        Pretrained(tmp_path).load(NAME)
+        model(NAME, tmp_path).load()
     message = str(caught.value)
     assert f"'{NAME}' starts from detectron2://ImageNetPretrained/MSRA/R-50.pkl, which is no file here" in message
     assert f"Put one of these into {tmp_path}: semantic_R_50_FPN_1x.safetensors, " in message
@@ -278,30 +281,30 @@ def test_a_local_file_that_the_config_names_is_read_and_one_in_the_folder_comes_
     name = small(tmp_path, WEIGHTS=str(tmp_path / "local.pth"))
     weights = trained(d2, small(tmp_path, "plain.yaml"))
     torch.save({"model": weights}, tmp_path / "local.pth")
-    fits(Pretrained().load(name), weights)
+    fits(model(name).load(), weights)
     other = {name: tensor + 1 for name, tensor in weights.items()}
     (tmp_path / "folder").mkdir()
     torch.save({"model": other}, tmp_path / "folder" / "mine.pth")
-    fits(Pretrained(tmp_path / "folder").load(name), other)
+    fits(model(name, tmp_path / "folder").load(), other)
 
 
 def test_a_config_that_names_no_weights_starts_from_random_ones_that_train(d2: ModuleType, tmp_path: Path) -> None:
     name = small(tmp_path)
-    role, pretrained = find_model(name), Pretrained(tmp_path)
-    encoder, state = pretrained.build(role), pretrained.load(name)
+    found = model(name, tmp_path)
+    encoder, state = found.build(), found.load()
     assert kinds(encoder) == {"BatchNorm2d"}
     encoder.load_state_dict(state, strict=True)
     torch.manual_seed(5)
-    assert all(torch.equal(tensor, state[key]) for key, tensor in pretrained.load(name).items())
-    assert "-random-" in pretrained.key(role)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in found.load().items())
+    assert found.key().endswith("-random")
     torch.save(trained(d2, name), tmp_path / "mine.pth")
-    assert kinds(pretrained.build(role)) == {"FrozenBatchNorm2d"}
-    assert "-random-" not in pretrained.key(role)
+    assert kinds(found.build()) == {"FrozenBatchNorm2d"}
+    assert "random" not in found.key()
 
 
 def test_the_key_follows_what_the_config_computes_and_not_where_it_lies(d2: ModuleType, tmp_path: Path) -> None:
     def key(name: str) -> str:
-        return Pretrained().key(find_model(name))
+        return model(name).key()
 
     plain = key(small(tmp_path / "a"))
     assert key(small(tmp_path / "b", "other.yaml")) == plain
@@ -341,11 +344,11 @@ def test_imagenet_models_fill_the_resnet_under_their_own_names(d2: ModuleType, t
     else:
         content = {name.removeprefix("backbone.bottom_up."): tensor for name, tensor in resnet.items()}
     torch.save(content, tmp_path / "mine.pth")
-    state = Pretrained(tmp_path).load(small(tmp_path))
+    state = model(small(tmp_path), tmp_path).load()
     fits(state, resnet)
     # The FPN is not in the file: drawn, and the same every time.
     lateral = "body.fpn_lateral2.weight"
-    assert torch.equal(Pretrained(tmp_path).load(small(tmp_path))[lateral], state[lateral])
+    assert torch.equal(model(small(tmp_path), tmp_path).load()[lateral], state[lateral])
     assert not torch.equal(weights["backbone.fpn_lateral2.weight"], state[lateral])
     statistics = [tensor for name, tensor in state.items() if name.endswith("bottom_up.stem.conv1.norm.running_mean")]
     assert statistics[0].eq(0).all() == (layout == "caffe2")
@@ -355,14 +358,14 @@ def test_other_networks_files_are_refused(d2: ModuleType, tmp_path: Path) -> Non
     name = small(tmp_path)
     torch.save({f"layer1.{i}.conv1.weight": torch.zeros(2) for i in range(2)}, tmp_path / "mine.pth")
     with pytest.raises(KdbenchError, match=r"mine\.pth lacks backbone\.bottom_up\."):
-        Pretrained(tmp_path).load(name)
+        model(name, tmp_path).load()
     torch.save({"conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "mine.pth")
     with pytest.raises(KdbenchError, match="names that detectron2 cannot match"):
-        Pretrained(tmp_path).load(name)
+        model(name, tmp_path).load()
 
 
 def test_the_head_is_for_our_classes_and_drawn_by_whoever_asks(d2: ModuleType) -> None:
-    encoder = build_real(find_model(NAME), trained=False)
+    encoder = model(NAME).build()
 
     def predictor(*purpose: object) -> Tensor:
         return seeded(lambda: encoder.own_decoder(7), *purpose).head.predictor.weight

@@ -1,4 +1,4 @@
-"""Batches of the built-in world's collections, with what the renderer knows about each picture."""
+"""Batches of the synthetic collections, with what the renderer knows about each picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLANES = {"coarse": 1, "depth": 1, "albedo": 3}
 
 
 @dataclass
-class Lesson:
+class PretrainBatch:
     """One step's pictures.
 
     views: V random views of the same B pictures, (V, B, 3, H, W) in [0, 1]. Of the first view, by the renderer: coarse
@@ -35,10 +35,10 @@ class Lesson:
     progress: float
 
 
-def lessons(
+def pretrain_batches(
     samples: RenderedSet, recipe: Recipe, size: tuple[int, int], views: int, start: int = 0
-) -> Iterator[Lesson]:
-    """The batches of steps start to the recipe's end; a function of the step alone."""
+) -> Iterator[PretrainBatch]:
+    """Yield the batches from step `start` to the recipe's end; each is a function of its step alone."""
     view = make_view(recipe.augmentation, size)
     sampler = Sampler(len(samples), recipe, 0, "pretraining")
     for step in range(start, recipe.steps):
@@ -50,7 +50,7 @@ def lessons(
         images = torch.stack([torch.stack([image for image, _ in group]) for group in drawn])
         targets = torch.stack([planes for _, planes in drawn[0]])
         coarse, depth, albedo = torch.split(targets, list(PLANES.values()), 1)
-        yield Lesson(
+        yield PretrainBatch(
             views=images.float().div_(255),
             coarse=coarse[:, 0].long(),
             depth=depth.float().div_(255),

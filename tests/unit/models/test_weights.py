@@ -20,11 +20,10 @@ from timm.models import eva, register_model, vision_transformer
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.models import models, pretrained
-from kdbench.models.checkpoint import Unread, read_checkpoint
-from kdbench.models.pretrained import Pretrained
-from kdbench.models.real import build_real
-from kdbench.models.registry import ModelSpec, find_model
+from kdbench.models import weights
+from kdbench.models.backbones import build_pretrained
+from kdbench.models.registry import MODELS, ModelSpec, find_model
+from kdbench.models.weights import Model, PretrainedModels, Unread, read_checkpoint
 
 # A real transformer and a real network of convolutions, of a few hundred kilobytes.
 VIT, CNN = "timm/test_vit", "timm/test_byobnet"
@@ -89,8 +88,12 @@ def vit() -> nn.Module:
     return timm.create_model("test_vit", num_classes=10)
 
 
+def model_in(folder: Path | None, name: str = VIT) -> Model:
+    return PretrainedModels(folder).find(find_model(name))
+
+
 def loaded(folder: Path, name: str = VIT) -> dict[str, Tensor]:
-    return Pretrained(folder).load(name)
+    return model_in(folder, name).load()
 
 
 def fits(state: Mapping[str, Tensor], body: nn.Module) -> None:
@@ -186,7 +189,7 @@ def test_layer_scales_that_the_network_lacks_go_into_the_layers_before_them(writ
     body = scaled_vit()
     read = loaded(written(GKD_DINO[layout]({**body.state_dict(), "mask_token": torch.full((1, 64), 0.5)})))
     assert (read["mask_token"] == 0.5).all()
-    encoder = build_real(models.find_model(VIT)).eval()
+    encoder = build_pretrained(find_model(VIT)).eval()
     encoder.load_state_dict(read)
     image = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     wanted = body.forward_features(image)
@@ -206,7 +209,7 @@ def test_a_layer_scale_without_its_layer_is_refused(written: Any) -> None:
 @pytest.fixture
 def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, dict[str, Tensor]]:
     """A DINOv2 with registers as the role `tiny`, and its weights as Meta names them."""
-    monkeypatch.setitem(models.MODELS, "tiny", ModelSpec("tiny", "foundation", network="tiny_dinov2_reg", weights="x"))
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", "foundation", network="tiny_dinov2_reg", weights="x"))
     torch.manual_seed(4)
     body = timm.create_model("tiny_dinov2_reg", num_classes=0).requires_grad_(False)
     official = dict(body.state_dict())
@@ -223,7 +226,7 @@ def test_dinov2_with_registers_as_its_authors_name_it(written: Any, registers: A
     state = loaded(written(official, "tiny.pth"), "tiny")
     assert (state["mask_token"] == 0.5).all()
     assert all(torch.allclose(state[f"body.{n}"], t, atol=1e-6) for n, t in body.state_dict().items())
-    build_real(models.MODELS["tiny"]).load_state_dict(state)
+    build_pretrained(MODELS["tiny"]).load_state_dict(state)
 
 
 def test_layer_scales_that_the_network_has_stay(written: Any, registers: Any) -> None:
@@ -234,8 +237,8 @@ def test_layer_scales_that_the_network_has_stay(written: Any, registers: Any) ->
 
 
 def test_dinov3_as_its_authors_name_it(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "tiny", ModelSpec("tiny", "foundation", network="tiny_dinov3", weights="x"))
-    ours = build_real(models.MODELS["tiny"]).body.state_dict()
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", "foundation", network="tiny_dinov3", weights="x"))
+    ours = build_pretrained(MODELS["tiny"]).body.state_dict()
     renamed = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     official = {"mask_token": torch.full((1, 64), 0.5), "rope_embed.periods": torch.ones(8)}
     for name, tensor in ours.items():
@@ -264,18 +267,17 @@ def test_a_mask_token_is_taken_over_and_starts_at_zero_where_there_is_none(tmp_p
     assert (loaded(tmp_path)["mask_token"] == 0.5).all()
 
 
-def test_a_student_whose_published_mask_token_is_missing_is_remarked_on(tmp_path: Path) -> None:
-    weights, dinov2 = Pretrained(tmp_path), models.find_model("dinov2-s")
+def test_a_student_whose_published_mask_token_is_missing_is_noted(tmp_path: Path) -> None:
     without, with_one = {"mask_token": torch.zeros(384)}, {"mask_token": torch.ones(384)}
-    remark = weights.remark(dinov2, without)
-    assert "the mask token of 'dinov2-s' starts at zero: the hub has none" in remark
-    assert "dinov2_vits14_pretrain.pth, where --weights-dir points" in remark
+    note = model_in(tmp_path, "dinov2-s").note(without)
+    assert "the mask token of 'dinov2-s' starts at zero: the hub has none" in note
+    assert "dinov2_vits14_pretrain.pth, where --weights-dir points" in note
     (tmp_path / "dinov2-s.pth").touch()
-    assert f"{tmp_path / 'dinov2-s.pth'} has none" in weights.remark(dinov2, without)
-    assert weights.remark(dinov2, with_one) == ""
-    assert all(weights.remark(models.find_model(name), without) for name in ("dinov2-l-reg", "dinov3-b", "eva02-s"))
+    assert f"{tmp_path / 'dinov2-s.pth'} has none" in model_in(tmp_path, "dinov2-s").note(without)
+    assert model_in(tmp_path, "dinov2-s").note(with_one) == ""
+    assert all(model_in(tmp_path, name).note(without) for name in ("dinov2-l-reg", "dinov3-b", "eva02-s"))
     # Of these no mask token was ever published.
-    assert not any(weights.remark(models.find_model(name), without) for name in ("deit-s", "dino-s", "resnet50", VIT))
+    assert not any(model_in(tmp_path, name).note(without) for name in ("deit-s", "dino-s", "resnet50", VIT))
 
 
 def test_weights_keep_the_patch_size_and_the_grid_of_their_file(tmp_path: Path, vit: nn.Module) -> None:
@@ -289,21 +291,19 @@ def test_weights_keep_the_patch_size_and_the_grid_of_their_file(tmp_path: Path, 
 
 
 def test_deits_distilled_weights_lose_their_second_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "tiny", ModelSpec("tiny", "local", network="deit_tiny_patch16_224", weights="x"))
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", "local", network="deit_tiny_patch16_224", weights="x"))
     distilled = timm.create_model("deit_tiny_distilled_patch16_224")
     torch.save({"model": distilled.state_dict()}, tmp_path / "tiny.pth")
     state = loaded(tmp_path, "tiny")
     rows = distilled.state_dict()["pos_embed"]
     assert torch.equal(state["body.pos_embed"][0, 0], rows[0, 0])
     assert torch.equal(state["body.pos_embed"][0, 1:], rows[0, 2:])
-    build_real(models.MODELS["tiny"]).load_state_dict(state)
+    build_pretrained(MODELS["tiny"]).load_state_dict(state)
 
 
 def test_eva02_as_its_authors_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        models.MODELS, "tiny", ModelSpec("tiny", "foundation", network="eva02_tiny_patch14_224", weights="x")
-    )
-    encoder = build_real(models.MODELS["tiny"])
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", "foundation", network="eva02_tiny_patch14_224", weights="x"))
+    encoder = build_pretrained(MODELS["tiny"])
     ours = encoder.body.state_dict()
     renamed = {"fc1_g": "w1", "fc1_x": "w2", "fc2": "w3"}
     official: dict[str, Tensor] = {"mask_token": torch.ones(1, 1, 192), "lm_head.weight": torch.zeros(2, 2)}
@@ -377,7 +377,7 @@ def test_without_a_file_and_without_the_hub_it_is_said_what_to_put_where(
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(pretrained.timm.models, "load_state_dict_from_hf", unreachable)
+    monkeypatch.setattr(weights.timm.models, "load_state_dict_from_hf", unreachable)
     with pytest.raises(KdbenchError) as caught:
         loaded(tmp_path, "dinov2-s")
     message = str(caught.value)
@@ -387,27 +387,21 @@ def test_without_a_file_and_without_the_hub_it_is_said_what_to_put_where(
 
 
 def test_the_key_follows_the_content_of_the_file(tmp_path: Path, vit: nn.Module) -> None:
-    role, weights = models.find_model(VIT), Pretrained(tmp_path)
-    from_hub = weights.key(role)
-    assert weights.weights(role) == f"hub-{role.weights}"
+    model = model_in(tmp_path)
+    from_hub = model.key()
+    assert model.weights() == f"hub-{find_model(VIT).weights}"
     torch.save(vit.state_dict(), tmp_path / "timm--test_vit.pth")
-    first = weights.key(role)
+    first = model.key()
     torch.save({**vit.state_dict(), "mask_token": torch.ones(64)}, tmp_path / "timm--test_vit.pth")
-    assert len({from_hub, first, weights.key(role)}) == 3
-    assert weights.weights(role).startswith("file-")
-    assert weights.weights(role) in weights.key(role)
+    assert len({from_hub, first, model.key()}) == 3
+    assert model.weights().startswith("file-")
+    assert model.weights() in model.key()
     with pytest.raises(KdbenchError, match="is not a folder"):
-        Pretrained(tmp_path / "nowhere").key(role)
-
-
-def test_arguments_beside_the_weights_are_no_obstacle(tmp_path: Path, vit: nn.Module) -> None:
-    content = {"model": vit.state_dict(), "args": argparse.Namespace(lr=1e-3)}
-    torch.save(content, tmp_path / "timm--test_vit.pth")
-    fits(loaded(tmp_path), vit)
+        model_in(tmp_path / "nowhere").key()
 
 
 def test_a_folder_of_mit_with_missing_weights_is_refused(tmp_path: Path) -> None:
-    encoder = build_real(models.find_model("mit-b0"))
+    encoder = build_pretrained(find_model("mit-b0"))
     encoder.body.network.save_pretrained(tmp_path / "mit-b0")
     state = loaded(tmp_path, "mit-b0")
     encoder.load_state_dict(state)
@@ -421,15 +415,14 @@ def test_a_folder_of_mit_with_missing_weights_is_refused(tmp_path: Path) -> None
 
 def test_weights_that_timm_does_not_publish_are_named_with_the_nearest() -> None:
     with pytest.raises(KdbenchError, match=r"weights of timm's 'resnet18' 'a1_in1l'\. Did you mean 'a1_in1k'"):
-        Pretrained().names(find_model("timm/resnet18.a1_in1l"))
+        model_in(None, "timm/resnet18.a1_in1l").key()
 
 
 def test_the_origin_of_weights_is_a_file_the_hub_or_nowhere(tmp_path: Path, vit: nn.Module) -> None:
-    weights = Pretrained(tmp_path)
     # ViT-L of DINOv2 as timm 1.0's registry has it, and SegFormer's encoder.
-    assert weights.origin(models.MODELS["dinov2-l"]) == "the hub: timm/vit_large_patch14_dinov2.lvd142m"
-    assert weights.origin(models.MODELS["mit-b2"]) == "the hub: nvidia/mit-b2"
+    assert model_in(tmp_path, "dinov2-l").origin() == "the hub: timm/vit_large_patch14_dinov2.lvd142m"
+    assert model_in(tmp_path, "mit-b2").origin() == "the hub: nvidia/mit-b2"
     torch.save(vit.state_dict(), tmp_path / "timm--test_vit.pth")
-    assert weights.origin(models.find_model(VIT)) == str(tmp_path / "timm--test_vit.pth")
-    unpublished = weights.origin(models.find_model("timm/botnet50ts_256"))
+    assert model_in(tmp_path).origin() == str(tmp_path / "timm--test_vit.pth")
+    unpublished = model_in(tmp_path, "timm/botnet50ts_256").origin()
     assert unpublished.startswith(f"MISSING: Put one of these into {tmp_path}: timm--botnet50ts_256.safetensors")

@@ -11,7 +11,7 @@ import pytest
 from kdbench.errors import KdbenchError
 from kdbench.metrics import domain_miou
 from kdbench.protocol import MINI
-from kdbench.tools.budget_curves import Point, add_point, measure, scaled
+from kdbench.tools.budget_curves import Point, add_point, measure, scaled, write_curves
 from kdbench.types import Phase
 
 
@@ -47,3 +47,11 @@ def test_a_method_without_a_stage_in_the_phase_has_no_curve(plan_cells) -> None:
     context, cells = plan_cells(methods=("cwd",))
     with pytest.raises(KdbenchError, match=r"cwd has no stage in the phase proxy\. Its phases: fit_teacher, task"):
         next(measure(context, cells, Phase.PROXY))
+
+
+def test_curves_of_a_request_are_written(make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "__defaults__", ((1.0,),))
+    path = write_curves(make_spec(methods=("baseline",)), Phase.TASK, tmp_path / "out")
+    assert path.name.endswith("-task-dinov2-s--deit-s.csv")
+    assert pd.read_csv(path).method.tolist() == ["baseline"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

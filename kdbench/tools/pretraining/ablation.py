@@ -1,0 +1,74 @@
+"""The objective ablation: what each pretraining objective gives a foundation toy model, probed as a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from kdbench.engine.plan import RunContext
+from kdbench.engine.runner import run_cell
+from kdbench.errors import KdbenchError
+from kdbench.metrics import role_miou
+from kdbench.models.registry import MODELS, TOY_MODELS
+from kdbench.models.toy import Card, ObjectiveScore, ToyModels, read_card
+from kdbench.plugins import load_benchmark
+from kdbench.tools.pretraining.configs import ABLATION, CONFIGS
+from kdbench.tools.pretraining.pretrainer import Pretrainer, write_card
+
+MODEL = "dinov2-s"
+
+
+def ablate(pretrainer: Pretrainer, context: RunContext, benchmarks: Sequence[str]) -> Iterator[ObjectiveScore]:
+    """Pretrain MODEL for each objective over the same number of steps, below the pretrainer's folder, and probe it."""
+    for objective, recipe in ABLATION:
+        folder = pretrainer.folder / objective.replace(" ", "")
+        config = replace(CONFIGS[MODEL], objective=objective, teacher=None, recipe=recipe)
+        replace(pretrainer, folder=folder).train(config, "kdbench.tools.pretraining.ablation.ablate")
+        scores = {name: _probe(replace(context, models=ToyModels(folder)), name) for name in benchmarks}
+        yield ObjectiveScore(
+            objective=objective,
+            source={name: round(source, 1) for name, (source, _) in scores.items()},
+            targets={name: round(target, 1) for name, (_, target) in scores.items()},
+        )
+
+
+def tabulate_scores(scores: Sequence[ObjectiveScore]) -> pd.DataFrame:
+    """Return a row for each objective; columns `BENCHMARK: source` and `BENCHMARK: targets`, mIoU in percent."""
+    rows = {
+        score.objective: {
+            f"{name}: {what}": values[name]
+            for name in score.source
+            for what, values in (("source", score.source), ("targets", score.targets))
+        }
+        for score in scores
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("objective")
+
+
+def note_scores(folder: Path, scores: Sequence[ObjectiveScore]) -> list[Card]:
+    """Write scores onto the cards of the toy models whose objective, or whose teacher's, is among them.
+
+    A card tells of its objective and of those before it.
+    """
+    objectives, noted = [score.objective for score in scores], []
+    cards = {name: read_card(folder, name) for name in TOY_MODELS}
+    for card in cards.values():
+        first = card
+        while first.teacher:
+            first = cards[first.teacher]
+        if first.objective in objectives:
+            told = tuple(scores[: objectives.index(first.objective) + 1])
+            noted.append(card.model_copy(update={"ablation": told}))
+            write_card(folder, noted[-1])
+    return noted
+
+
+def _probe(context: RunContext, benchmark: str) -> tuple[float, float]:
+    """Return the mIoU on the source's own validation split, and the mean over the targets."""
+    record = run_cell(context, context.make_cell(load_benchmark(benchmark), MODELS[MODEL])).record
+    if record.status != "done":
+        raise KdbenchError(f"probing {MODEL} on {benchmark}: {record.error}")
+    return role_miou(record, "source"), role_miou(record, "target")

@@ -1,0 +1,65 @@
+"""Shipped toy models: their cards, and what damage looks like."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdbench.errors import KdbenchError
+from kdbench.models.registry import MODELS, TOY_MODELS
+from kdbench.models.toy import SHIPPED, ToyModel, read_card
+from kdbench.tools.pretraining.pretrainer import verify_toy_model, write_card
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ToyModel:
+    """A copy of a shipped model that a test may damage."""
+    for ending in ("json", "safetensors"):
+        shutil.copy(SHIPPED / f"resnet18.{ending}", tmp_path)
+    return ToyModel(MODELS["resnet18"], tmp_path)
+
+
+def test_every_toy_model_is_shipped_whole_and_all_are_small() -> None:
+    cards = [verify_toy_model(name) for name in TOY_MODELS]
+    assert sum(card.bytes for card in cards) <= 15e6
+    assert {file.stem for file in SHIPPED.iterdir()} == set(TOY_MODELS)
+
+
+@pytest.mark.parametrize("name", TOY_MODELS)
+def test_a_card_is_written_as_it_is_shipped(name: str, tmp_path: Path) -> None:
+    write_card(tmp_path, read_card(SHIPPED, name))
+    assert (tmp_path / f"{name}.json").read_bytes() == (SHIPPED / f"{name}.json").read_bytes()
+
+
+def test_the_shipped_files_are_those_of_the_published_results() -> None:
+    # Results and stored stages rest on these bytes.
+    content = b"".join(file.read_bytes() for file in sorted(SHIPPED.iterdir()))
+    assert hashlib.sha256(content).hexdigest() == "9412a3de7a0d4e5a623f4e127a0e5a2cf27e7563953be6b8f308428eec05be00"
+
+
+def test_a_damaged_file_names_itself_its_hash_and_the_repair(model: ToyModel) -> None:
+    content = bytearray(model.path.read_bytes())
+    content[-1] ^= 1
+    model.path.write_bytes(content)
+    with pytest.raises(KdbenchError) as error:
+        model.load()
+    for part in (str(model.path), model.card.sha256, "kdbench models train resnet18"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.json"])
+def test_a_missing_file_names_itself_and_the_repair(model: ToyModel, name: str) -> None:
+    assert model.origin() == str(model.path)
+    (model.folder / name).unlink()
+    with pytest.raises(KdbenchError, match=rf"{name} is missing.*kdbench models train resnet18"):
+        model.load()
+    assert model.origin().startswith(f"MISSING: {model.path}. Restore it") == name.endswith("safetensors")
+
+
+def test_a_broken_card_is_named(model: ToyModel) -> None:
+    (model.folder / "resnet18.json").write_text("{}")
+    with pytest.raises(KdbenchError, match=r"resnet18\.json is not a model card: [a-z_]+"):
+        model.weights()
