@@ -65,7 +65,7 @@ class Distances:
         folder = self.store.stage(f"distance-{name}-{key}")
         with folder.locked(lambda: self.progress.note(f"another run is at work on {name}; waiting")):
             if folder.summary is None:
-                folder.finish(train(self.fabric, _job(name, model, samples), folder, self.progress))
+                folder.finish(train(self.fabric, _job(name, model, samples, self.fabric.device), folder, self.progress))
         model.load_state_dict(folder.load_snapshot(0, "model"))
         placed: Segmentor = self.fabric.to_device(model)
         return placed
@@ -110,7 +110,7 @@ def _network(classes: int) -> Segmentor:
     return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, classes), "distances", "decoder"))
 
 
-def _job(name: str, model: Segmentor, samples: RenderedSet) -> TrainingJob:
+def _job(name: str, model: Segmentor, samples: RenderedSet, device: torch.device) -> TrainingJob:
     def loss(batch: Batch) -> dict[str, torch.Tensor]:
         assert batch.label is not None
         return model.task_loss(model(batch.image), batch.label)
@@ -120,7 +120,9 @@ def _job(name: str, model: Segmentor, samples: RenderedSet) -> TrainingJob:
         module=LossModule({"model": model}, loss),
         recipe=RECIPE,
         steps=RECIPE.steps,
-        batches=lambda start: training_batches([samples], RECIPE, RECIPE.steps, TOY_IMAGE_SIZE, 0, Phase.TASK, start),
+        batches=lambda start: training_batches(
+            [samples], RECIPE, RECIPE.steps, TOY_IMAGE_SIZE, 0, Phase.TASK, start, device=device
+        ),
         randomness=("distances",),
         snapshots=(RECIPE.steps,),
         checkpoint_every=200,
