@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,221 +14,224 @@ import yaml
 from PIL import Image
 
 FACTS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))
-H, W = 24, 48
+SIZE = (24, 48)
+SPLITS = {"training": "train", "validation": "val"}
 
 
-def save(path: Path, array: np.ndarray, palette: list[int] | None = None) -> None:
-    """An array as PNG, JPEG or TIFF, with a palette where one is given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(array)
-    if palette is not None:
-        picture = picture.convert("P") if picture.mode != "L" else picture
-        picture.putpalette(palette)
-    picture.save(path)
+def stripes(values: Iterable[int], size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Return every value at least once, along the rows."""
+    return np.resize(np.array([*values], dtype=np.uint8), size)
 
 
-def photo(seed: int = 0, size: tuple[int, int] = (H, W)) -> np.ndarray:
-    """Random pixels (H, W, 3)."""
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-
-
-def stripes(values: list[int], size: tuple[int, int] = (H, W)) -> np.ndarray:
-    """Every value at least once, along the rows."""
-    return np.resize(np.array(values, dtype=np.uint8), size)
-
-
-@dataclass
 class Trees:
-    """Writes data sets below root; each method returns the number of pairs of each part."""
+    """Writes data sets below root, a method a layout; each returns the number of pairs of each part."""
 
-    root: Path
-    made: list[str] = field(default_factory=list)
+    LAYOUTS = (
+        "cityscapes", "gtav", "bdd100k", "bdd100k_first", "mapillary", "mapillary_v2", "acdc", "potsdam", "vaihingen",
+        "imagenet", "camvid", "camvid_original", "synthia", "urbansyn",
+    )  # fmt: skip
 
-    def make(self, name: str) -> dict[str, int]:
-        """One data set."""
-        self.made.append(name)
-        parts: dict[str, int] = getattr(self, name)()
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @staticmethod
+    def data_set(layout: str) -> str:
+        """Return the data set that a layout belongs to."""
+        return layout.partition("_")[0]
+
+    def make(self, layout: str) -> dict[str, int]:
+        """Write one data set."""
+        parts: dict[str, int] = getattr(self, layout)()
         return parts
 
-    def shot(self, path: Path, size: tuple[int, int] = (H, W)) -> None:
-        """A picture like no other."""
-        save(path, photo(zlib.crc32(str(path.relative_to(self.root)).encode()), size))
+    def save(self, path: str, array: np.ndarray, palette: list[int] | None = None, mode: str = "") -> None:
+        """Write an array as PNG or JPEG, in another mode or with a palette where one is given."""
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(array)
+        if palette is not None:
+            picture.putpalette(palette)
+        (picture.convert(mode) if mode else picture).save(target)
+
+    def photo(self, path: str, size: tuple[int, int] = SIZE, mode: str = "") -> None:
+        """Write a picture like no other."""
+        noise = np.random.default_rng(zlib.crc32(path.encode())).integers(0, 256, (*size, 3), dtype=np.uint8)
+        self.save(path, noise, mode=mode)
+
+    def pair(
+        self,
+        image: str,
+        label: str,
+        values: Iterable[int],
+        size: tuple[int, int] = SIZE,
+        palette: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """Write an image and its label, which holds every value."""
+        self.photo(image, size)
+        self.save(label, stripes(values, size), [c for colour in palette for c in colour] or None)
 
     def cityscapes(self) -> dict[str, int]:
-        """leftImg8bit and gtFine with everything that gtFine ships."""
-        root = self.root / "cityscapes"
-        for split, city in (("train", "aachen"), ("train", "ulm"), ("val", "munster")):
+        """leftImg8bit and gtFine, with the colours that gtFine ships too."""
+        for city in ("train/aachen/aachen", "train/ulm/ulm", "val/munster/munster"):
             for frame in range(2):
-                stem = f"{city}/{city}_{frame:06}_000019"
-                self.shot(root / f"leftImg8bit/{split}/{stem}_leftImg8bit.png")
-                save(root / f"gtFine/{split}/{stem}_gtFine_labelIds.png", stripes(list(range(34))))
-                self.shot(root / f"gtFine/{split}/{stem}_gtFine_color.png")
-                save(root / f"gtFine/{split}/{stem}_gtFine_instanceIds.png", stripes([7]))
+                stem = f"{city}_{frame:06}_000019"
+                label = f"cityscapes/gtFine/{stem}_gtFine"
+                self.pair(f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png", f"{label}_labelIds.png", range(34))
+                self.photo(f"{label}_color.png")
         return {"train": 4, "val": 2}
 
     def gtav(self) -> dict[str, int]:
-        """Palette labels whose index is the id; one of them two pixels smaller than its image."""
-        palette = [0] * 768
-        for label in FACTS["cityscapes"]["labels"]:
-            if label["id"] >= 0:
-                palette[3 * label["id"] : 3 * label["id"] + 3] = label["color"]
+        """Palette labels whose index is the id; one of them two pixels smaller than its image; a converted one."""
+        palette = {label["id"]: label["color"] for label in FACTS["cityscapes"]["labels"] if label["id"] >= 0}
+        colours = [palette.get(value, (0, 0, 0)) for value in range(256)]
         for number in range(1, 4):
-            self.shot(self.root / f"GTA5/images/{number:05}.png")
-            size = (H, W - 2) if number == 2 else (H, W)
-            save(self.root / f"GTA5/labels/{number:05}.png", stripes(list(range(34)), size), palette)
-        save(self.root / "GTA5/labels/00001_labelTrainIds.png", stripes([0]))
+            label = f"GTA5/labels/{number:05}.png"
+            self.pair(f"GTA5/images/{number:05}.png", label, range(34), palette=colours)
+        smaller = (SIZE[0], SIZE[1] - 2)
+        self.save("GTA5/labels/00002.png", stripes(range(34), smaller), [c for colour in colours for c in colour])
+        self.save("GTA5/labels/00001_labelTrainIds.png", stripes([0]))
         return {"all": 3}
 
     def bdd100k(self) -> dict[str, int]:
         """The 10k images with masks, and the colour maps that must not be read."""
-        root = self.root / "bdd100k"
-        for split, count in (("train", 3), ("val", 2)):
-            for number in range(count):
-                stem = f"{split}/0a1b2c3d-4e5f607{number}"
-                self.shot(root / f"images/10k/{stem}.jpg")
-                save(root / f"labels/sem_seg/masks/{stem}.png", stripes([*range(19), 255]))
-                self.shot(root / f"labels/sem_seg/colormaps/{stem}.png")
+        for stem in ("train/0a1b2c3d-4e5f6070", "train/0a1b2c3d-4e5f6071", "train/0a1b2c3d-4e5f6072",
+                     "val/0a1b2c3d-4e5f6070", "val/0a1b2c3d-4e5f6071"):  # fmt: skip
+            mask = f"bdd100k/labels/sem_seg/masks/{stem}.png"
+            self.pair(f"bdd100k/images/10k/{stem}.jpg", mask, [*range(19), 255])
+            self.photo(mask.replace("masks", "colormaps"))
         return {"train": 3, "val": 2}
 
     def bdd100k_first(self) -> dict[str, int]:
         """The first release."""
-        root = self.root / "bdd"
-        self.shot(root / "images/val/0a1b2c3d-4e5f6071.jpg")
-        save(root / "labels/val/0a1b2c3d-4e5f6071_train_id.png", stripes([*range(19), 255]))
+        stem = "val/0a1b2c3d-4e5f6071"
+        self.pair(f"bdd/images/{stem}.jpg", f"bdd/labels/{stem}_train_id.png", [*range(19), 255])
         return {"val": 1}
 
     def mapillary(self, labels: str = "labels") -> dict[str, int]:
-        """v1.2 alone."""
-        root = self.root / "mapillary"
-        palette = [channel for label in FACTS["mapillary_v1_2"]["labels"] for channel in label["color"]]
-        for split, count in (("training", 2), ("validation", 2)):
-            for number in range(count):
-                stem = f"S2vjth7lk4EIKius2I-1A{number}"
-                # Sizes differ from image to image.
-                size = (H + 2 * number, W)
-                self.shot(root / f"{split}/images/{stem}.jpg", size)
-                save(root / f"{split}/{labels}/{stem}.png", stripes(list(range(66)), size), palette)
+        """v1.2 alone; sizes differ from image to image."""
+        palette = [label["color"] for label in FACTS["mapillary_v1_2"]["labels"]]
+        for split in SPLITS:
+            for number in range(2):
+                stem, size = f"S2vjth7lk4EIKius2I-1A{number}", (SIZE[0] + 2 * number, SIZE[1])
+                image, label = f"mapillary/{split}/images/{stem}.jpg", f"mapillary/{split}/{labels}/{stem}.png"
+                self.pair(image, label, range(66), size, palette)
         return {"train": 2, "val": 2}
 
     def mapillary_v2(self) -> dict[str, int]:
         """v1.2 inside the package of v2.0."""
-        parts = self.mapillary("v1.2/labels")
-        for split in ("training", "validation"):
-            for number in range(2):
-                save(
-                    self.root / f"mapillary/{split}/v2.0/labels/S2vjth7lk4EIKius2I-1A{number}.png", stripes([110, 123])
-                )
-        return parts
+        for split in SPLITS:
+            self.save(f"mapillary/{split}/v2.0/labels/S2vjth7lk4EIKius2I-1A0.png", stripes([110, 123]))
+        return self.mapillary("v1.2/labels")
 
     def acdc(self) -> dict[str, int]:
-        """Four conditions, each with reference images and uncertainty masks beside."""
-        root, parts = self.root / "acdc", {}
-        for condition in ("fog", "night", "rain", "snow"):
-            for split in ("train", "val"):
-                for frame in range(2):
-                    stem = f"{condition}/{split}/GOPR0351/GOPR0351_frame_{frame:06}"
-                    reference = f"{condition}/{split}_ref/GOPR0351/GOPR0351_frame_{frame:06}"
-                    self.shot(root / f"rgb_anon/{stem}_rgb_anon.png")
-                    self.shot(root / f"rgb_anon/{reference}_rgb_ref_anon.png")
-                    save(root / f"gt/{stem}_gt_labelTrainIds.png", stripes([*range(19), 255]))
-                    save(root / f"gt/{stem}_gt_labelIds.png", stripes(list(range(34))))
-                    save(root / f"gt/{stem}_gt_invIds.png", stripes([0, 255]))
-                parts[f"{condition}/{split}"] = 2
-            self.shot(root / f"rgb_anon/{condition}/test/GOPR0351/GOPR0351_frame_000009_rgb_anon.png")
-        return parts
+        """Four conditions, each with reference images, Cityscapes ids and uncertainty masks beside."""
+        parts = [f"{condition}/{split}" for condition in ("fog", "night", "rain", "snow") for split in ("train", "val")]
+        for part in parts:
+            for frame in range(2):
+                stem = f"GOPR0351/GOPR0351_frame_{frame:06}"
+                image, label = f"acdc/rgb_anon/{part}/{stem}_rgb_anon.png", f"acdc/gt/{part}/{stem}_gt_"
+                self.pair(image, f"{label}labelTrainIds.png", [*range(19), 255])
+                self.photo(f"acdc/rgb_anon/{part}_ref/{stem}_rgb_ref_anon.png")
+                self.save(f"{label}labelIds.png", stripes(range(34)))
+                self.save(f"{label}invIds.png", stripes([0, 255]))
+        return dict.fromkeys(parts, 2)
 
     def potsdam(self) -> dict[str, int]:
         """Crops in GKD's folders, red, green, blue and infrared, red, green."""
         for bands in ("RGB", "IRRG"):
-            for split, tile in (("train", "2_10"), ("val", "2_13")):
+            for tile in ("train/2_10", "val/2_13"):
                 for x in (0, 512):
-                    crop = f"{split}/{tile}_{x}_0_{x + 512}_512.png"
-                    self.shot(self.root / f"potsdam/{bands}/img_dir/{crop}")
-                    save(self.root / f"potsdam/{bands}/ann_dir/{crop}", stripes(list(range(7))))
+                    crop = f"{tile}_{x}_0_{x + 512}_512.png"
+                    self.pair(f"potsdam/{bands}/img_dir/{crop}", f"potsdam/{bands}/ann_dir/{crop}", range(7))
         return {"RGB/train": 2, "RGB/val": 2, "IRRG/train": 2, "IRRG/val": 2}
 
     def vaihingen(self) -> dict[str, int]:
         """Crops in GKD's folders."""
-        for split, tile in (("train", "area1"), ("val", "area2")):
-            crop = f"{split}/{tile}_0_0_512_512.png"
-            self.shot(self.root / f"vaihingen/img_dir/{crop}")
-            save(self.root / f"vaihingen/ann_dir/{crop}", stripes(list(range(7))))
+        for tile in ("train/area1", "val/area2"):
+            crop = f"{tile}_0_0_512_512.png"
+            self.pair(f"vaihingen/img_dir/{crop}", f"vaihingen/ann_dir/{crop}", range(7))
         return {"train": 1, "val": 1}
 
     def imagenet(self) -> dict[str, int]:
         """Two classes; one file is in CMYK, as some of ImageNet's are."""
         for split in ("train", "val"):
-            for number, wnid in enumerate(("n01440764", "n01443537")):
-                path = self.root / f"imagenet/{split}/{wnid}/{wnid}_{number}.JPEG"
-                path.parent.mkdir(parents=True)
-                Image.fromarray(photo(10 * number + len(split))).convert("CMYK" if number else "RGB").save(path)
+            self.photo(f"imagenet/{split}/n01440764/n01440764_0.JPEG")
+            self.photo(f"imagenet/{split}/n01443537/n01443537_1.JPEG", mode="CMYK")
         return {"train": 2, "val": 2}
 
     def camvid(self) -> dict[str, int]:
         """As the SegNet tutorial ships it."""
         frames = {
-            "train": ["0001TP_006690", "0006R0_f00930", "0006R0_f00960", "0016E5_00390", "0016E5_00420"],
-            "val": ["0016E5_07959", "0016E5_07961"],
-            "test": ["0001TP_008550", "Seq05VD_f00000", "Seq05VD_f00030"],
+            "train": ("0001TP_006690", "0006R0_f00930", "0006R0_f00960", "0016E5_00390", "0016E5_00420"),
+            "val": ("0016E5_07959", "0016E5_07961"),
+            "test": ("0001TP_008550", "Seq05VD_f00000", "Seq05VD_f00030"),
         }
         for split, names in frames.items():
             for name in names:
-                self.shot(self.root / f"CamVid/{split}/{name}.png")
-                save(self.root / f"CamVid/{split}annot/{name}.png", stripes(list(range(12))))
-        return {
-            "0001TP/train": 1, "0001TP/test": 1, "0006R0/train": 2, "0016E5/train": 2, "0016E5/val": 2,
-            "Seq05VD/test": 2,
-        }  # fmt: skip
+                self.pair(f"CamVid/{split}/{name}.png", f"CamVid/{split}annot/{name}.png", range(12))
+        parts = {"0001TP/train": 1, "0001TP/test": 1, "0006R0/train": 2, "0016E5/train": 2, "0016E5/val": 2}
+        return {**parts, "Seq05VD/test": 2}
 
     def camvid_original(self) -> dict[str, int]:
         """The original release, labels as colours."""
         colours = np.array([c["color"] for c in FACTS["camvid"]["classes_32"]], dtype=np.uint8)
         for name in ("0001TP_006690", "0016E5_07959", "Seq05VD_f00000"):
-            self.shot(self.root / f"CamVid/701_StillsRaw_full/{name}.png")
-            save(self.root / f"CamVid/LabeledApproved_full/{name}_L.png", colours[stripes(list(range(32)))])
+            self.photo(f"CamVid/701_StillsRaw_full/{name}.png")
+            self.save(f"CamVid/LabeledApproved_full/{name}_L.png", colours[stripes(range(32))])
         return {"0001TP/train": 1, "0016E5/val": 1, "Seq05VD/test": 1}
 
     def synthia(self) -> dict[str, int]:
-        """16-bit labels, the class first, the instance second."""
+        """Labels of 16 bits: the class first, an instance number beyond 255 second."""
         for number in range(2):
-            self.shot(self.root / f"RAND_CITYSCAPES/RGB/{number:07}.png")
+            self.photo(f"RAND_CITYSCAPES/RGB/{number:07}.png")
             path = self.root / f"RAND_CITYSCAPES/GT/LABELS/{number:07}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            sixteen_bits(path, stripes(list(range(23))))
+            path.write_bytes(sixteen_bits(stripes(range(23))))
         return {"all": 2}
 
     def urbansyn(self) -> dict[str, int]:
         """Numbered images and labels; 19 is ignored."""
         for number in range(2):
-            self.shot(self.root / f"urbansyn/rgb/rgb_{number:04}.png")
-            save(self.root / f"urbansyn/ss/ss_{number:04}.png", stripes(list(range(20))))
-            self.shot(self.root / f"urbansyn/ss_color/ss_color_{number:04}.png")
+            self.pair(f"urbansyn/rgb/rgb_{number:04}.png", f"urbansyn/ss/ss_{number:04}.png", range(20))
+            self.photo(f"urbansyn/ss_color/ss_color_{number:04}.png")
         return {"all": 2}
 
 
-def sixteen_bits(path: Path, classes: np.ndarray) -> None:
-    """An RGB picture of 16 bits a channel: classes, an instance number beyond 255, nothing. Written chunk by chunk."""
+def sixteen_bits(classes: np.ndarray) -> bytes:
+    """Return an RGB PNG of 16 bits a channel, chunk by chunk; Pillow writes none."""
     planes = np.stack([classes, np.full(classes.shape, 300), np.zeros(classes.shape)], -1).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in planes)
+    header = struct.pack(">IIBBBBB", classes.shape[1], classes.shape[0], 16, 2, 0, 0, 0)
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", classes.shape[1], classes.shape[0], 16, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(params=Trees.LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    """Return each layout in turn."""
+    return str(request.param)
 
 
 @pytest.fixture
 def trees(tmp_path: Path) -> Trees:
-    """Writes data sets below a fresh data root."""
+    """Write data sets below a fresh data root."""
     return Trees(tmp_path / "data")
 
 
 @pytest.fixture
+def g2c_root(trees: Trees) -> Path:
+    """Return a data root with the data sets of g2c."""
+    for name in ("gtav", "cityscapes"):
+        trees.make(name)
+    return trees.root
+
+
+@pytest.fixture
 def zipped() -> Callable[[Path, dict[str, str]], None]:
-    """Moves folders of a data set into archives: name of the archive -> what it holds."""
+    """Move folders of a data set into archives: name of the archive -> what it holds."""
 
     def move(root: Path, archives: dict[str, str]) -> None:
         for name, folder in archives.items():

@@ -1,4 +1,4 @@
-"""`kdbench data verify`, `preview` and `prepare` as typed."""
+"""`kdbench data preview` and `prepare` as typed, and requests of `kdbench run` that real data cannot serve."""
 
 from __future__ import annotations
 
@@ -23,13 +23,23 @@ def typed(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["data", *arguments])
 
 
-def test_a_data_set_is_shown_part_by_part(trees: Any, tmp_path: Path) -> None:
+def run(tmp_path: Path, data_root: Path, *arguments: str) -> Result:
+    cell = ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--no-references", "--protocol", "smoke"]
+    places = ["--data-root", data_root, "--store", tmp_path / "store", "--results", tmp_path / "results"]
+    return CliRunner().invoke(app, [*cell, *map(str, places), *arguments])
+
+
+def test_a_data_set_is_shown_part_by_part_and_no_image_twice(trees: Any, tmp_path: Path) -> None:
     trees.make("acdc")
     done = typed("preview", "acdc", "--data-root", str(trees.root), "--count", "2", "--output", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     sheet = np.asarray(Image.open(tmp_path / "out" / "acdc.png").convert("RGB"))
     colours = {tuple(colour) for colour in sheet.reshape(-1, 3)[::7].tolist()}
     assert {(128, 64, 128), (70, 130, 180)} <= colours  # road and sky of the labels
+    samples = RealSet("x", ADAPTERS["acdc"].scan(trees.root), ("fog/train",), Cover((16, 32)))
+    images, _ = spread_samples(samples, 4)
+    assert len(images) == 2
+    assert not np.array_equal(*images)
 
 
 def test_tiles_are_cut_and_sets_are_packed(trees: Any) -> None:
@@ -70,90 +80,54 @@ def test_a_preview_of_the_papers_sizes_needs_real_images(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_a_benchmark_whose_source_trains_whole_runs_and_is_shown(trees: Any, tmp_path: Path) -> None:
-    for name in ("gtav", "cityscapes"):
-        trees.make(name)
-    root = ["--data-root", str(trees.root), "--benchmark", "g2c", "--protocol", "smoke", "--workers", "0"]
-    places = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")]
-    run = ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--no-references", *root, *places]
+def test_a_benchmark_whose_source_trains_whole_runs_and_is_shown(g2c_root: Path, tmp_path: Path) -> None:
     for _ in range(2):  # computed, then found
-        done = CliRunner().invoke(app, run)
+        done = run(tmp_path, g2c_root, "--benchmark", "g2c", "--workers", "0")
         assert done.exit_code == 0, (done.output, done.exception)
         assert "mIoU" in done.stdout
-    shown = typed("preview", "g2c", "--data-root", str(trees.root), "--output", str(tmp_path / "out"))
+    shown = typed("preview", "g2c", "--data-root", str(g2c_root), "--output", str(tmp_path / "out"))
     assert shown.exit_code == 0, (shown.output, shown.exception)
     assert (tmp_path / "out" / "g2c.png").is_file()
 
 
-def test_an_unreadable_validation_image_is_named_without_a_workers_traceback(trees: Any, tmp_path: Path) -> None:
-    for name in ("gtav", "cityscapes"):
-        trees.make(name)
-    broken = min((trees.root / "cityscapes/leftImg8bit/val").rglob("*.png"))
+def test_an_unreadable_validation_image_is_named_before_anything_is_trained(g2c_root: Path, tmp_path: Path) -> None:
+    broken = min((g2c_root / "cityscapes/leftImg8bit/val").rglob("*.png"))
     broken.write_bytes(b"nothing")
-    done = CliRunner().invoke(
-        app,
-        ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--no-references", "--protocol", "smoke",
-         "--benchmark", "g2c", "--data-root", str(trees.root), "--workers", "1",
-         "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")],
-    )  # fmt: skip
-    # Before anything is trained.
+    done = run(tmp_path, g2c_root, "--benchmark", "g2c", "--workers", "1")
     assert isinstance(done.exception, KdbenchError)
     assert str(done.exception).startswith(f"1 of the 2 test images of 'cityscapes' cannot be read: {broken}")
     assert not (tmp_path / "store" / "stages").exists()
 
 
-def test_a_preview_repeats_no_image(trees: Any) -> None:
-    trees.make("acdc")
-    scan = ADAPTERS["acdc"].scan(trees.root)
-    samples = RealSet("x", scan, ("fog/train",), Cover((16, 32)))
-    images, _ = spread_samples(samples, 4)
-    assert len(images) == 2
-    assert not np.array_equal(*images)
+@pytest.mark.parametrize(
+    ("name", "label_map", "message"),
+    [
+        ("g2c", "robustnet", "mapillary, which no benchmark of this run reads. They read: cityscapes, gtav"),
+        # It would have an id, and rows, of its own.
+        ("g2m", "rein", "--label-map mapillary=rein is how mapillary is read anyway"),
+    ],
+)
+def test_a_label_map_that_changes_nothing_is_refused(
+    g2c_root: Path, tmp_path: Path, name: str, label_map: str, message: str
+) -> None:
+    done = run(tmp_path, g2c_root, "--benchmark", name, "--label-map", f"mapillary={label_map}")
+    assert message in str(done.exception)
 
 
-def test_a_label_map_of_a_set_that_is_not_read_is_refused(trees: Any, tmp_path: Path) -> None:
-    for name in ("gtav", "cityscapes"):
-        trees.make(name)
-    done = CliRunner().invoke(
-        app,
-        ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--protocol", "smoke", "--benchmark", "g2c",
-         "--data-root", str(trees.root), "--label-map", "mapillary=robustnet",
-         "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")],
-    )  # fmt: skip
-    assert "mapillary, which no benchmark of this run reads. They read: cityscapes, gtav" in str(done.exception)
-
-
-def test_a_label_map_that_is_the_default_is_refused(tmp_path: Path) -> None:
-    """It would have an id, and rows, of its own."""
-    done = CliRunner().invoke(
-        app,
-        ["run", "--method", "baseline", "--pair", "dinov2-s:deit-s", "--protocol", "smoke", "--data-root",
-         str(tmp_path), "--label-map", "mapillary=rein", "--store", str(tmp_path), "--benchmark", "g2m"],
-    )  # fmt: skip
-    assert "--label-map mapillary=rein is how mapillary is read anyway" in str(done.exception)
-
-
-def test_all_leaves_out_what_says_no_size_under_a_protocol_of_real_sizes(trees: Any) -> None:
+def test_all_stands_for_the_benchmarks_whose_sets_are_there_and_whose_sizes_are_known(trees: Any) -> None:
     for name in ("gtav", "cityscapes", "camvid"):
         trees.make(name)
     assert servable(trees.root) == ["camvid", "g2c"]
     assert servable(trees.root, "paper") == ["g2c"]
 
 
-def test_all_stands_for_the_benchmarks_whose_sets_are_there(trees: Any) -> None:
-    for name in ("gtav", "cityscapes"):
-        trees.make(name)
-    assert servable(trees.root) == ["g2c"]
-
-
 def test_where_no_benchmark_has_its_sets_it_is_said_what_is_there_and_what_each_lacks(
     trees: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(KdbenchError, match=r"--data-root .*gone is not a folder"):
-        servable(tmp_path / "gone")
     (tmp_path / "file").touch()
-    with pytest.raises(KdbenchError, match=r"--data-root .*file is not a folder"):
-        servable(tmp_path / "file")
+    for name in ("gone", "file"):
+        with pytest.raises(KdbenchError, match=rf"--data-root .*{name} is not a folder"):
+            servable(tmp_path / name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(KdbenchError, match=r"under .*empty\. Found there: none\. .*g2c lacks cityscapes, gtav;"):
         servable(tmp_path / "empty")
