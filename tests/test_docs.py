@@ -16,8 +16,8 @@ from kdbench.models.toy import SHIPPED, read_card
 from kdbench.plugins import load_benchmark, load_method, method_names
 from kdbench.protocol import MINI
 from kdbench.records import read_record, record_files
-from kdbench.report.board import Board, boards
-from kdbench.report.entries import Entry
+from kdbench.report.boards import Board, boards
+from kdbench.report.frame import read
 from kdbench.tools.method_pages import paragraphs
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def test_the_table_of_the_ladder_is_that_of_the_cards() -> None:
 @pytest.fixture(scope="module")
 def committed() -> dict[tuple[str, str], Board]:
     """The committed boards of protocol mini by pair and benchmark."""
-    found = boards(Entry(read_record(path)) for path in record_files(ROOT / "results" / "reference" / MINI.id))
+    found = boards(read(None, ROOT / "results" / "reference" / MINI.id).frame)
     return {(board.pair, board.benchmark): board for board in found}
 
 
@@ -103,27 +103,27 @@ def test_the_scores_of_the_mini_page_are_those_of_the_committed_boards(committed
         if usual == 3:
             # The pairs on which a part of the catalogue ran show all of it.
             assert names - {"teacher", "student alone"} == {
-                row.method for (pair, _), board in committed.items() if pair == f"{teacher}:{student}"
-                for row in board.rows if row.role == "distilled"
+                method for (pair, _), board in committed.items() if pair == f"{teacher}:{student}"
+                for method in board.rows.index[board.rows.role == "distilled"]
             }  # fmt: skip
         for name, *scores in rows:
             for benchmark, score in zip(head[1:], scores, strict=True):
                 held = committed[f"{teacher}:{student}", benchmark].rows
-                (row,) = [row for row in held if row.method == {"student alone": "baseline"}.get(name, name)]
-                assert row.mean is not None
-                assert score == shown(row.mean, len(row.seeds), usual), (name, benchmark)
+                row = held.loc[{"student alone": "baseline"}.get(name, name)]
+                assert score == shown(row["mean"], len(row.seeds), usual), (name, benchmark)
 
 
 def test_the_differences_of_the_mini_page_are_those_of_the_committed_boards(
     committed: dict[tuple[str, str], Board],
 ) -> None:
     ((_, (head, *rows)),) = tables_of("mini.md", "method")
-    distilled = {row.method for board in committed.values() for row in board.rows if row.role == "distilled"}
+    distilled = {name for board in committed.values() for name in board.rows.index[board.rows.role == "distilled"]}
     assert {row[0] for row in rows} == {method for method in distilled if "[" not in method}
     for method, *values in rows:
         for benchmark, value in zip(head[1:], values, strict=True):
-            found = committed["dinov2-b:deit-s", benchmark].comparison.to_undistilled.get(method)
-            assert value == (shown(found.value, len(found.seeds), 3, "+") if found else "-"), (method, benchmark)
+            found = committed["dinov2-b:deit-s", benchmark].comparison.to_baseline
+            known = shown(found.value[method], len(found.seeds[method]), 3, "+") if method in found.index else "-"
+            assert value == known, (method, benchmark)
 
 
 def test_the_ablations_of_the_mini_page_are_those_of_the_committed_boards(
@@ -136,10 +136,10 @@ def test_the_ablations_of_the_mini_page_are_those_of_the_committed_boards(
         if spec.resolved.method == "gkd":
             settings = ", ".join(f"`{setting}`" for setting in spec.passed["settings"])
             labels[settings] = f"gkd[{spec.resolved.variant}]" if spec.resolved.variant else "gkd"
-    differences = committed["dinov2-b:deit-s", "c2a"].comparison.to_undistilled
+    differences = committed["dinov2-b:deit-s", "c2a"].comparison.to_baseline
     assert {row[1] for row in rows} == set(labels)
     for _, settings, value in rows:
-        found = differences[labels[settings]]
+        found = differences.loc[labels[settings]]
         assert value == shown(found.value, len(found.seeds), 1, "+"), settings
 
 

@@ -150,7 +150,8 @@ def to_frame(entries: Iterable[Entry]) -> pd.DataFrame:
     entries = list(entries)
     cells = pd.DataFrame([_cell(entry) for entry in entries], columns=CELL_COLUMNS).astype(dict.fromkeys(COSTS, float))
     measured = [(place, *row) for place, entry in enumerate(entries) for row in _measured(entry.record)]
-    rows = pd.DataFrame(measured, columns=["place", *MEASURED_COLUMNS])
+    kinds = {"place": int, "snapshot": int, "last": bool, "miou": float, "accuracy": float}
+    rows = pd.DataFrame(measured, columns=["place", *MEASURED_COLUMNS]).astype(kinds)
     return cells.loc[rows.pop("place")].reset_index(drop=True).join(rows)
 
 

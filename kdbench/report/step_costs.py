@@ -1,4 +1,4 @@
-"""What distillation takes of a training step, as tests/perf measured it: a file of pytest-benchmark."""
+"""The share of a training step that distillation takes, as tests/perf measured it with pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FILE = "costs.json"
 MEASURE = f"python -m pytest tests/perf/test_methods.py -m slow --benchmark-json DIR/{FILE}"
 
 
-class Cost(BaseModel):
-    """extra_info of a measured method."""
+class StepCost(BaseModel):
+    """What pytest-benchmark's extra_info says of a method."""
 
     method: str
     share: float = Field(lt=1, allow_inf_nan=False)
@@ -25,23 +25,23 @@ class Cost(BaseModel):
         return 1 / (1 - self.share)
 
 
-class Benchmark(BaseModel):
+class _Timing(BaseModel):
     """One entry; those without a share measure something else."""
 
     extra_info: dict[str, Any]
 
 
-class Benchmarks(BaseModel):
+class _Timings(BaseModel):
     """What of pytest-benchmark's file is read."""
 
-    benchmarks: list[Benchmark]
+    benchmarks: list[_Timing]
 
 
-def read_costs(path: Path) -> dict[str, Cost]:
-    """The measured methods of a file; one that holds none is an error."""
+def read_costs(path: Path) -> dict[str, StepCost]:
+    """Return the measured methods of a file; one that holds none is an error."""
     try:
-        entries = Benchmarks.model_validate_json(path.read_bytes()).benchmarks
-        costs = [Cost.model_validate(entry.extra_info) for entry in entries if "share" in entry.extra_info]
+        entries = _Timings.model_validate_json(path.read_bytes()).benchmarks
+        costs = [StepCost.model_validate(entry.extra_info) for entry in entries if "share" in entry.extra_info]
     except ValidationError as error:
         first = error.errors()[0]
         raise KdbenchError(

@@ -15,8 +15,8 @@ from kdbench.method import Method
 from kdbench.plugins import MethodPlugin, load_all, load_method, method_names
 from kdbench.protocol import MINI
 from kdbench.records import read_record, record_files
-from kdbench.report.board import Board, boards
-from kdbench.report.entries import Entry
+from kdbench.report.boards import Board, boards
+from kdbench.report.frame import Entry, to_frame
 from kdbench.report.step_costs import FILE, read_costs
 from kdbench.types import PairSpec
 
@@ -44,7 +44,7 @@ published.
 def document(reference: Path | None) -> str:
     """The whole page; reference: the folder of committed records, if there is one."""
     entries = list(_entries(reference))
-    rows, labels, costs = _rows(boards(entries)), _labels(entries), _costs(reference)
+    rows, labels, costs = _rows(boards(to_frame(entries))), _labels(entries), _costs(reference)
     pages, broken = load_all(
         method_names(),
         lambda name: _page(load_method(name), rows.get(name, {}), labels.get(name, {}), costs.get(name)),
@@ -133,7 +133,7 @@ def _labels(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
     """Method -> label of a variant -> the options that it stands for, as they were passed."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for entry in entries:
-        cell, passed = entry.cell, entry.record.spec.passed
+        cell, passed = entry.record.spec.resolved, entry.record.spec.passed
         if cell.variant and passed.get("label") == cell.variant:
             options = (*(f"--set {setting}" for setting in passed["settings"]), f"--as {cell.variant}")
             found[cell.method][cell.variant] = " ".join(options)
@@ -144,16 +144,15 @@ def _rows(found: Iterable[Board]) -> dict[str, dict[str, dict[str, str]]]:
     """Method -> pair and variant -> benchmark -> mean and seeds, as boards have them."""
     table: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for board in found:
-        for row in board.rows:
-            method, _, variant = row.method.rstrip("]").partition("[")
-            if row.mean is not None:
-                name = " -> ".join(board.models) + (f" {variant}" if variant else "")
-                table[method][name][board.benchmark] = f"{row.mean:.1f} ({len(row.seeds)})"
+        for label, row in board.rows[board.rows["mean"].notna()].iterrows():
+            method, _, variant = label.rstrip("]").partition("[")
+            name = " -> ".join(board.models) + (f" {variant}" if variant else "")
+            table[method][name][board.benchmark] = f"{row['mean']:.1f} ({len(row.seeds)})"
     return table
 
 
 def _entries(reference: Path | None) -> Iterator[Entry]:
     for path in record_files(reference / MINI.id) if reference else ():
         entry = Entry(read_record(path), reference=True)
-        if entry.cell.label_fraction == "1":
+        if entry.record.spec.resolved.label_fraction == "1":
             yield entry

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdbench.report.step_costs import FILE, MEASURE, Cost, read_costs
+from kdbench.report.step_costs import FILE, MEASURE, StepCost, read_costs
 from kdbench.tools.ci_checks.result import CheckResult
 
 RATIO = 1.5
@@ -29,7 +29,7 @@ def check(results: Path, reference: Path | None, earlier: Path) -> Iterator[Chec
         yield from _compare(new, read_costs(new), read_costs(old))
 
 
-def _compare(path: Path, now: dict[str, Cost], before: dict[str, Cost]) -> Iterator[CheckResult]:
+def _compare(path: Path, now: dict[str, StepCost], before: dict[str, StepCost]) -> Iterator[CheckResult]:
     ratios = {method: now[method].steps / before[method].steps for method in sorted(now.keys() & before.keys())}
     slower = [method for method, ratio in ratios.items() if ratio > RATIO]
     for method in slower:
