@@ -1,1 +1,1 @@
-"""Bridges to other libraries. Each is optional: nothing else in kdbench imports one."""
+"""Plug-ins for other libraries. Each is optional and found by an entry point: nothing else in kdbench imports one."""

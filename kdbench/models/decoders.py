@@ -1,4 +1,4 @@
-"""Decoders by name: what turns an encoder's levels into class logits, with the loss that trains it."""
+"""Decoders: each turns an encoder's levels into class logits and has the loss that trains it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ RAREST = 1e-4
 
 
 def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy over the labelled pixels of (B, H, W), logits brought to the label's size; 0 where none is.
+    """Return the weighted cross-entropy over the labelled pixels of (B, H, W); 0 where none is labelled.
 
-    A mean in which each class weighs by the root of its rarity in the batch: by pixels alone, a budget of some hundred
-    steps ends before anything is learnt of poles, riders and lights, which are most of the classes of an mIoU.
+    L = Σ w_y (-log p_y) / Σ w_y over pixels of class y, with w_k = 1 / √max(share of class k in the batch, RAREST);
+    logits (B, K, h, w) are resized to the label. By pixels alone, a budget of some hundred steps ends before anything
+    is learnt of poles, riders and lights, which are most of the classes of an mIoU.
     """
     logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
     classes = logits.shape[1]
@@ -31,7 +32,7 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class LightDecoder(nn.Module):
-    """A light head as SegFormer's: every level to one width and the finest grid, fused, then up by sub-pixel steps.
+    """A light head like SegFormer's: levels to one width and the finest grid, summed, upsampled by sub-pixel steps.
 
     Sub-pixel steps (Shi et al., CVPR 2016) let a token say what lies where inside its patch: poles and riders are
     smaller than a patch of the mini protocol's images.
@@ -52,19 +53,19 @@ class LightDecoder(nn.Module):
         self.classify = nn.Sequential(nn.Conv2d(self.WIDTH, classes * 4, 1), nn.PixelShuffle(2))
 
     def forward(self, features: Features) -> SegOutput:
-        """Logits (B, K, h, w) at stride 2 (at half the finest level's stride where that is finer)."""
+        """Return logits (B, K, h, w) at stride 2 (at half the finest level's stride where that is finer)."""
         size = max(tuple(level.shape[-2:]) for level in features.levels)
         levels = [project(level) for project, level in zip(self.project, features.levels, strict=True)]
         fused = F.relu(self.norm(_sum_by_grid(levels, (size[0], size[1]))))
         return SegOutput(features, self.classify(self.refine(fused)))
 
     def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy over labelled pixels."""
+        """Return the cross-entropy over labelled pixels."""
         return {"task": pixel_cross_entropy(output.logits, label)}
 
 
 def _sum_by_grid(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """The sum of maps at one size; maps of one grid are added first, since resizing is linear and costs a pass each."""
+    """Sum maps at one size; those of one grid are added first, because resizing is linear and each costs time."""
     by_grid: dict[torch.Size, Tensor] = {}
     for level in levels:
         grid = level.shape[-2:]
@@ -74,18 +75,18 @@ def _sum_by_grid(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 class LinearDecoder(nn.Module):
-    """A linear classifier of the last level's positions: what the features hold by themselves."""
+    """A linear classifier of the last level's positions; it shows what the features hold by themselves."""
 
     def __init__(self, spec: FeatureSpec, classes: int) -> None:
         super().__init__()
         self.classify = nn.Sequential(nn.GroupNorm(1, spec.channels[-1]), nn.Conv2d(spec.channels[-1], classes, 1))
 
     def forward(self, features: Features) -> SegOutput:
-        """Logits (B, K, h, w) at the last level's stride."""
+        """Return logits (B, K, h, w) at the last level's stride."""
         return SegOutput(features, self.classify(features.levels[-1]))
 
     def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """As LightDecoder's."""
+        """Return the cross-entropy over labelled pixels."""
         return {"task": pixel_cross_entropy(output.logits, label)}
 
 

@@ -1,4 +1,4 @@
-"""How a transformer's patch kernel and position embedding are brought to another patch size and grid."""
+"""Resamples a transformer's patch kernel and position embedding to another patch size and grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Resampling = Literal["bicubic", "pseudo-inverse"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a token encoder is brought to: its patch size, and the images (height, width) that its positions fit."""
+    """A patch size, and the image size (height, width) that positions fit."""
 
     patch: int
     size: tuple[int, int]
@@ -38,7 +38,7 @@ OFFSET = 0.1
 
 
 def resample_kernel(kernel: Tensor, patch: int, how: Resampling) -> Tensor:
-    """A patch kernel (D, 3, k, k) to (D, 3, patch, patch)."""
+    """Resample a patch kernel (D, 3, k, k) to (D, 3, patch, patch)."""
     if kernel.shape[-1] == patch:
         return kernel
     if how == "bicubic":
@@ -50,7 +50,7 @@ def resample_kernel(kernel: Tensor, patch: int, how: Resampling) -> Tensor:
 def resample_positions(
     positions: Tensor, grid: tuple[int, int], old: tuple[int, int], how: Resampling, rule: PositionRule = "plain"
 ) -> Tensor:
-    """A position embedding (1, P + h w, D), old = (h, w), to another grid; the P rows of prefix tokens stay."""
+    """Resample positions (1, P + h w, D) from the grid old = (h, w) to another; the P rows of prefix tokens stay."""
     if grid == old:
         return positions
     prefix = positions.shape[1] - old[0] * old[1]

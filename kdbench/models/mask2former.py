@@ -46,7 +46,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the queries say before the first layer and after each, in this order, for deep supervision.
+    """The queries' predictions before the first layer and after each, in this order, for deep supervision.
 
     classes: (B, Q, K + 1) logits, the last class is "no object". masks: (B, Q, h, w) logits.
     """
@@ -67,7 +67,7 @@ class Network(Mask2FormerPreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def forward(self, levels: tuple[Tensor, ...]) -> Predictions:
-        """Levels (B, C_l, h_l, w_l), the finest first, to what each layer's queries predict at the finest grid."""
+        """Return each layer's predictions at the finest grid, from levels (B, C_l, h_l, w_l), the finest first."""
         # As in the authors' code: half precision would move the places that are sampled by a good part of a cell.
         with torch.autocast(levels[0].device.type, enabled=False):
             pixels = self.pixel_decoder([level.float() for level in levels])
@@ -77,7 +77,7 @@ class Network(Mask2FormerPreTrainedModel):  # type: ignore[misc]
 
 
 class Mask2FormerDecoder(nn.Module):
-    """The decoder of GKD's experiments, with Mask2Former's settings for semantic segmentation (formula sheet, 26.4)."""
+    """The decoder of GKD's experiments, with Mask2Former's settings for semantic segmentation."""
 
     SETTINGS: ClassVar[dict[str, Any]] = {
         "num_queries": 100,
@@ -108,14 +108,14 @@ class Mask2FormerDecoder(nn.Module):
         self.criterion = Criterion(config, {})
 
     def forward(self, features: Features) -> SegOutput:
-        """Logits (B, K, h, w) = log(S + 1e-6) of the last layer, on the finest level's grid; stride 4 for real nets."""
+        """Return logits (B, K, h, w) = log(S + 1e-6) of the last layer on the finest grid, stride 4 for real nets."""
         levels = _pyramid(features.levels) if self.token_maps else features.levels
         predictions: Predictions = self.network(levels)
         last = predictions.classes[-1], predictions.masks[-1]
         return SegOutput(features, (semantic_scores(*last) + FLOOR).log(), predictions, partial(semantic_scores, *last))
 
     def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """Class, mask and dice terms of matched queries, weighted and summed over the layers, each matched anew.
+        """Return class, mask and dice terms of matched queries, weighted and summed over layers, each matched anew.
 
         label (B, H, W) becomes one mask a class that is present (MaskFormer, section 3.1). Points are drawn from
         the global generator. Normalised within the process, by its own number of masks.
@@ -135,13 +135,13 @@ class Mask2FormerDecoder(nn.Module):
 
 
 class Criterion(Mask2FormerLoss):  # type: ignore[misc]
-    """transformers' losses of all layers, with one wait for the device: its own matching waits for every image of each.
+    """transformers' losses of all layers with one wait for the device; its own matching waits for each image and layer.
 
-    So every class has a mask, absent ones an empty one, and what is absent is left out where the costs have come.
+    Every class gets a mask, an absent one an empty mask, and absent classes are left out once the costs have come.
     """
 
     def forward(self, masks: Sequence[Tensor], classes: Sequence[Tensor], label: Tensor) -> list[dict[str, Tensor]]:
-        """Losses of each layer; its mask logits (B, Q, h, w), its class logits (B, Q, K + 1), label (B, H, W)."""
+        """Return each layer's losses, from mask logits (B, Q, h, w), class logits (B, Q, K + 1) and label (B, H, W)."""
         count = self.num_labels
         every = torch.arange(count, device=label.device)
         # Ignored pixels lie in no mask, as in mmseg.
@@ -160,7 +160,7 @@ class Criterion(Mask2FormerLoss):  # type: ignore[misc]
 
     @torch.no_grad()
     def _costs(self, masks: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
-        """What it costs that a query stands for a class (Q, K), over random points (Mask2Former, section 3.3)."""
+        """Return the costs (Q, K) of matching queries with classes, over random points (Mask2Former, section 3.3)."""
         points = torch.rand(1, self.num_points, 2, device=masks.device)
         seen, right = (sample_point(of[None], points, align_corners=False)[0] for of in (masks, targets))
         matcher = self.matcher
@@ -175,10 +175,10 @@ class Criterion(Mask2FormerLoss):  # type: ignore[misc]
 
 
 def _matched(costs: Tensor) -> tuple[list[list[tuple[Tensor, Tensor]]], int]:
-    """The cheapest pairs of queries and classes, from costs (L, B, Q, K) that are infinite where a class is absent.
+    """Match queries with classes at the least cost; costs (L, B, Q, K) are infinite where a class is absent.
 
-    Of each layer and image: queries (N,) and their classes (N,) on the costs' device. With them, the number of classes
-    that are present in the images together, at least 1.
+    Returns, for each layer and image, queries (N,) and their classes (N,) on the costs' device, and the number of
+    classes present in all images together, at least 1.
     """
     known = costs.cpu().numpy()
     found = []
@@ -195,7 +195,7 @@ def _matched(costs: Tensor) -> tuple[list[list[tuple[Tensor, Tensor]]], int]:
 
 
 def semantic_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Scores (B, K, h, w) of class logits (B, Q, K + 1) and mask logits (B, Q, h, w), in single precision.
+    """Return scores (B, K, h, w) of class logits (B, Q, K + 1) and mask logits (B, Q, h, w), in single precision.
 
     S_k = sum over q of softmax(c_q)_k sigmoid(m_q), "no object" dropped (MaskFormer, section 3.4). size: (H, W) that
     the mask logits are brought to before the sigmoid, as its authors and mmseg do: resized scores smear thin masks.
@@ -208,7 +208,7 @@ def semantic_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | None
 
 
 def _pyramid(levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Four maps (B, C, h, w) of one size as maps of 4, 2, 1 and 0.5 times the size (formula sheet, 26.3)."""
+    """Resample four maps (B, C, h, w) of one size to 4, 2, 1 and 0.5 times the size, as GKD does for a plain ViT."""
     return tuple(
         level if scale == 1 else F.interpolate(level, scale_factor=scale, mode="bilinear", align_corners=False)
         for level, scale in zip(levels, RESCALE, strict=True)

@@ -1,4 +1,4 @@
-"""An encoder with a decoder, and how to build one whose weights depend on the seed alone."""
+"""An encoder with a decoder, built so that initial weights depend on the seed alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Built = TypeVar("Built")
 
 
 class Segmentor(nn.Module):
-    """The networks behind kdbench.types.Segmentor."""
+    """An encoder with a decoder, as kdbench.types.Segmentor."""
 
     def __init__(self, encoder: Encoder, decoder: nn.Module) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class Segmentor(nn.Module):
         return self.encoder.spec
 
     def encode(self, image: Tensor, mask: Tensor | None = None, blocks: Sequence[int] = ()) -> Features:
-        """Features of images (B, 3, H, W) in [0, 1]."""
+        """Return the features of images (B, 3, H, W) in [0, 1]."""
         features: Features = self.encoder(image, mask, blocks)
         return features
 
     def decode(self, features: Features) -> SegOutput:
-        """Class logits from features."""
+        """Return class logits from features."""
         output: SegOutput = self.decoder(features)
         return output
 
@@ -45,20 +45,20 @@ class Segmentor(nn.Module):
         return self.decode(self.encode(image))
 
     def task_loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """The decoder's own loss for labels (B, H, W)."""
+        """Return the decoder's own loss for labels (B, H, W)."""
         loss: dict[str, Tensor] = self.decoder.loss(output, label)  # type: ignore[operator]
         return loss
 
 
 def seeded(build: Callable[[], Built], *purpose: object) -> Built:
-    """Builds something whose random initial weights depend on the purpose alone; the global generator is left alone."""
+    """Build something whose random weights depend on the purpose alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_from("init", *purpose))
         return build()
 
 
 def build_decoder(name: str, spec: FeatureSpec, classes: int) -> nn.Module:
-    """A decoder by the name that the protocol gives it."""
+    """Build a decoder by its name in the protocol."""
     if name not in DECODERS:
         raise unknown("decoder", name, DECODERS)
     return DECODERS[name](spec, classes)

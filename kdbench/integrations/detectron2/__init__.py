@@ -1,4 +1,4 @@
-"""detectron2: our domains in its catalogs, its semantic FPN as a student, its evaluator on our models."""
+"""detectron2: kdbench's domains in its catalogs, its semantic FPN as a student, its evaluator on kdbench's models."""
 
 # First, because it says in a sentence where detectron2 is missing.
 from kdbench.integrations.detectron2.student import FPNEncoder, SemanticFPN, student_from_config  # isort: skip

@@ -1,8 +1,8 @@
-"""Our domains in detectron2's catalogs.
+"""Registers kdbench's domains in detectron2's catalogs.
 
-A record's files are names under `kdbench://`, which detectron2's own file reader opens by way of our adapters. A plain
-path would be read past them: stored label values in place of classes, nothing at all out of an archive, and an image
-turned by its EXIF data but not its label.
+A record's file names begin with `kdbench://`; detectron2's own file reader opens them through kdbench's adapters. Plain
+paths would bypass these: stored label values in place of classes, no archives, and an image turned by its EXIF data but
+not its label.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class SampleFiles(PathHandler):  # type: ignore[misc]
         self._held: tuple[str, int, Tensor, Tensor] | None = None
 
     def add(self, name: str, samples: DomainSet) -> None:
-        """Serves a set under a name, in place of what had the name before."""
+        """Serve a set under a name, in place of what had the name before."""
         self._sets[name] = samples
         self._held = None
 
     def remove(self, name: str) -> None:
-        """Serves a name no more."""
+        """Stop serving a name."""
         del self._sets[name]
         self._held = None
 
     def read(self, path: str) -> tuple[Tensor, Tensor]:
-        """Image (3, H, W) and label (H, W), uint8, of the sample that a name belongs to."""
+        """Return image (3, H, W) and label (H, W), uint8, of the sample that a name belongs to."""
         name, index, _ = self._parse(path)
         held = self._held
         # An image is followed by its label, and a set decodes both at once.
@@ -96,12 +96,12 @@ PathManager.register_handler(_FILES, allow_override=True)
 
 
 def read_sample(name: str) -> tuple[Tensor, Tensor]:
-    """Image (3, H, W) and label (H, W), uint8, of the sample that a record's file name belongs to."""
+    """Return image (3, H, W) and label (H, W), uint8, of the sample that a record's file name belongs to."""
     return _FILES.read(name)
 
 
 def load_label(name: str, dtype: Any = None) -> np.ndarray:
-    """A record's label (H, W), a copy; what SemSegEvaluator takes as `sem_seg_loading_fn`."""
+    """Return a copy of a record's label (H, W), as SemSegEvaluator's `sem_seg_loading_fn`."""
     return np.array(read_sample(name)[1].numpy(), dtype)
 
 
@@ -121,7 +121,7 @@ class _Split:
         return ADAPTERS[self.dataset]
 
     def shows_as(self, other: _Split) -> bool:
-        """Whether the two are the same images with the same classes."""
+        """Return whether the two are the same images with the same classes."""
         return (self.dataset, self.parts, self.labels) == (other.dataset, other.parts, other.labels)
 
 
@@ -130,7 +130,7 @@ def register(
     benchmarks: Iterable[str] | None = None,
     label_maps: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Registers the real domains of benchmarks and returns their names, e.g. `kdbench/cityscapes/val`.
+    """Register the real domains of benchmarks and return their names, e.g. `kdbench/cityscapes/val`.
 
     Sources are registered for training, targets and sources for validation, as the benchmark splits them outside any
     protocol; images and labels keep their own size. benchmarks: names or paths of files; where None, all, without the
@@ -157,7 +157,7 @@ def register(
 
 
 def register_samples(name: str, samples: DomainSet, labels: LabelSpace) -> None:
-    """Registers any set of samples, in place of what had the name before; its files are looked up when it is read."""
+    """Register any set of samples, in place of what had the name before; its files are looked up when it is read."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
             catalog.remove(name)
@@ -172,7 +172,7 @@ def register_samples(name: str, samples: DomainSet, labels: LabelSpace) -> None:
 
 
 def unregister(name: str) -> None:
-    """Takes a set out of the catalogs."""
+    """Remove a set from the catalogs."""
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
     _FILES.remove(name)
@@ -183,7 +183,7 @@ def _load(names: Iterable[str]) -> dict[str, Benchmark]:
 
 
 def _collect(benchmarks: Iterable[Benchmark]) -> dict[str, _Split]:
-    """Every domain's splits by name; two benchmarks may share a domain, but not a name for different images."""
+    """Collect every domain's splits by name; benchmarks may share a domain, but not a name for different images."""
     found: dict[str, _Split] = {}
     for benchmark in benchmarks:
         for name, split in _splits(benchmark):
@@ -206,7 +206,7 @@ def _splits(benchmark: Benchmark) -> Iterator[tuple[str, _Split]]:
 
 
 def _records(name: str, samples: DomainSet) -> list[dict[str, Any]]:
-    """One record a sample. Height and width are left to the mapper, which has the image open."""
+    """Return one record a sample. Height and width are left to the mapper, which has the image open."""
     return [
         {
             "file_name": f"{PREFIX}{name}/{index}/image",
@@ -219,7 +219,7 @@ def _records(name: str, samples: DomainSet) -> list[dict[str, Any]]:
 
 
 def _origin(samples: DomainSet, index: int) -> dict[str, str]:
-    """The sample's domain and, of a real one, its key and its files as they lie on disk, for people."""
+    """Return, for people, the sample's domain and, of a real one, its key and its files on disk."""
     found = {"domain": samples.domain}
     if isinstance(samples, RealSet):
         sample = samples.pairs[index]

@@ -1,4 +1,4 @@
-"""Our models under detectron2's evaluator."""
+"""Evaluates models with detectron2's evaluator."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def evaluate(
     evaluation: Evaluation,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """SemSegEvaluator's scores in percent (`mIoU`, `IoU-road`, ...) of the predictions that we would score ourselves.
+    """Return SemSegEvaluator's scores in percent (`mIoU`, `IoU-road`, ...) of the predictions that kdbench would score.
 
-    A class that is predicted but nowhere in the ground truth has no IoU there, and IoU 0 in our own scores.
+    A class that is predicted but nowhere in the ground truth has no IoU there, and IoU 0 in kdbench's own scores.
     """
     model.eval()
     device = device or torch.device("cpu")
@@ -47,7 +47,7 @@ def evaluate(
 def _scores(
     model: nn.Module, image: Tensor, label: Tensor, labels: LabelSpace, evaluation: Evaluation, device: torch.device
 ) -> Tensor:
-    """The prediction as scores (K, h, w), 1 for the predicted class: SemSegEvaluator takes their argmax."""
+    """Return the prediction as scores (K, h, w), 1 for the predicted class: SemSegEvaluator takes their argmax."""
     classes = len(labels)
     if bool(((label >= classes) & (label != IGNORE)).any()):
         raise KdbenchError(f"a label has classes beyond the {classes} of '{labels.name}'. Give its own label space.")

@@ -448,18 +448,6 @@ def test_a_class_that_is_predicted_but_nowhere_labelled_counts_with_us_alone(d2:
     assert abs(miou(ours) - labelled.sum() / 3) < 1e-6
 
 
-def test_scores_of_a_network_on_a_real_set_agree_with_ours(d2: ModuleType, trees: Any) -> None:
-    trees.make("cityscapes")
-    scan = ADAPTERS["cityscapes"].scan(trees.root)
-    samples = RealSet("cityscapes", scan, ("val",), Native())
-    torch.manual_seed(0)
-    network = Mixed(19)
-    theirs, ours = both(d2, network, samples, benchmark.CITYSCAPES)
-    # Every class is labelled in these files, so none is predicted alone.
-    assert largest_difference(theirs, ours, benchmark.CITYSCAPES) < 1e-6
-    assert theirs["mIoU"] > 0.5
-
-
 class Mixed(nn.Module):
     """Logits at half the size that depend on the pixels around."""
 

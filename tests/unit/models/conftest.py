@@ -1,4 +1,4 @@
-"""One encoder a role, built once; tests leave its weights as they are."""
+"""One encoder a model, built once; tests leave its weights as they are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def encoder_of(name: str) -> Encoder:
 
 @pytest.fixture
 def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """The encoder of the role that the test is parametrised with."""
+    """The encoder of the model that the test is parametrised with."""
     return encoder_of(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Every role's encoder: shapes as announced, the final map after its norm, and masks that hide."""
+"""Encoders: shapes as announced, the final map after its norm, masks that hide, other patch sizes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ import numpy as np
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor
 
 from kdbench.errors import KdbenchError
 from kdbench.models import backbones
-from kdbench.models.backbones import Encoder, PyramidEncoder, TokenEncoder, build_toy
-from kdbench.models.registry import MODELS, TOY_MODELS
+from kdbench.models.backbones import (
+    Encoder,
+    PyramidEncoder,
+    SamEncoder,
+    TokenEncoder,
+    build_pretrained,
+    build_toy,
+)
+from kdbench.models.geometry import Geometry
+from kdbench.models.registry import MODELS, TOY_MODELS, ModelSpec, find_model
 from kdbench.models.segmentor import seeded
 from kdbench.types import Features
 
 HEIGHT, WIDTH = 32, 64
 # Of the token networks one of each kind and depth; the others differ in width alone.
 TOKENS = ["dinov2-s", "dinov2-b", "eva02-s", "deit-s"]
-PYRAMIDS = [name for name, role in MODELS.items() if role.kind in ("resnet", "pvt")]
+PYRAMIDS = [name for name, spec in MODELS.items() if spec.kind in ("resnet", "pvt")]
 ONE_OF_EACH_KIND = ["dinov2-s", "eva02-s", "deit-s", "resnet18", "resnet50", "mit-b0"]
 
 
-def roles(names: list[str]) -> pytest.MarkDecorator:
+def models(names: list[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("encoder", names, indirect=True)
 
 
@@ -54,7 +64,7 @@ def grid_of(encoder: Encoder) -> tuple[int, int]:
     return HEIGHT // encoder.spec.final_stride, WIDTH // encoder.spec.final_stride
 
 
-@roles(list(TOY_MODELS))
+@models(list(TOY_MODELS))
 def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
     spec, features = encoder.spec, encoder(images(2, HEIGHT, WIDTH), blocks=(0, 1))
     assert len(features.levels) == len(spec.channels) == len(spec.strides)
@@ -66,7 +76,7 @@ def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
     assert all(block.ndim == 4 and len(block) == 2 for block in features.blocks.values())
 
 
-@roles(ONE_OF_EACH_KIND)
+@models(ONE_OF_EACH_KIND)
 def test_blocks_are_counted_from_either_end_and_are_as_wide_as_announced(encoder: Encoder, images) -> None:
     count = len(encoder.spec.blocks)
     asked = [*range(-1, -count - 1, -1), *range(count)]
@@ -79,7 +89,7 @@ def test_blocks_are_counted_from_either_end_and_are_as_wide_as_announced(encoder
     assert not any(torch.equal(blocks[number], blocks[-1]) for number in range(count - 1))
 
 
-@roles(["dinov2-b", "resnet50", "mit-b0"])
+@models(["dinov2-b", "resnet50", "mit-b0"])
 @pytest.mark.parametrize("beyond", [0, -1])
 def test_a_block_beyond_either_end_is_refused(encoder: Encoder, beyond: int, images) -> None:
     count = len(encoder.spec.blocks)
@@ -89,31 +99,22 @@ def test_a_block_beyond_either_end_is_refused(encoder: Encoder, beyond: int, ima
         encoder(images(1, HEIGHT, WIDTH), blocks=(0, wrong))
 
 
-@roles(list(TOY_MODELS))
-def test_small_images_keep_a_grid_to_distil(encoder: Encoder, request: pytest.FixtureRequest) -> None:
-    kind = MODELS[request.node.callspec.params["encoder"]].kind
-    strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
-    assert encoder.spec.strides == strides[kind]
-    assert encoder.spec.final_stride == strides[kind][-1]
-
-
-@roles(list(TOY_MODELS))
-def test_the_class_token_flag_is_set_for_token_networks_alone(encoder: Encoder, images) -> None:
-    features = encoder(images(2, HEIGHT, WIDTH))
-    mean = features.final.mean((2, 3))
-    assert encoder.spec.class_token == isinstance(encoder, TokenEncoder)
-    assert torch.allclose(features.pooled, mean, atol=1e-6) == (not encoder.spec.class_token)
-
-
-@roles(list(TOY_MODELS))
-def test_residual_networks_alone_are_convolutional_and_have_batch_norms(
-    encoder: Encoder, request: pytest.FixtureRequest
+@models(list(TOY_MODELS))
+def test_small_images_keep_a_grid_and_specs_say_what_a_network_is(
+    encoder: Encoder, request: pytest.FixtureRequest, images
 ) -> None:
-    residual = request.node.callspec.params["encoder"].startswith("resnet")
-    assert (encoder.spec.convolutional, encoder.spec.batch_norms) == (residual, residual)
+    kind, spec = MODELS[request.node.callspec.params["encoder"]].kind, encoder.spec
+    strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
+    assert (spec.strides, spec.final_stride) == (strides[kind], strides[kind][-1])
+    assert (spec.convolutional, spec.batch_norms) == (kind == "resnet", kind == "resnet")
+    assert spec.class_token == (kind in ("vit", "eva"))
+    features = encoder(images(2, HEIGHT, WIDTH))
+    assert torch.allclose(features.pooled, features.final.mean((2, 3)), atol=1e-6) == (not spec.class_token)
+    assert not {"mean", "std"} & set(encoder.state_dict())
+    assert not build_toy(MODELS[request.node.callspec.params["encoder"]]).mask_token.any()
 
 
-@roles(TOKENS)
+@models(TOKENS)
 def test_final_and_pooled_are_the_tokens_after_the_last_norm(encoder: TokenEncoder, images) -> None:
     image = images(2, HEIGHT, WIDTH)
     features, expected = encoder(image), encoder.body.forward_features(normalised(image))
@@ -126,7 +127,7 @@ def test_final_and_pooled_are_the_tokens_after_the_last_norm(encoder: TokenEncod
     assert not torch.allclose(features.levels[-1], features.final, atol=1e-2)
 
 
-@roles(TOKENS)
+@models(TOKENS)
 def test_levels_are_the_blocks_at_the_papers_fractions_of_the_depth(encoder: TokenEncoder, images) -> None:
     depth = len(encoder.body.blocks)
     seen: list[Tensor] = []
@@ -146,12 +147,11 @@ def test_levels_are_the_blocks_at_the_papers_fractions_of_the_depth(encoder: Tok
 
 @pytest.mark.parametrize(("depth", "taps"), [(12, (3, 5, 7, 11)), (24, (7, 11, 15, 23))])
 def test_taps_of_the_papers_depths(depth: int, taps: tuple[int, ...]) -> None:
-    role = MODELS["deit-s"]
-    small = {**role.toy, "depth": depth, "embed_dim": 32, "num_heads": 1}
-    assert build_toy(type(role)("any", "local", "vit", small)).taps == taps
+    small = {**MODELS["deit-s"].toy, "depth": depth, "embed_dim": 32, "num_heads": 1}
+    assert build_toy(ModelSpec("any", "local", "vit", small)).taps == taps
 
 
-@roles(PYRAMIDS)
+@models(PYRAMIDS)
 def test_a_pyramids_final_map_is_its_last_level(encoder: PyramidEncoder, images) -> None:
     image = images(2, HEIGHT, WIDTH)
     features = encoder(image)
@@ -159,7 +159,7 @@ def test_a_pyramids_final_map_is_its_last_level(encoder: PyramidEncoder, images)
     assert torch.allclose(features.final, encoder.body.forward_features(normalised(image)), atol=1e-5)
 
 
-@roles(ONE_OF_EACH_KIND)
+@models(ONE_OF_EACH_KIND)
 @pytest.mark.parametrize("size", [(64, 32), (48, 80)])
 def test_other_image_sizes_than_the_one_it_was_built_for(encoder: Encoder, size: tuple[int, int], images) -> None:
     features = encoder(images(1, *size))
@@ -179,7 +179,7 @@ def cut(map_: Tensor, size: tuple[int, int], patch: int) -> np.ndarray:
     return np.apply_along_axis(along, 3, rows, size[1])
 
 
-@roles(TOKENS)
+@models(TOKENS)
 @pytest.mark.parametrize("size", [(29, 64), (32, 59), (27, 57)])
 def test_an_image_that_patches_do_not_divide_is_padded_and_its_maps_are_cut(
     encoder: TokenEncoder, size: tuple[int, int], images
@@ -207,7 +207,7 @@ def test_the_cells_of_a_cut_map_divide_the_image_evenly(size: tuple[int, int], p
     assert np.allclose(found[1].numpy(), np.maximum(columns, patch / 2)[None].repeat(grid[0], 0))
 
 
-@roles(TOKENS)
+@models(TOKENS)
 def test_pixels_of_hidden_patches_do_not_reach_any_output(encoder: TokenEncoder, images) -> None:
     mask = torch.zeros(2, 4, 8, dtype=torch.bool)
     mask[0, 1, 2:6] = mask[1, :, 7] = True
@@ -218,7 +218,7 @@ def test_pixels_of_hidden_patches_do_not_reach_any_output(encoder: TokenEncoder,
     assert not same(encoder(image, None, (0, 3)), encoder(repainted, None, (0, 3)))
 
 
-@roles(TOKENS)
+@models(TOKENS)
 def test_hidden_patches_keep_their_position(encoder: TokenEncoder, images) -> None:
     # The mask token stands in before the position embedding is added; all alike, attention could not tell them apart.
     final = encoder(images(1, HEIGHT, WIDTH), torch.ones(1, 4, 8, dtype=torch.bool)).final
@@ -226,7 +226,7 @@ def test_hidden_patches_keep_their_position(encoder: TokenEncoder, images) -> No
     assert torch.pdist(tokens).min() > 1e-2
 
 
-@roles(TOKENS)
+@models(TOKENS)
 def test_masks_are_on_the_grid_of_the_image_at_hand(encoder: TokenEncoder, images) -> None:
     mask = torch.zeros(1, 8, 4, dtype=torch.bool)
     mask[0, 6, 1] = True
@@ -236,7 +236,7 @@ def test_masks_are_on_the_grid_of_the_image_at_hand(encoder: TokenEncoder, image
     assert same(encoder(image, mask), encoder(repainted, mask))
 
 
-@roles(ONE_OF_EACH_KIND)
+@models(ONE_OF_EACH_KIND)
 def test_a_mask_changes_the_output_and_an_empty_one_does_not(encoder: Encoder, images) -> None:
     image, mask = images(2, HEIGHT, WIDTH), torch.zeros(2, *grid_of(encoder), dtype=torch.bool)
     plain = encoder(image)
@@ -247,7 +247,7 @@ def test_a_mask_changes_the_output_and_an_empty_one_does_not(encoder: Encoder, i
     assert same(plain, encoder(image))
 
 
-@roles(ONE_OF_EACH_KIND)
+@models(ONE_OF_EACH_KIND)
 def test_a_mask_hides_its_own_image_alone(encoder: Encoder, images) -> None:
     image, mask = images(3, HEIGHT, WIDTH), torch.zeros(3, *grid_of(encoder), dtype=torch.bool)
     mask[1] = True
@@ -255,14 +255,14 @@ def test_a_mask_hides_its_own_image_alone(encoder: Encoder, images) -> None:
     assert [same(plain, masked, at) for at in range(3)] == [True, False, True]
 
 
-@roles(PYRAMIDS)
+@models(PYRAMIDS)
 def test_a_fully_hidden_image_shows_nothing_of_its_pixels(encoder: PyramidEncoder, images) -> None:
     mask = torch.ones(1, *grid_of(encoder), dtype=torch.bool)
     first, second = (encoder(images(1, HEIGHT, WIDTH, seed), mask) for seed in (0, 1))
     assert same(first, second)
 
 
-@roles(PYRAMIDS)
+@models(PYRAMIDS)
 @pytest.mark.parametrize("at", [(0, 0), (1, 2), (3, 7)])
 def test_a_pyramids_mask_hides_the_stems_cells_under_it(encoder: PyramidEncoder, at: tuple[int, int], images) -> None:
     # A stem of stride 4 under a mask of stride 8: 2 x 2 cells a position, replaced by the mask token.
@@ -281,7 +281,7 @@ def test_a_pyramids_mask_hides_the_stems_cells_under_it(encoder: PyramidEncoder,
     assert torch.equal(masked[~hidden], plain[~hidden])
 
 
-@roles(ONE_OF_EACH_KIND)
+@models(ONE_OF_EACH_KIND)
 def test_the_mask_token_learns(encoder: Encoder, images) -> None:
     mask = torch.zeros(1, *grid_of(encoder), dtype=torch.bool)
     mask[0, 0] = True
@@ -292,23 +292,118 @@ def test_the_mask_token_learns(encoder: Encoder, images) -> None:
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_the_mask_token_starts_at_zero(name: str) -> None:
-    assert not build_toy(MODELS[name]).mask_token.any()
+# ---- real networks
+
+SMALL = ["timm/test_vit", "timm/test_convnext", "timm/test_byobnet", "timm/mobilenetv3_small_050", "mit-b0", "resnet18"]
+LARGE = ["dinov2-s", "dinov2-s-reg", "dinov3-s", "eva02-s", "clip-b", "sam-b", "deit-s", "dino-s", "resnet50",
+         "convnext-t", "mobilenetv3-l", "mit-b2"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_seeded_builds_are_equal_and_leave_the_global_generator_alone(name: str) -> None:
-    def build(purpose: str) -> dict[str, Tensor]:
-        return seeded(lambda: build_toy(MODELS[name]), purpose).state_dict()
-
-    state = torch.get_rng_state()
-    first, again, other = build("one"), build("one"), build("another")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+def built(name: str) -> Encoder:
+    return seeded(lambda: build_pretrained(find_model(name)), "test", name).eval()
 
 
-def test_normalisation_is_no_part_of_the_weights() -> None:
-    state = build_toy(MODELS["deit-s"]).state_dict()
-    assert not {"mean", "std"} & set(state)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+@torch.no_grad()
+def test_shapes_are_as_announced_and_a_mask_hides_what_it_covers(name: str) -> None:
+    encoder = built(name)
+    encoder.adapt(Geometry(16, (64, 96), "bicubic"))
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    spec = encoder.spec
+    features = encoder(image, blocks=range(-len(spec.blocks), 0))
+    assert tuple(block.shape[1] for block in features.blocks.values()) == spec.blocks
+    for level, channels, stride in zip(features.levels, spec.channels, spec.strides, strict=True):
+        assert level.shape == (1, channels, 64 // stride, 96 // stride)
+    assert features.final.shape == (1, spec.final_channels, 64 // spec.final_stride, 96 // spec.final_stride)
+    assert features.pooled.shape == (1, spec.final_channels)
+    # With all of the image hidden another image gives the same features.
+    hidden = torch.ones(1, 4, 6, dtype=torch.bool)
+    assert torch.equal(encoder(image, hidden).final, encoder(1 - image, hidden).final)
+    assert not torch.equal(encoder(image, hidden).final, features.final)
+
+
+@pytest.mark.parametrize(
+    ("name", "depends"),
+    [("mit-b0", False), ("timm/test_convnext", False), ("timm/test_vit", False), ("resnet18", True),
+     ("timm/test_byobnet", True), ("timm/mobilenetv3_small_050", True)],
+)  # fmt: skip
+@torch.no_grad()
+def test_batch_norms_are_told_by_what_they_do(name: str, depends: bool) -> None:
+    encoder = built(name).train()
+    for module in encoder.modules():
+        # MiT drops paths at random while it trains.
+        module.train("Drop" not in type(module).__name__)
+    encoder.adapt(Geometry(16, (64, 96), "bicubic"))
+    first, second = torch.rand(2, 2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    beside, alone = encoder(torch.cat((first, second))).final[:2], encoder(first).final
+    assert encoder.spec.batch_norms == depends
+    assert torch.allclose(beside, alone, atol=1e-4) == (not depends)
+
+
+def test_a_vit_at_its_own_patch_size_gives_what_timm_gives() -> None:
+    encoder = built("timm/test_vit")
+    body = encoder.body
+    assert isinstance(body, VisionTransformer)
+    assert isinstance(encoder, TokenEncoder)
+    image = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        features = encoder(image)
+        tokens = body.forward_features((image - encoder.mean) / encoder.std)
+    assert torch.allclose(features.final, tokens[:, 1:].transpose(1, 2).reshape(2, 64, 10, 10), atol=1e-6)
+    assert torch.allclose(features.pooled, tokens[:, 0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_another_patch_size_and_back_through_the_weights() -> None:
+    encoder = built("timm/test_vit")
+    native = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder.adapt(Geometry(14, (112, 112), "bicubic"))
+    assert encoder.spec.strides == (14,) * 4
+    assert encoder(torch.rand(1, 3, 112, 112)).final.shape == (1, 64, 8, 8)
+    # What a stage at another patch size left behind is loaded as it is, and so are the first weights again.
+    adapted = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    other = built("timm/test_vit")
+    other.load_state_dict(adapted)
+    assert all(torch.equal(adapted[name], tensor) for name, tensor in other.state_dict().items())
+    other.load_state_dict(native)
+    assert all(torch.equal(native[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
+    with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
+        build_pretrained(find_model("timm/resnet5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm/resnet5O", r"unknown network of timm 'resnet5O'\..* These are the nearest"),
+        ("timm/resnet18.nosuchtag", r"unknown weights of timm's 'resnet18' 'nosuchtag'\..*Known: .*a1_in1k"),
+        (
+            "timm/swin_tiny_patch4_window7_224",
+            r"no maps of images of 64 x 96 pixels \(.*takes images of any size",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_an_error_of_one_paragraph(name: str, message: str) -> None:
+    with pytest.raises(KdbenchError, match=message) as error:
+        build_pretrained(find_model(name))
+    assert len(str(error.value)) < 1500
+
+
+@torch.no_grad()
+def test_sams_encoder_pads_an_image_that_its_patches_do_not_divide() -> None:
+    body = VisionTransformerSAM(
+        img_size=64, embed_dim=32, depth=6, num_heads=2, num_classes=0, neck_chans=24, window_size=2,
+        global_attn_indexes=(5,),
+    )  # fmt: skip
+    encoder = seeded(lambda: SamEncoder(body), "test").eval()
+    picture = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    image = picture[..., :57, :83]
+    whole = encoder.mean.expand(1, 3, 64, 96).clone()
+    whole[..., :57, :83] = image
+    found, expected = encoder(image, blocks=(-2,)), encoder(whole, blocks=(4,))
+    assert found.final.shape == expected.final.shape == (1, 24, 4, 6)
+    assert encoder.spec.blocks == (32,) * 6
+    assert torch.equal(found.blocks[-2], backbones.cut(expected.blocks[4], (57, 83), 16))
+    assert torch.equal(found.final, backbones.cut(expected.final, (57, 83), 16))

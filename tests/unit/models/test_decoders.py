@@ -122,14 +122,6 @@ def test_loss_equals_a_loop_over_labelled_pixels(grid: tuple[int, int], label: T
     assert pixel_cross_entropy(logits, label).item() == pytest.approx(cross_entropy(logits, label), rel=1e-5)
 
 
-def test_task_loss_is_that_of_the_output(label: Tensor) -> None:
-    decoder, features = LightDecoder(SPEC, CLASSES), maps(2, (32, 48))
-    output = decoder(features)
-    terms = decoder.loss(output, label)
-    assert set(terms) == {"task"}
-    assert terms["task"].item() == pytest.approx(cross_entropy(output.logits, label), rel=1e-5)
-
-
 def test_ignored_pixels_get_no_gradient(label: Tensor) -> None:
     logits = torch.zeros(2, CLASSES, 8, 12, requires_grad=True)
     pixel_cross_entropy(logits, label).backward()

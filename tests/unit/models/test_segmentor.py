@@ -38,19 +38,9 @@ def test_encode_hands_on_masks_and_blocks(segmentor: Segmentor, images) -> None:
     assert not torch.allclose(masked.final, segmentor.encode(image).final, atol=1e-3)
 
 
-def test_spec_is_the_encoders(segmentor: Segmentor) -> None:
-    assert segmentor.spec is segmentor.encoder.spec
-
-
 def test_task_loss_is_the_decoders(segmentor: Segmentor, images) -> None:
     output, label = segmentor(images(1, 32, 64)), torch.ones(1, 32, 64, dtype=torch.long)
     assert segmentor.task_loss(output, label)["task"] == pixel_cross_entropy(output.logits, label)
-
-
-def test_images_of_a_batch_do_not_influence_each_other(segmentor: Segmentor, images) -> None:
-    image = images(3, 32, 64)
-    with torch.no_grad():
-        assert torch.allclose(segmentor(image).logits[1:2], segmentor(image[1:2]).logits, atol=1e-5)
 
 
 def test_seeded_decoders_are_equal_and_leave_the_global_generator_alone(encoder) -> None:

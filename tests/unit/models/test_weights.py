@@ -208,7 +208,7 @@ def test_a_layer_scale_without_its_layer_is_refused(written: Any) -> None:
 
 @pytest.fixture
 def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A DINOv2 with registers as the role `tiny`, and its weights as Meta names them."""
+    """A DINOv2 with registers as the model `tiny`, and its weights as Meta names them."""
     monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", "foundation", network="tiny_dinov2_reg", weights="x"))
     torch.manual_seed(4)
     body = timm.create_model("tiny_dinov2_reg", num_classes=0).requires_grad_(False)
