@@ -57,6 +57,11 @@ ARROWS = {
     ),
     "kdbench.tools": ("kdbench",),
     "kdbench.integrations": ("kdbench",),
+    "kdbench.api": ("kdbench",),
+    "kdbench.student": (
+        *SMALL, "kdbench.api", "kdbench.engine", "kdbench.data", "kdbench.models", "kdbench.paths", "kdbench.protocol",
+        "kdbench.records", "kdbench.spec",
+    ),
     "kdbench.cli": ("kdbench",),
     "kdbench.methods": ("kdbench.method", "kdbench.types", "kdbench.losses"),
     "kdbench.benchmarks": ("kdbench.benchmark",),

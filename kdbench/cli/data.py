@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from tabulate import tabulate
 
-from kdbench.cli.shared import DataRoot, StoreOption, needed, out, resumable, servable
+from kdbench.api import servable_benchmarks
+from kdbench.cli.shared import DataRoot, StoreOption, needed, out, resumable
 from kdbench.errors import KdbenchError, unknown
 from kdbench.paths import default_store
 from kdbench.plugins import benchmark_names
@@ -67,7 +68,10 @@ def preview(
     from kdbench.data.datasets import ADAPTERS
     from kdbench.tools.preview import preview_benchmarks, preview_data_set
 
-    chosen, benchmarks = split_list(names, servable(data_root) if names == "all" else None), benchmark_names()
+    chosen, benchmarks = (
+        split_list(names, servable_benchmarks(data_root) if names == "all" else None),
+        benchmark_names(),
+    )
     for name in chosen:
         if name not in ADAPTERS and name not in benchmarks:
             raise unknown("benchmark or data set", name, {*ADAPTERS, *benchmarks})

@@ -1,4 +1,4 @@
-"""`kdbench run`: what trains and tests."""
+"""`kdbench run`: train, evaluate and rank."""
 
 from __future__ import annotations
 
@@ -9,26 +9,12 @@ import typer
 from rich.console import Console
 
 from kdbench import __version__
+from kdbench.api import make_request
 from kdbench.cli.boards import Asked, Output, print_boards
-from kdbench.cli.shared import (
-    DataRoot,
-    Device,
-    Label,
-    ProtocolName,
-    Results,
-    Seeds,
-    Settings,
-    StoreOption,
-    complain,
-    out,
-    resumable,
-    servable,
-    usable_methods,
-)
+from kdbench.cli.shared import DataRoot, Device, Results, StoreOption, complain, out, resumable
 from kdbench.errors import KdbenchError
-from kdbench.models.registry import NAMED_PAIRS
-from kdbench.paths import default_results, default_store
-from kdbench.spec import RunSpec, parse_fraction, parse_label_maps, parse_seeds, parse_settings, split_list
+from kdbench.protocol import Protocol
+from kdbench.spec import RunSpec
 
 
 def run(
@@ -41,9 +27,9 @@ def run(
         ),
     ],
     benchmark: Annotated[
-        str, typer.Option(help="Benchmarks, comma-separated, or `all` that the world serves.")
+        str, typer.Option(help="Benchmarks, comma-separated, or `all` that the data source serves.")
     ] = "all",
-    protocol: ProtocolName = "mini",
+    protocol: Annotated[str, typer.Option(help="smoke, mini, paper or paper-text.")] = "mini",
     budget: Annotated[
         Literal["published", "equal"],
         typer.Option(
@@ -58,9 +44,9 @@ def run(
         ),
     ] = "bicubic",
     data_root: DataRoot = None,
-    seed: Seeds = "0",
-    set_: Settings = None,
-    as_: Label = "",
+    seed: Annotated[str, typer.Option(help="Seeds, comma-separated; 0-4 is a range.")] = "0",
+    set: Annotated[list[str] | None, typer.Option(help="option=value, or method.option=value; repeatable.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")] = "",
     label_fraction: Annotated[
         str, typer.Option(help="Part of the labelled source images that has labels, e.g. 1/16; drawn by the seed.")
     ] = "1",
@@ -77,7 +63,7 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, help="Processes, one a device; under torchrun or srun as many as it starts.")
     ] = 1,
-    compile_: Annotated[
+    compile: Annotated[
         bool, typer.Option("--compile", help="Train encoders through torch.compile; refused where it changes them.")
     ] = False,
     results: Results = None,
@@ -94,49 +80,17 @@ def run(
     ] = None,
 ) -> None:
     """Train, test and rank: the grid of methods, pairs, benchmarks and seeds. What is done already is skipped."""
-    spec = RunSpec(
-        methods=split_list(method, usable_methods() if method == "all" else None),
-        pairs=split_list(pair, NAMED_PAIRS),
-        benchmarks=split_list(benchmark, servable(data_root, protocol) if benchmark.strip() == "all" else None),
-        protocol=protocol,
-        budget=budget,
-        resampling=resampling,
-        seeds=parse_seeds(seed),
-        data_root=data_root,
-        settings=parse_settings(set_ or ()),
-        label=as_,
-        label_fraction=parse_fraction(label_fraction),
-        label_maps=parse_label_maps(label_map or ()),
-        workers=workers,
-        weights_dir=weights_dir,
-        device=device,
-        devices=devices,
-        results=results or default_results(),
-        store=store or default_store(),
-        fresh=fresh,
-        references=references,
-        compiled=compile_,
-        watch=_trackers(watch),
-    )
+    options: dict[str, Any] = locals()
+    dry_run, pictures = options.pop("dry_run"), options.pop("pictures")
     with resumable():
-        failed = _run(spec, dry_run, pictures)
+        failed = _run(make_request(complain, **options), dry_run, pictures)
     if failed:
         complain(f"{failed} cell{'s' * (failed > 1)} failed; the board says why. The same command tries them again.")
         raise typer.Exit(1)
 
 
-def _trackers(watch: str | None) -> tuple[str, ...]:
-    from kdbench.engine.tracking import DEFAULT, find_trackers, install_command
-
-    found = find_trackers(watch)
-    if watch is None and not found:
-        complain(
-            f"{DEFAULT} is not installed, so that nothing is written for it. Install it: {install_command(DEFAULT)}"
-        )
-    return found
-
-
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
+    """Run or describe the cells; return how many failed."""
     from kdbench.cli.console import progress_for
     from kdbench.engine.grid import expand, make_context, run_grid
     from kdbench.engine.preflight import describe
@@ -149,14 +103,13 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
         raise KdbenchError("--pictures are drawn by one process: run the same command again without several.")
     cells = expand(spec, context)
     if not context.fabric.is_global_zero:
-        # What is said, the first process says.
+        # The first process prints for all.
         return 0 if dry_run else sum(done.record.status != "done" for done in run_grid(spec, context, cells))
+    out(_heading(context.protocol, len(cells), spec))
     if dry_run:
-        out(_heading(context.protocol, len(cells), spec))
         for line in describe(context, cells):
             out(line)
         return 0
-    console.print(_heading(context.protocol, len(cells), spec), highlight=False, markup=False, soft_wrap=True)
     succeeded, ran = [], 0
     for done in run_grid(spec, context, cells):
         ran += not done.cached
@@ -176,6 +129,6 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     return len(cells) - len(succeeded)
 
 
-def _heading(protocol: Any, cells: int, spec: RunSpec) -> str:
+def _heading(protocol: Protocol, cells: int, spec: RunSpec) -> str:
     where = f"the data sets under {spec.data_root}" if spec.data_root else "the built-in synthetic world"
     return f"kdbench {__version__}: {cells} cells, protocol {protocol.id} ({protocol.summary}), {where}"

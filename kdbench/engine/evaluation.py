@@ -56,7 +56,7 @@ def deploy(context: RunContext, plan: Plan, snapshot: int = -1) -> nn.Module:
     networks, last = plan.networks, plan.stages[-1]
     weights = plan.at(range(len(last.snapshots))[snapshot])
     geometry = context.geometry(last.recipe, context.protocol.evaluation.window)
-    networks.load({name: weights[name] for name in _deployed_parts(plan)}, geometry)
+    networks.load({name: weights[name] for name in deployed_parts(plan)}, geometry)
     networks.freeze_all_but(frozenset())
     networks.place(context.fabric.device)
     model: nn.Module = networks.teacher
@@ -74,7 +74,7 @@ def deployment_source(plan: Plan) -> Any:
     return [method_source(method), plan.cell.config.model_dump(mode="json")]
 
 
-def _deployed_parts(plan: Plan) -> frozenset[str]:
+def deployed_parts(plan: Plan) -> frozenset[str]:
     """Return the parts that the evaluated segmentor may read."""
     if plan.networks.method is None:
         return frozenset(TEACHER)
@@ -104,7 +104,7 @@ def _counts(context: RunContext, plan: Plan, samples: DomainSet, snapshot: int) 
     key = key_of(
         fabric.device,
         protocol.precision,
-        parts={name: weights[name].key for name in sorted(_deployed_parts(plan))},
+        parts={name: weights[name].key for name in sorted(deployed_parts(plan))},
         deployed_by=deployment_source(plan),
         domain=samples.domain,
         data=samples.identity,

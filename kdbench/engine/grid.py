@@ -35,7 +35,7 @@ from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method,
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
 from kdbench.records import SIDE_FILE, CellId, Record, Resolved, read_record
-from kdbench.spec import RunSpec, assign_settings, make_config, parse_fraction, variant
+from kdbench.spec import RunSpec, assign_settings, make_config, variant
 
 
 class OutOfStepError(KdbenchError):
@@ -133,18 +133,16 @@ def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
     return list(distinct.values())
 
 
-def recorded_cell(context: RunContext, recorded: Resolved) -> Cell:
-    """Return the cell that a record is of, with today's protocol, method and models."""
+def recorded_cell(recorded: Resolved) -> Cell:
+    """Return the cell that a record is of, under its recorded identity, with today's method and models."""
     plugin = load_method(recorded.method).usable() if recorded.student else None
-    return context.make_cell(
+    return Cell(
+        recorded.id,
         load_benchmark(recorded.benchmark),
         find_model(recorded.teacher),
         find_model(recorded.student) if recorded.student else None,
         plugin,
-        make_config(plugin, recorded.options) if plugin else None,
-        variant=recorded.variant,
-        seed=recorded.seed,
-        label_fraction=parse_fraction(recorded.label_fraction),
+        make_config(plugin, recorded.options) if plugin else MethodConfig(),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -21,6 +21,7 @@ from kdbench.data.sources import DataSources
 from kdbench.engine.keys import key_of, method_source, source_of, weights_digest
 from kdbench.engine.parts import Networks, WeightSource, check_stages
 from kdbench.engine.store import StageFolder, Store
+from kdbench.errors import KdbenchError
 from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage
 from kdbench.models.geometry import Geometry
 from kdbench.models.registry import ModelSpec
@@ -30,7 +31,7 @@ from kdbench.models.weights import ModelSource
 from kdbench.plugins import MethodPlugin
 from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
-from kdbench.records import CellId
+from kdbench.records import CellId, StageResult
 from kdbench.types import FeatureSpec, PairSpec, Part, Phase
 
 DECODERS = frozenset({Part.TEACHER_DECODER, Part.STUDENT_DECODER})
@@ -149,17 +150,57 @@ class Plan:
 
 def make_plan(context: RunContext, cell: Cell) -> Plan:
     """Build the networks and chain the stages' keys."""
-    networks = _build(context, cell)
-    stages = networks.method.stages() if networks.method is not None else (FIT_TEACHER,)
-    if networks.method is not None:
-        check_stages(networks.method, stages, networks)
+    networks, stages = _networks_and_stages(context, cell)
     factor = _step_factor(context, cell, stages)
+
+    def plan_stage(stage: Stage, sources: Mapping[str, WeightSource]) -> PlannedStage:
+        return _plan_stage(context, cell, networks.method, stage, sources, factor if stage.student_forwards else 1.0)
+
+    return _chain(context, cell, networks, stages, plan_stage)
+
+
+def recorded_plan(context: RunContext, cell: Cell, results: Sequence[StageResult]) -> Plan:
+    """Return the plan of a finished cell with the keys and steps of its record; no data set is opened."""
+    networks, stages = _networks_and_stages(context, cell)
+    recorded = {result.name: result for result in results}
+    if list(recorded) != [stage.name for stage in stages]:
+        raise KdbenchError(
+            f"the record of {cell.id.label} has the stages {', '.join(recorded)}, and the method has today "
+            f"{', '.join(stage.name for stage in stages)}. Run the cell again."
+        )
+
+    def plan_stage(stage: Stage, sources: Mapping[str, WeightSource]) -> PlannedStage:
+        result, recipe = recorded[stage.name], context.protocol.recipes[stage.phase]
+        snapshots = _snapshots(context.protocol, stage, result.steps)
+        folder = context.store.stage(result.key)
+        return PlannedStage(stage, result.key, {}, (), recipe, result.steps, snapshots, folder)
+
+    return _chain(context, cell, networks, stages, plan_stage)
+
+
+def _networks_and_stages(context: RunContext, cell: Cell) -> tuple[Networks, tuple[Stage, ...]]:
+    networks = _build(context, cell)
+    if networks.method is None:
+        return networks, (FIT_TEACHER,)
+    stages = networks.method.stages()
+    check_stages(networks.method, stages, networks)
+    return networks, stages
+
+
+def _chain(
+    context: RunContext,
+    cell: Cell,
+    networks: Networks,
+    stages: tuple[Stage, ...],
+    plan_stage: Callable[[Stage, Mapping[str, WeightSource]], PlannedStage],
+) -> Plan:
+    """Plan the stages in order; each starts from the weights that those before it leave."""
     initial = {name: _initial(context, cell, networks, name) for name in networks.modules()}
     sources, planned = dict(initial), []
     for stage in stages:
         sources |= {name: initial[name] for name in stage.reset}
         sources |= {name: _as_built(networks, name) for name in stage.scratch}
-        step = _plan_stage(context, cell, networks.method, stage, sources, factor if stage.student_forwards else 1.0)
+        step = plan_stage(stage, sources)
         planned.append(step)
         sources |= {part: step.trained(part, len(step.snapshots) - 1) for part in stage.trains}
     return Plan(cell, networks, tuple(planned), sources)
@@ -262,7 +303,6 @@ def _plan_stage(
     recipe, sets = protocol.recipes[stage.phase], stage_sets(context, cell, stage.phase)
     steps = max(1, round(_length(recipe, sets) * stage.budget * factor))
     recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * factor)}) if factor != 1 else recipe
-    shares = protocol.snapshots if stage.phase.labelled else (1.0,)
     key = key_of(
         context.fabric.device,
         protocol.precision,
@@ -276,7 +316,7 @@ def _plan_stage(
         recipe=recipe.model_dump(mode="json", exclude_defaults=True),
         resampling=protocol.resampling if recipe.patch is not None else None,
         steps=steps,
-        snapshots=shares,
+        snapshots=_shares(protocol, stage),
         data=[[samples.domain, samples.identity] for samples in sets],
         classes=cell.classes if stage.phase.labelled or stage.parts & DECODERS else None,
         decoder=protocol.decoder if stage.parts & DECODERS else None,
@@ -285,8 +325,16 @@ def _plan_stage(
         bf16_parts=sorted(context.bf16_parts(stage)),
         compiled=context.compiled,
     )
-    snapshots = tuple(max(1, round(steps * share)) for share in shares)
+    snapshots = _snapshots(protocol, stage, steps)
     return PlannedStage(stage, key, inputs, sets, recipe, steps, snapshots, context.store.stage(key))
+
+
+def _shares(protocol: Protocol, stage: Stage) -> tuple[float, ...]:
+    return protocol.snapshots if stage.phase.labelled else (1.0,)
+
+
+def _snapshots(protocol: Protocol, stage: Stage, steps: int) -> tuple[int, ...]:
+    return tuple(max(1, round(steps * share)) for share in _shares(protocol, stage))
 
 
 def strides(networks: Networks, stage: Stage) -> dict[str, list[int]]:

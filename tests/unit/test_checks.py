@@ -202,9 +202,9 @@ def test_a_pin_is_met_whatever_its_keys_and_a_difference_fails_with_the_command_
     assert (result.status, result.file) == ("FAIL", pinned)
     assert "stages differ, mIoU by up to 0.00 points, in the environment and on the processor" in result.detail
     assert result.detail.endswith(
-        "kdbench run --method logit_kd --pair dinov2-s:deit-s --benchmark g2c --seed 0,1,2 --budget published "
-        "--label-fraction 1/2 --set temperature=2 --as warm "
-        f"--no-references --protocol smoke --device cpu --results {root}"
+        "kdbench run --method logit_kd --pair dinov2-s:deit-s --benchmark g2c --protocol smoke --seed 0,1,2 "
+        "--label-fraction 1/2 --set temperature=2 --as warm --no-references --device cpu "
+        f"--results {root}"
     )
 
 

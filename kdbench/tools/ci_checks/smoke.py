@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kdbench.api import run_command
 from kdbench.engine.grid import make_context, recorded_cell, run_grid
 from kdbench.errors import KdbenchError
 from kdbench.metrics import domain_miou
@@ -119,8 +120,8 @@ def _rerun(pin: Record, folder: Path) -> Record:
         store=folder / "store",
     )
     context = make_context(spec, Silent())
-    cell = recorded_cell(context, pinned)
-    today = cell.id.protocol_id, cell.id.data_source
+    cell = recorded_cell(pinned)
+    today = context.protocol.id, context.data_sources.data_source_of(cell.benchmark)
     if (pinned.protocol_id, pinned.data_source) != today:
         raise KdbenchError(
             f"the pin is of {pinned.protocol_id} in {pinned.data_source}, and today's protocol is {' in '.join(today)}."
@@ -130,20 +131,7 @@ def _rerun(pin: Record, folder: Path) -> Record:
 
 
 def _command(path: Path, pin: Record) -> str:
-    """Return the request that made the pin, with enough seeds for a tolerance."""
-    cell, passed = pin.spec.resolved.id, pin.spec.passed
-    seeds = passed.get("seeds", [])
-    asked = {
-        "method": passed.get("methods", [cell.method]),
-        "pair": passed.get("pairs", [cell.pair]),
-        "benchmark": passed.get("benchmarks", [cell.benchmark]),
-        "seed": seeds if len(seeds) >= ENOUGH else range(ENOUGH),
-    }
-    words = [f"--{option} {','.join(map(str, values))}" for option, values in asked.items()]
-    words += [f"--budget {passed['budget']}"] if "budget" in passed else []
-    words += [f"--label-fraction {cell.label_fraction}"] if cell.label_fraction != "1" else []
-    words += [f"--set {setting}" for setting in passed.get("settings", [])]
-    words += [f"--as {passed['label']}"] if passed.get("label") else []
-    words += [] if passed.get("references", True) else ["--no-references"]
-    root = path.parents[len(cell.path.parts) - 1]
-    return f"kdbench run {' '.join(words)} --protocol {PROTOCOL} --device cpu --results {root}"
+    """Return the request that makes the pin, with enough seeds for a tolerance."""
+    cell, seeds = pin.spec.resolved.id, pin.spec.passed.get("seeds", [])
+    command = run_command(pin, seeds if len(seeds) >= ENOUGH else range(ENOUGH))
+    return f"{command} --device cpu --results {path.parents[len(cell.path.parts) - 1]}"
