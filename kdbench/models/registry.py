@@ -176,6 +176,8 @@ def register_model(
         raise KdbenchError(f"'{name}' is a model of kdbench's own. Register yours under another name.")
     if not name or any(character in ":," or character.isspace() for character in name):
         raise KdbenchError(f"'{name}' cannot stand in a pair. Choose a name without ':', ',' and spaces.")
+    if not callable(build):
+        raise KdbenchError(f"model '{name}': {build!r} builds nothing. Give a function that returns the network.")
 
     @functools.cache
     def model() -> Model:

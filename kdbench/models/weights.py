@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, describe
 from kdbench.identity import code_digest, digest
 from kdbench.models.backbones import MIT, Encoder, ModuleEncoder, build_pretrained, unknown_weights
 from kdbench.models.registry import ModelSpec
@@ -216,7 +216,7 @@ class RegisteredModel:
 
     def build(self) -> Encoder:
         """As Model.build. The network is a copy: a builder may return the same one every time."""
-        built = copy.deepcopy(self._build())
+        built = copy.deepcopy(self._call(self._build))
         if not isinstance(built, nn.Module):
             raise KdbenchError(f"the builder of model '{self._name}' returned {built!r}, not a torch.nn.Module.")
         encoder = built if isinstance(built, Encoder) else ModuleEncoder(built)
@@ -239,7 +239,9 @@ class RegisteredModel:
         encoder = seeded(self.build, "registered", self._name)
         if self._weights is None:
             return encoder.state_dict()
-        state = read_checkpoint(Path(self._weights)) if isinstance(self._weights, Path | str) else self._weights()
+        state = (
+            read_checkpoint(Path(self._weights)) if isinstance(self._weights, Path | str) else self._call(self._weights)
+        )
         return convert(encoder, unwrap(state), f"what is registered as the weights of '{self._name}'")
 
     def origin(self) -> str:
@@ -251,6 +253,12 @@ class RegisteredModel:
     def note(self, state: State) -> str:
         """As Model.note: what a user's network was published with is not known."""
         return ""
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:  # a user's own code
+            raise KdbenchError(f"model '{self._name}' cannot be used: {describe(error)}") from error
 
     @cached_property
     def _content(self) -> str:

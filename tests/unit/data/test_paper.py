@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from kdbench import protocol as protocols
 from kdbench.cli import app
+from kdbench.models import registry
 from kdbench.models.backbones import build_pretrained
 from kdbench.models.registry import find_model
 from kdbench.models.segmentor import seeded
@@ -18,7 +20,7 @@ from kdbench.protocol import PAPER, DistillationViews, Evaluation, Protocol, Seg
 from kdbench.records import read_record
 from kdbench.types import Phase
 
-# DINOv2's own names; DeiT's distilled file is known by the role's.
+# DINOv2's own names; DeiT's distilled file is known by the model's.
 FILES = {"dinov2-s": "dinov2_vits14_pretrain.pth", "deit-s": "deit-s.pth", "resnet18": "resnet18.pth"}
 
 
@@ -30,7 +32,7 @@ def shortened(decoder: str) -> Protocol:
         recipes[phase] = recipe.model_copy(update={"steps": 2, "epochs": 0, "batch": 2, "augmentation": views})
     return PAPER.model_copy(
         update={
-            "decoder": decoder, "recipes": recipes, "keep": (1.0,), "precision": "32-true",
+            "decoder": decoder, "recipes": recipes, "snapshots": (1.0,), "precision": "32-true",
             "evaluation": Evaluation(window=(224, 224), stride=(224, 224), batch=2),
         }
     )  # fmt: skip
@@ -38,18 +40,20 @@ def shortened(decoder: str) -> Protocol:
 
 def write_weights(folder: Path, *names: str) -> None:
     folder.mkdir()
-    for name in names:
+    for name in set(names) & set(FILES):
         encoder = seeded(lambda name=name: build_pretrained(find_model(name)), "weights", name)
         torch.save(encoder.body.state_dict(), folder / FILES[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("student", "decoder"), [("deit-s", "mask2former"), ("resnet18", "light")])
+@pytest.mark.parametrize(("student", "decoder"), [("deit-s", "mask2former"), ("resnet18", "light"), ("mine", "light")])
 def test_gkd_runs_through_all_of_its_phases(
     trees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, decoder: str
 ) -> None:
     for name in ("gtav", "cityscapes", "imagenet"):
         trees.make(name)
+    monkeypatch.setattr(registry, "REGISTERED", {})
+    registry.register_model("mine", lambda: nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU()))
     write_weights(tmp_path / "weights", "dinov2-s", student)
     monkeypatch.setitem(protocols.PROTOCOLS, "paper", shortened(decoder))
     done = CliRunner().invoke(

@@ -158,6 +158,7 @@ class Upside(Pyramid):
         (lambda: nn.Conv2d(3, 4, 5), r"Conv2d gives \(1, 4, 60, 92\) .* whose sides divide the image's evenly"),
         (Upside, r"from fine to coarse"),
         (lambda: "text", "returned 'text', not a torch.nn.Module"),
+        (lambda: 1 / 0, r"model 'mine' cannot be used: ZeroDivisionError: .* test_registry\.py"),
     ],
 )
 def test_what_is_no_encoder_is_told_with_the_repair(module: Any, message: str) -> None:
@@ -227,12 +228,17 @@ def test_drawn_weights_are_the_same_for_every_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("resnet18", "a model of kdbench's own"), ("timm/mine", "kdbench's own"), ("a:b", "cannot stand in a pair")],
+    ("name", "build", "message"),
+    [
+        ("resnet18", Pyramid, "a model of kdbench's own"),
+        ("timm/mine", Pyramid, "kdbench's own"),
+        ("a:b", Pyramid, "cannot stand in a pair"),
+        ("mine", None, "None builds nothing"),
+    ],
 )
-def test_names_that_cannot_be_registered(name: str, message: str) -> None:
+def test_what_cannot_be_registered(name: str, build: Any, message: str) -> None:
     with pytest.raises(KdbenchError, match=message):
-        register_model(name, Pyramid)
+        register_model(name, build)
 
 
 def test_a_registered_name_is_suggested_and_may_be_replaced() -> None:
