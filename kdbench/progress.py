@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener for long work: begin, advance many times, end."""
+    """Listens to long work: begin, advance many times, end."""
 
     def begin(self, what: str, total: int) -> None:
         """A piece of work with a known number of steps starts."""
@@ -23,7 +23,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Hears everything, shows nothing."""
+    """Shows nothing."""
 
     def begin(self, what: str, total: int) -> None:
         """Nothing."""

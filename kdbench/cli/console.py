@@ -1,4 +1,4 @@
-"""Progress as people see it: bars on a terminal, plain lines elsewhere."""
+"""Shows progress: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+SILENT_SECONDS = 30
+"""How long lines say nothing of work that goes on."""
+
 
 class Bars:
-    """One bar for the work at hand, with the latest losses."""
+    """Shows a bar for the work at hand, with the latest losses."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -35,68 +37,64 @@ class Bars:
         self._task: TaskID | None = None
 
     def begin(self, what: str, total: int) -> None:
-        """A new bar."""
+        """Start a bar."""
         self._progress.start()
         self._task = self._progress.add_task(what, total=total, losses="")
 
     def advance(self, done: int, losses: Mapping[str, float]) -> None:
-        """The bar moves."""
+        """Move the bar."""
         if self._task is not None:
-            self._progress.update(self._task, completed=done, losses=_shown(losses))
+            self._progress.update(self._task, completed=done, losses=_text(losses))
 
     def end(self) -> None:
-        """The bar goes."""
+        """Remove the bar."""
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._progress.stop()
             self._task = None
 
     def note(self, text: str) -> None:
-        """A line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Print a line."""
+        _print(self._progress.console, text)
 
 
 class Lines:
-    """For logs: a line when a piece of work ends, and one now and then while it goes on."""
-
-    EVERY_SECONDS = 30
+    """Prints a line when a piece of work ends, and one now and then while it goes on."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._what, self._total, self._done, self._started = "", 0, 0, 0.0
-        self._losses: Mapping[str, float] = {}
-        self._said = 0.0
 
     def begin(self, what: str, total: int) -> None:
-        """Remembers what is done."""
-        self._what, self._total, self._done, self._started = what, total, 0, time.perf_counter()
-        self._losses, self._said = {}, self._started
+        """Remember what is done."""
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._printed = time.perf_counter()
+        self._losses: Mapping[str, float] = {}
 
     def advance(self, done: int, losses: Mapping[str, float]) -> None:
-        """Remembers how far it is, and says so if it was silent for long."""
+        """Remember how far it is; print that after a long silence."""
         self._done, self._losses = done, losses
-        if time.perf_counter() - self._said > self.EVERY_SECONDS and done < self._total:
-            self._say()
+        if time.perf_counter() - self._printed > SILENT_SECONDS and done < self._total:
+            self.end()
 
     def end(self) -> None:
-        """One line with steps, seconds and losses."""
-        self._say()
-
-    def _say(self) -> None:
-        self._said = time.perf_counter()
-        seconds = time.perf_counter() - self._started
-        losses = f"  {_shown(self._losses)}" if self._losses else ""
-        self.note(f"  {self._what}: {self._done}/{self._total} in {seconds:.1f} s{losses}")
+        """Print steps, seconds and losses."""
+        self._printed = time.perf_counter()
+        losses = f"  {_text(self._losses)}" if self._losses else ""
+        self.note(f"  {self._what}: {self._done}/{self._total} in {self._printed - self._started:.1f} s{losses}")
 
     def note(self, text: str) -> None:
-        """A line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Print a line."""
+        _print(self._console, text)
 
 
 def progress_for(console: Console) -> Bars | Lines:
-    """Bars on a terminal, lines elsewhere."""
+    """Return bars on a terminal, lines elsewhere."""
     return Bars(console) if console.is_terminal else Lines(console)
 
 
-def _shown(losses: Mapping[str, float]) -> str:
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _text(losses: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())

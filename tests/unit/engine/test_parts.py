@@ -69,8 +69,6 @@ def test_channels_last_changes_no_feature_and_no_gradient(role: str) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
     assert ours_back.keys() == theirs_back.keys()
-    a, b = (torch.cat([g[name].flatten() for name in theirs_back]) for g in (ours_back, theirs_back))
-    assert (a - b).norm() <= 1e-5 * b.norm()
     for name, gradient in ours_back.items():
         assert (gradient - theirs_back[name]).norm() <= 3e-5 * theirs_back[name].norm(), name
 
@@ -111,7 +109,7 @@ def test_a_bf16_teacher_is_the_one_that_autocast_computes(role: str) -> None:
         ours, theirs = networks.teacher.encode(images()), whole(images())
     for a, b in zip(maps(ours), maps(theirs), strict=True):
         assert torch.equal(a, b)
-    # The stand-ins are small: of the real encoders' parameters, a few in a hundred at most are no weights of products.
+    # The toy models are small: of the real encoders' parameters, a few in a hundred at most are no weights of products.
     assert size_of(networks.teacher.encoder) < 0.6 * size_of(whole)
     kinds = {buffer.dtype for buffer in networks.teacher.encoder.buffers() if buffer.is_floating_point()}
     assert kinds == {torch.float32}
@@ -151,23 +149,18 @@ def test_the_teachers_own_row_does_not_change_where_it_is_held_in_bfloat16_in_tr
 ) -> None:
     smoke = PROTOCOLS["smoke"].model_copy(update={"precision": "bf16-mixed"})
     monkeypatch.setitem(PROTOCOLS, "smoke", smoke)
-    held: list[torch.dtype] = []
+    cast: list[torch.dtype] = []
     whole = parts.cast_products
-
-    def counted(module: nn.Module, dtype: torch.dtype) -> None:
-        held.append(dtype)
-        whole(module, dtype)
-
-    monkeypatch.setattr(parts, "cast_products", counted)
+    monkeypatch.setattr(parts, "cast_products", lambda module, dtype: cast.append(dtype) or whole(module, dtype))
     found = []
     for folder in ("bf16", "plain"):
         if folder == "plain":
             monkeypatch.setattr(RunContext, "bf16_parts", lambda self, stage: frozenset())
-        held.clear()
+        cast.clear()
         teacher, student = run_cells(
             methods=("logit_kd",), references=True, store=tmp_path / folder, results=tmp_path / f"{folder}-results"
         )[::2]
-        assert (torch.bfloat16 in held) == (folder == "bf16")
+        assert (torch.bfloat16 in cast) == (folder == "bf16")
         assert teacher.record.result is not None, teacher.record.error
         assert student.record.result is not None, student.record.error
         found.append([teacher.record.result.domains, student.record.result.domains])
@@ -212,16 +205,6 @@ class Small(Encoder):
         return Features((final,), final, final.mean((2, 3)), {})
 
 
-def check_compiled(network: Encoder, compiled: parts.Encode, before: dict[str, Tensor]) -> None:
-    """Names, weights and statistics are those of the encoder, whatever was tried on it; and so are its features."""
-    assert list(network.state_dict()) == list(before)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    network.eval()
-    for mask in (None, hidden(network, 3)):
-        for a, b in zip(maps(compiled(images(3), mask)), maps(network(images(3), mask)), strict=True):
-            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
 def copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -231,7 +214,13 @@ def copied(network: nn.Module) -> dict[str, Tensor]:
 def test_a_compiled_encoder_is_the_encoder(training: bool) -> None:
     network = Small().train(training)
     before = copied(network)
-    check_compiled(network, compile_encoder(network, "small", SIZE, torch.float32), before)
+    compiled = compile_encoder(network, "small", SIZE, torch.float32)
+    assert list(network.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    network.eval()
+    for mask in (None, hidden(network, 3)):
+        for a, b in zip(maps(compiled(images(3), mask)), maps(network(images(3), mask)), strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("traced")
@@ -296,15 +285,6 @@ def test_a_compiled_run_trains_through_what_was_compiled_and_has_keys_of_its_own
     keys = [{stage.key for stage in found.record.result.stages} for found in (eager, done)]  # type: ignore[union-attr]
     assert not keys[0] & keys[1]
     assert [found.record.spec.passed["compiled"] for found in (eager, done)] == [False, True]
-
-
-def test_a_refused_backbone_is_a_failed_record(run_cells: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(network: Encoder, name: str, *arguments: object) -> parts.Encode:
-        raise KdbenchError(f"compiling {name} changes its features")
-
-    monkeypatch.setattr("kdbench.engine.runner.compile_encoder", refused)
-    (done,) = run_cells(methods=("baseline",), pairs=("dinov2-s:resnet18",), compiled=True)
-    assert done.record.error == "compiling mini:resnet18 changes its features"
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_the_lines_are_what_the_record_says(whole: tuple[Record, list[dict[str, 
     assert record.result is not None
     header, ending, cell = events[0], events[-1], record.spec.resolved
     assert header["event"] == "cell"
-    assert header["protocol"] == cell.protocol_id
+    assert header["protocol_id"] == cell.protocol_id
     assert (header["method"], header["benchmark"], header["seed"]) == (cell.method, cell.benchmark, cell.seed)
     assert (header["teacher"], header["student"]) == (f"mini:{cell.teacher}", f"mini:{cell.student}")
     assert (header["started"], header["revision"]) == (record.run.started, record.run.revision)

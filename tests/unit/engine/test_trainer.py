@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import LossLog, LossModule, TrainingJob, is_decayed, lr_scale, make_optimizer, train
 from kdbench.errors import KdbenchError
-from kdbench.progress import Silent
+from kdbench.progress import Progress, Silent
 from kdbench.protocol import Recipe
+from kdbench.records import StageSummary
 from kdbench.types import Batch, Part
 
 RECIPE = Recipe(steps=12, batch=4, lr=0.01, warmup=3, clip=1.0)
@@ -28,8 +29,22 @@ class Killed(BaseException):
     """Stands in for a process that ends in the middle of a step."""
 
 
-def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -> tuple[TrainingJob, nn.Module]:
-    """A small regression with dropout and batch statistics, so that randomness and buffers matter."""
+def job(module: nn.Module, loss: Callable[[Any], Any], recipe: Recipe = RECIPE, **fields: Any) -> TrainingJob:
+    """A toy job with checkpoints after every second step."""
+    assert recipe.steps is not None
+    defaults: dict[str, Any] = {
+        "batches": lambda start: iter([{}] * recipe.steps),
+        "randomness": (0, "toy"),
+        "snapshots": (recipe.steps // 2, recipe.steps),
+        "checkpoint_every": 2,
+    }
+    return TrainingJob(
+        "toy", LossModule({"student.encoder": module}, loss), recipe, recipe.steps, **(defaults | fields)
+    )
+
+
+def regression(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -> tuple[TrainingJob, nn.Module]:
+    """Dropout and batch statistics, so that randomness and buffers matter."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
     replaced = loss_at or {}
@@ -39,58 +54,43 @@ def job(loss_at: dict[int, float] | None = None, killed_at: int | None = None) -
         return {"error": error * replaced.get(batch["step"], 1.0), "size": 1e-3 * network[0].weight.square().sum()}
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
-        for step in range(start, RECIPE.steps):
+        for step in range(start, 12):
             if step == killed_at:
                 raise Killed
             yield {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step)), "step": step}
 
-    made = TrainingJob(
-        what="toy",
-        module=LossModule({"student.encoder": network}, loss),
-        recipe=RECIPE,
-        steps=RECIPE.steps,
-        batches=batches,
-        randomness=(0, "toy"),
-        snapshots=(RECIPE.steps // 2, RECIPE.steps),
-        checkpoint_every=2,
-    )
-    return made, network
+    return job(network, loss, batches=batches), network
 
 
-def run(made: TrainingJob, folder: Path) -> dict[str, Any]:
-    return train(Fabric(accelerator="cpu", devices=1), made, StageFolder(folder), Silent()).model_dump()
+def run(made: TrainingJob, folder: Path, progress: Progress | None = None) -> StageSummary:
+    return train(Fabric(accelerator="cpu", devices=1), made, StageFolder(folder), progress or Silent())
+
+
+def kill(made: TrainingJob, folder: Path) -> None:
+    with pytest.raises(Killed):
+        run(made, folder)
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 5, 11])
 def test_a_killed_stage_ends_bit_for_bit_as_an_unbroken_one(tmp_path: Path, killed_at: int) -> None:
-    whole, expected = job()
+    whole, expected = regression()
     summary = run(whole, tmp_path / "whole")
-    broken, _ = job(killed_at=killed_at)
-    with pytest.raises(Killed):
-        run(broken, tmp_path / "broken")
-    resumed, found = job()
-    again = run(resumed, tmp_path / "broken")
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
+    kill(regression(killed_at=killed_at)[0], tmp_path / "killed")
+    resumed, found = regression()
+    again = run(resumed, tmp_path / "killed")
+    assert again.model_copy(update={"seconds": 0}) == summary.model_copy(update={"seconds": 0})
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, found.state_dict()[name]), name
     for number in (0, 1):
-        a, b = (StageFolder(tmp_path / side).load_snapshot(number, "student.encoder") for side in ("whole", "broken"))
+        a, b = (StageFolder(tmp_path / run).load_snapshot(number, "student.encoder") for run in ("whole", "killed"))
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_repair(tmp_path: Path) -> None:
-    made, _ = job(loss_at={7: math.nan})
+    kill(regression(killed_at=6)[0], tmp_path)
+    # The step is right after a resume too.
     with pytest.raises(KdbenchError, match=r"not finite at step 7 \(error = nan, size = .*--set OPTION=VALUE"):
-        run(made, tmp_path)
-
-
-def test_the_step_of_a_bad_loss_is_right_after_a_resume(tmp_path: Path) -> None:
-    broken, _ = job(killed_at=6)
-    with pytest.raises(Killed):
-        run(broken, tmp_path)
-    made, _ = job(loss_at={9: math.inf})
-    with pytest.raises(KdbenchError, match="not finite at step 9"):
-        run(made, tmp_path)
+        run(regression(loss_at={7: math.nan})[0], tmp_path)
 
 
 def small_memory(holds: int, killed_at: int | None = None) -> tuple[TrainingJob, nn.Module]:
@@ -112,72 +112,61 @@ def small_memory(holds: int, killed_at: int | None = None) -> tuple[TrainingJob,
             yield Batch(image, None, ("a",) * 6, torch.arange(6))
 
     recipe = Recipe(steps=3, batch=6, lr=0.1)
-    module = LossModule({"part": network}, loss)
-    return TrainingJob("toy", module, recipe, 3, batches, (0,), (3,), 1, student_forwards=lambda: sum(seen)), network
+    made = job(network, loss, recipe, batches=batches, checkpoint_every=1, student_forwards=lambda: sum(seen))
+    return made, network
 
 
 def test_where_memory_runs_out_the_batch_goes_through_in_micro_batches(tmp_path: Path) -> None:
-    whole, expected = small_memory(6)
-    assert run(whole, tmp_path / "whole")["micro_batches"] == 1
-    tight, found = small_memory(2)
-    summary = run(tight, tmp_path / "tight")
-    assert summary["micro_batches"] == 4  # of one and two samples: halves of three did not fit
-    assert summary["student_forwards"] == 3 * 6
-    assert summary["losses"]["error"] == pytest.approx(run(*small_memory(6)[:1], tmp_path / "again")["losses"]["error"])
+    (whole, expected), (tight, found) = small_memory(6), small_memory(2)
+    plenty, summary = run(whole, tmp_path / "whole"), run(tight, tmp_path / "tight")
+    # Of one and two samples: halves of three did not fit.
+    assert (plenty.micro_batches, summary.micro_batches) == (1, 4)
+    assert plenty.student_forwards == summary.student_forwards == 3 * 6
+    assert summary.losses["error"] == pytest.approx(plenty.losses["error"])
     for name, tensor in expected.state_dict().items():
         assert torch.allclose(tensor, found.state_dict()[name], atol=1e-6), name
-    none, _ = small_memory(0)
     with pytest.raises(KdbenchError, match=r"toy: the device's memory does not hold 6 images in 4 micro-batches"):
-        run(none, tmp_path / "none")
+        run(small_memory(0)[0], tmp_path / "none")
 
 
 def test_a_resumed_stage_goes_on_in_the_micro_batches_that_fitted(tmp_path: Path) -> None:
-    broken, _ = small_memory(2, killed_at=2)
-    with pytest.raises(Killed):
-        run(broken, tmp_path)
-    roomier, _ = small_memory(6)
-    summary = run(roomier, tmp_path)
-    assert (summary["micro_batches"], summary["student_forwards"]) == (4, 3 * 6)
+    kill(small_memory(2, killed_at=2)[0], tmp_path)
+    summary = run(small_memory(6)[0], tmp_path)
+    assert (summary.micro_batches, summary.student_forwards) == (4, 3 * 6)
 
 
-def test_an_empty_loss_is_an_error(tmp_path: Path) -> None:
-    module = nn.Linear(1, 1)
-    made = TrainingJob("toy", LossModule({"p": module}, lambda b: {}), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5)
-    with pytest.raises(KdbenchError, match="returned no terms"):
-        run(made, tmp_path)
+def test_what_cannot_be_split_says_that_memory_does_not_hold_it(tmp_path: Path) -> None:
+    def full(batch: object) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(KdbenchError, match="toy: the device's memory does not hold a batch"):
+        run(job(nn.Linear(1, 1), full), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
+        ({}, "returned no terms"),
         (torch.ones(()), "a loss returned a Tensor; return a dict of named scalar tensors"),
         ({"x": 1.0}, "loss 'x' is a float; return a scalar tensor"),
         ({"x": torch.ones(4)}, r"loss 'x' has shape \(4,\), not a scalar"),
     ],
 )
 def test_a_loss_that_is_no_dict_of_scalars_is_told_so(tmp_path: Path, returned: Any, message: str) -> None:
-    module = nn.Linear(1, 1)
-    made = TrainingJob(
-        "toy", LossModule({"p": module}, lambda b: returned), RECIPE, 1, lambda s: iter([{}]), (0,), (1,), 5
-    )
     with pytest.raises(KdbenchError, match=message):
-        run(made, tmp_path)
+        run(job(nn.Linear(1, 1), lambda batch: returned), tmp_path)
 
 
 def test_schedule_warms_up_and_decays_to_zero() -> None:
     cosine = Recipe(steps=10, batch=1, lr=1.0, warmup=4)
-    assert [lr_scale(cosine, step, 10) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert lr_scale(cosine, 4, 10) == 1.0
-    assert lr_scale(cosine, 7, 10) == pytest.approx(0.5)
+    assert [lr_scale(cosine, step, 10) for step in (0, 1, 2, 3, 4, 7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 0.5])
     poly = Recipe(steps=10, batch=1, lr=1.0, schedule="poly")
-    assert lr_scale(poly, 5, 10) == pytest.approx(0.5**0.9)
-    assert lr_scale(poly, 10, 10) == 0.0
+    assert [lr_scale(poly, step, 10) for step in (5, 10)] == pytest.approx([0.5**0.9, 0])
 
 
 def test_the_rate_between_epochs_is_that_of_timms_scheduler_told_an_epoch_late() -> None:
     recipe = Recipe(epochs=10, batch=1, lr=5e-4, min_lr=1e-5, schedule="cosine-epochs")
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight], lr=recipe.lr)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.lr)
     scheduler = CosineLRScheduler(optimizer, t_initial=10, lr_min=1e-5)
     expected = []
     for epoch in range(10):
@@ -188,7 +177,7 @@ def test_the_rate_between_epochs_is_that_of_timms_scheduler_told_an_epoch_late()
 
 
 def test_weight_decay_touches_what_the_rule_says() -> None:
-    class Part(nn.Module):
+    class Decayed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.mask_token = nn.Parameter(torch.zeros(4))
@@ -197,44 +186,16 @@ def test_weight_decay_touches_what_the_rule_says() -> None:
             self.norm = nn.LayerNorm(4)
             self.queries_features = nn.Embedding(2, 4)
 
-    always, vectors = {"cls_token", "linear.weight"}, {"linear.bias", "mask_token"}
+    always = {"cls_token", "linear.weight"}
     expected = {
         "matrices": always | {"queries_features.weight"},
         "timm": always | {"queries_features.weight", "mask_token"},
-        "mmengine": always | vectors,
+        "mmengine": always | {"linear.bias", "mask_token"},
     }
     for rule, decayed in expected.items():
-        found = is_decayed(rule, Part())
-        assert {name for name, yes in found.items() if yes} == decayed, rule
-
-
-def test_a_part_that_is_itself_a_norm_is_spared_like_one_inside_a_part() -> None:
+        assert {name for name, yes in is_decayed(rule, Decayed()).items() if yes} == decayed, rule
+    # A part that is itself a norm is spared like one inside a part.
     assert is_decayed("mmengine", nn.LayerNorm(4)) == {"weight": False, "bias": False}
-
-
-def test_a_part_that_the_first_step_does_not_reach_is_named_at_once(tmp_path: Path) -> None:
-    made, _ = job()
-    made.module.trained["idle"] = nn.Linear(2, 2)
-    made.module.trained["frozen on purpose"] = nn.Linear(2, 2).requires_grad_(False)
-    notes: list[str] = []
-
-    class Noting(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    train(Fabric(accelerator="cpu", devices=1), made, StageFolder(tmp_path), Noting())
-    assert notes == ["toy: no gradient has reached idle in the first step"]
-
-
-def test_what_cannot_be_cut_says_that_memory_does_not_hold_it(tmp_path: Path) -> None:
-    made, _ = job()
-
-    def full(batch: object) -> dict[str, Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    module = LossModule(dict(made.module.trained), full)
-    with pytest.raises(KdbenchError, match="toy: the device's memory does not hold a batch"):
-        run(replace(made, module=module), tmp_path)
 
 
 def test_optimizer_groups_follow_parts_and_spare_vectors_from_decay() -> None:
@@ -245,6 +206,20 @@ def test_optimizer_groups_follow_parts_and_spare_vectors_from_decay() -> None:
     assert seen == [(0.05, 0.05, [2]), (0.05, 0.0, [1]), (0.1, 0.05, [2]), (0.1, 0.0, [1])]
 
 
+def test_a_part_that_the_first_step_does_not_reach_is_named_at_once(tmp_path: Path) -> None:
+    made, _ = regression()
+    made.module.trained["idle"] = nn.Linear(2, 2)
+    made.module.trained["frozen on purpose"] = nn.Linear(2, 2).requires_grad_(False)
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run(made, tmp_path, Noting())
+    assert notes == ["toy: no gradient has reached idle in the first step"]
+
+
 def test_the_optimizer_is_adamw_on_the_schedule(tmp_path: Path) -> None:
     """Three steps of the loop against AdamW written out by hand in float64."""
     recipe = Recipe(steps=3, batch=1, lr=0.1, weight_decay=0.2, warmup=1)
@@ -252,9 +227,7 @@ def test_the_optimizer_is_adamw_on_the_schedule(tmp_path: Path) -> None:
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, -2.0]]))
     x = torch.tensor([[0.5, 0.25]])
-    made = TrainingJob("toy", LossModule({"p": module}, lambda b: {"l": module(b["x"]).square().sum()}), recipe, 3,
-               lambda s: iter([{"x": x}] * 3), (0,), (3,), 9)  # fmt: skip
-    run(made, tmp_path)
+    run(job(module, lambda batch: {"l": module(x).square().sum()}, recipe), tmp_path)
     w, m, v = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
     for step in range(3):
         scale = 0.5 if step == 0 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 2))
@@ -287,35 +260,30 @@ def test_losses_of_several_processes_are_their_mean_and_a_bad_one_stops_all() ->
         log.flush("toy")
 
 
-def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many(tmp_path: Path) -> None:
-    def skipping(most: int) -> TrainingJob:
-        made, skipped, plain = job()[0], list[str](), job()[0].batches
-
-        def batches(start: int) -> Iterator[Any]:
-            for step, batch in enumerate(plain(start), start):
-                skipped[:] = ["one", "two", "one"][: step + 1]
-                yield batch
-
-        return replace(made, batches=batches, skipped=skipped, most_skipped=most)
-
-    assert run(skipping(2), tmp_path / "few")["skipped_files"] == 2
-    with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
-        run(skipping(1), tmp_path / "many")
-
-
-def test_a_term_may_begin_and_end_within_a_stage(tmp_path: Path) -> None:
+def test_a_term_may_begin_and_end_within_a_stage() -> None:
     """As a warm-up does; where it is absent it counts as zero, and a bad value of it is seen."""
     log = LossLog()
     for step in range(4):
-        terms = {"a": torch.tensor(1.0)}
-        if step in (1, 2):
-            terms["late"] = torch.tensor(float(step))
-        log.add(terms)
+        late = {"late": torch.tensor(float(step))} if step in (1, 2) else {}
+        log.add({"a": torch.tensor(1.0), **late})
         if step == 0:
             log.flush("toy")
     log.flush("toy")
     assert log.curves == {"a": [1.0] * 4, "late": [0.0, 1.0, 2.0, 0.0]}
     log.add({"late": torch.tensor(math.nan)})
-    log.add({"a": torch.tensor(1.0)})
     with pytest.raises(KdbenchError, match="not finite at step 4"):
         log.flush("toy")
+
+
+def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many(tmp_path: Path) -> None:
+    made, skipped = regression()[0], list[str]()
+
+    def batches(start: int) -> Iterator[Any]:
+        for step, batch in enumerate(made.batches(start), start):
+            skipped[:] = ["one", "two", "one"][: step + 1]
+            yield batch
+
+    skipping = replace(made, batches=batches, skipped=skipped, most_skipped=2)
+    assert run(skipping, tmp_path / "few").skipped_files == 2
+    with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
+        run(replace(skipping, most_skipped=1), tmp_path / "many")
