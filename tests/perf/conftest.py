@@ -1,4 +1,4 @@
-"""What measurements share: networks, batches, and what is left in a file: ratios, without a machine's name or clocks."""
+"""What measurements share: networks, batches, and what a file keeps of them: ratios, no machine's name or clocks."""
 
 from __future__ import annotations
 
