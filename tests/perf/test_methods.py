@@ -2,7 +2,7 @@
 
     python -m pytest tests/perf/test_methods.py -m slow -s --benchmark-json results/reference/costs.json
 
-The first distilling stage against the undistilled student's step, taken in turn: stand-ins for dinov2-b:deit-s,
+The first distilling stage against the undistilled student's step, taken in turn: toy models of dinov2-b:deit-s,
 mini's image size and batch, forward, backward and optimiser on both sides, the teacher's forward pass on the method's.
 """
 
@@ -17,7 +17,7 @@ import torch
 from kdbench.conformance import make_bench
 from kdbench.engine.parts import stage_models
 from kdbench.engine.trainer import make_optimizer
-from kdbench.method import FIT_TEACHER, Stage
+from kdbench.method import FIT_TEACHER
 from kdbench.models.registry import parse_pair
 from kdbench.plugins import load_method, method_names
 from kdbench.protocol import MINI
@@ -27,22 +27,8 @@ pytestmark = pytest.mark.slow
 PAIR, ROUNDS = "dinov2-b:deit-s", 7
 
 
-def batch_of(stage: Stage, classes: int) -> Batch:
-    """Random images with labels, or without where the stage has none."""
-    generator = torch.Generator().manual_seed(0)
-    images = MINI.recipes[stage.phase].batch
-    label = torch.randint(0, classes, (images, *MINI.image_size), generator=generator)
-    return Batch(
-        image=torch.rand(images, 3, *MINI.image_size, generator=generator),
-        label=label if stage.phase.labelled else None,
-        domain=("somewhere",) * images,
-        index=torch.arange(images),
-        progress=0.5,
-    )
-
-
-def stepper(method: str) -> Callable[[], float]:
-    """Takes one training step of the method's first distilling stage and returns its seconds."""
+def stepper(method: str, random_batches: Callable[..., list[Batch]]) -> Callable[[], float]:
+    """Return a function that takes one step of the method's first distilling stage and returns its seconds."""
     plugin = load_method(method)
     if plugin.missing:
         pytest.skip(f"optional: {plugin.missing}")
@@ -51,7 +37,7 @@ def stepper(method: str) -> Callable[[], float]:
     trained = bench.networks.freeze_all_but(stage.trains)
     optimizer = make_optimizer(trained, MINI.recipes[stage.phase])
     student, teacher = stage_models(bench.networks, stage)
-    batch = batch_of(stage, bench.method.pair.classes)
+    (batch,) = random_batches(1, MINI.recipes[stage.phase].batch, stage.phase.labelled)
 
     def step() -> float:
         started = time.perf_counter()
@@ -64,8 +50,8 @@ def stepper(method: str) -> Callable[[], float]:
 
 
 @pytest.mark.parametrize("method", method_names())
-def test_share_of_a_step_that_distillation_takes(benchmark, method: str) -> None:  # type: ignore[no-untyped-def]
-    plain, distilled = stepper("baseline"), stepper(method)
+def test_share_of_a_step_that_distillation_takes(benchmark, random_batches, method: str) -> None:  # type: ignore[no-untyped-def]
+    plain, distilled = (stepper(name, random_batches) for name in ("baseline", method))
     ratios: list[float] = []
     benchmark.pedantic(lambda: ratios.append(plain() / distilled()), rounds=ROUNDS, warmup_rounds=2)
     # The first two ratios are those of the warm-up.

@@ -8,15 +8,10 @@ Aims: a training step at most 1.10 times, the evaluator at most 1.15 times the b
 
 from __future__ import annotations
 
-import itertools
-import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF
 from typing import Any
 
 import pytest
@@ -37,60 +32,10 @@ from kdbench.progress import Silent
 from kdbench.protocol import MINI, PAPER, Recipe
 from kdbench.types import Batch, Phase
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 STEPS, PAIR = 6, "dinov2-b:deit-s"
 METHODS = ("baseline", "cwd", "gkd")
 """Without a teacher, with one beside the labels, and in a stage without labels."""
-
-
-@pytest.fixture(autouse=True)
-def all_cores() -> Iterator[None]:
-    """Times are taken as users have them, not with the tests' one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, len(__import__("os").sched_getaffinity(0))))
-    yield
-    torch.set_num_threads(before)
-
-
-def batches(count: int = STEPS, images: int = 16, size: tuple[int, int] = MINI.image_size) -> list[Batch]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Batch(
-            image=torch.rand(images, 3, *size, generator=generator),
-            label=torch.randint(0, CLASSES, (images, *size), generator=generator),
-            domain=("somewhere",) * images,
-            index=torch.arange(images),
-        )
-        for _ in range(count)
-    ]
-
-
-def work() -> float:
-    """Processor seconds of this process and of those that it has waited for."""
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
-
-
-def paired(benchmark, ours: Callable[[], object], bare: Callable[[], object], rounds: int) -> str:  # type: ignore[no-untyped-def]
-    """The median of ours / bare, measured in turn, by the clock and in processor time.
-
-    The machine's drift hits both alike; what else runs on it hits the clock alone.
-    """
-    ratios: list[tuple[float, float]] = []
-
-    def once() -> None:
-        marks = [(time.perf_counter(), work())]
-        for run in (bare, ours):
-            run()
-            marks.append((time.perf_counter(), work()))
-        theirs, mine = ([b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(marks))
-        ratios.append((mine[0] / theirs[0], mine[1] / theirs[1]))
-
-    once()
-    ratios.clear()
-    benchmark.pedantic(once, rounds=rounds, iterations=1)
-    ratio, processor = map(statistics.median, zip(*ratios, strict=True))
-    benchmark.extra_info |= {"ratio": ratio, "processor": processor}
-    return f"{ratio:.3f} x bare by the clock, {processor:.3f} x in processor time"
 
 
 def trainer(nets: Networks, stage: Stage, recipe: Recipe, data: list[Batch], folder: Path) -> Callable[[], Any]:
@@ -105,12 +50,16 @@ def trainer(nets: Networks, stage: Stage, recipe: Recipe, data: list[Batch], fol
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_step_against_the_bare_step(benchmark, build_networks, tmp_path: Path, method: str) -> None:  # type: ignore[no-untyped-def]
+def test_step_against_the_bare_step(  # type: ignore[no-untyped-def]
+    compare, build_networks, random_batches, tmp_path: Path, method: str
+) -> None:
     """The method's last stage, through the trainer and by hand: same networks, loss, optimiser and data in memory."""
     nets = build_networks(method, PAIR, build_toy)
     assert nets.method is not None
-    stage = nets.method.stages()[0] if method_trains_first(nets) else nets.method.stages()[-1]
-    data = batches()
+    first, *_, last = nets.method.stages() * 2
+    # Where the distillation comes before the task, the first stage is the heavy one.
+    stage = last if first.phase.labelled else first
+    data = random_batches(STEPS, 16)
     recipe = MINI.recipes[stage.phase]
     trained = nets.freeze_all_but(stage.trains)
     student, teacher = nets.student, nets.teacher
@@ -139,13 +88,7 @@ def test_step_against_the_bare_step(benchmark, build_networks, tmp_path: Path, m
             optimizer.step()
             optimizer.zero_grad()
 
-    print(f"\nstep {method}: {paired(benchmark, ours, bare, rounds=5)}")
-
-
-def method_trains_first(nets: Networks) -> bool:
-    """Whether the first stage is the method's heavy one, as where the distillation comes before the task."""
-    assert nets.method is not None
-    return not nets.method.stages()[0].phase.labelled
+    print(f"\nstep {method}: {compare(ours, bare, rounds=5)}")
 
 
 def proxy_step_by_hand(nets: Networks, recipe: Recipe) -> Callable[[Batch], Tensor]:
@@ -181,12 +124,14 @@ def proxy_step_by_hand(nets: Networks, recipe: Recipe) -> Callable[[Batch], Tens
     return step
 
 
-def test_proxy_step_of_real_networks_against_bare_arithmetic(benchmark, build_networks, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_proxy_step_of_real_networks_against_bare_arithmetic(  # type: ignore[no-untyped-def]
+    compare, build_networks, random_batches, tmp_path: Path
+) -> None:
     """ViT-B as DINOv2's to ViT-S as DeiT's, random weights: 4 images of 224 pixels a step, as in the paper's recipe."""
     recipe = PAPER.recipes[Phase.PROXY].model_copy(update={"repeats": 1})
     size = recipe.size(PAPER.image_size)
     assert recipe.patch is not None
-    geometry, data = Geometry(recipe.patch, size, PAPER.resampling), batches(2, 4, size)
+    geometry, data = Geometry(recipe.patch, size, PAPER.resampling), random_batches(2, 4, size=size)
     nets = build_networks("gkd", PAIR, build_pretrained, geometry)
     assert nets.method is not None
     stage = nets.method.stages()[0]
@@ -196,7 +141,7 @@ def test_proxy_step_of_real_networks_against_bare_arithmetic(benchmark, build_ne
     expected = sum(term.item() for term in stage.loss(data[0], *stage_models(nets, stage)).values())
     torch.manual_seed(0)
     assert by_hand(data[0]).item() == pytest.approx(expected, rel=1e-4)
-    print(f"\nproxy step {PAIR}: {paired(benchmark, ours, lambda: [*map(by_hand, data)], rounds=3)}")
+    print(f"\nproxy step {PAIR}: {compare(ours, lambda: [*map(by_hand, data)], rounds=3)}")
 
 
 class InMemory:
@@ -215,8 +160,8 @@ class InMemory:
         return self._image[index], self._label[index]
 
 
-@pytest.mark.parametrize("role", ["dinov2-b", "deit-s", "resnet50"])
-def test_evaluator_against_the_bare_forward(benchmark, build_networks, role: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("role", ["deit-s", "resnet50"])
+def test_evaluator_against_the_bare_forward(compare, build_networks, role: str) -> None:  # type: ignore[no-untyped-def]
     nets = build_networks("baseline", f"dinov2-b:{role}", build_toy)
     model, samples = nets.student, InMemory()
     assert model is not None
@@ -231,10 +176,10 @@ def test_evaluator_against_the_bare_forward(benchmark, build_networks, role: str
     def ours() -> None:
         evaluate(model, samples, CLASSES, MINI.evaluation, torch.device("cpu"))
 
-    print(f"\nevaluator {role}: {paired(benchmark, ours, bare, rounds=9)}")
+    print(f"\nevaluator {role}: {compare(ours, bare, rounds=9)}")
 
 
-def test_leaderboard_of_200_records_against_importing_pandas(benchmark, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_leaderboard_of_200_records_against_importing_pandas(compare, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     golden = (Path(__file__).parents[1] / "golden" / "record-v1.json").read_text(encoding="utf-8")
     for seed in range(200):
         path = tmp_path / "results" / "p" / f"x-s{seed}.json"
@@ -244,16 +189,9 @@ def test_leaderboard_of_200_records_against_importing_pandas(benchmark, tmp_path
     def run(*command: str) -> None:
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
 
-    found = paired(
-        benchmark,
+    found = compare(
         lambda: run("-m", "kdbench.cli", "leaderboard", "--results", str(tmp_path / "results")),
         lambda: run("-c", "import pandas"),
         rounds=5,
     )
     print(f"\nleaderboard against importing pandas: {found}")
-
-
-def test_labelled_and_unlabelled_phases_are_both_measured(build_networks) -> None:  # type: ignore[no-untyped-def]
-    """A guard on the choice above: the distilling stage of a staged method is not passed over."""
-    phases = {name: build_networks(name, PAIR, build_toy).method.stages()[0].phase for name in METHODS}
-    assert Phase.PROXY in phases.values()

@@ -27,6 +27,7 @@ from kdbench.models.backbones import build_pretrained, build_toy
 from kdbench.models.geometry import Geometry
 from kdbench.progress import Silent
 from kdbench.protocol import MINI, PAPER, Recipe
+from kdbench.records import StageSummary
 from kdbench.types import Batch, Phase
 
 PAIRS, PROCESSES = ("dinov2-b:deit-s", "dinov2-l:deit-b"), 4
@@ -85,7 +86,7 @@ def measured(
     images = torch.rand(recipe.batch, 3, *size, device=device)
     batch = Batch(images, None, ("somewhere",) * recipe.batch, torch.arange(recipe.batch))
 
-    def run(count: int) -> dict[str, float]:
+    def run(count: int) -> StageSummary:
         module = LossModule(trained, lambda piece: stage.loss(piece, *stage_models(nets, stage)))
         job = TrainingJob("throughput", module, recipe, count, lambda start: iter([batch] * count), (0,), (), count)
         return train(fabric, job, StageFolder(folder), Silent())
@@ -97,9 +98,9 @@ def measured(
     few = fabric.to_device(batch.micro_batches(recipe.batch // 2)[0])
     with counted() as counter, fabric.autocast():
         torch.stack(list(stage.loss(few, *stage_models(nets, stage)).values())).sum().backward()
-    a_second = steps * recipe.batch / done["seconds"]
+    a_second = steps * recipe.batch / done.seconds
     return Row(
-        pair, "x".join(map(str, size)), recipe.batch, int(done["micro_batches"]), a_second,
+        pair, "x".join(map(str, size)), recipe.batch, done.micro_batches, a_second,
         a_second * counter.get_total_flops() / len(few.index) / rate, None if memory is None else memory / 1024,
     )  # fmt: skip
 

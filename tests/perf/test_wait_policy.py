@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 pytestmark = pytest.mark.slow
-ROUNDS = 5
+ROUNDS = 3
 STEPS = """
 import time, torch  # torch first, so that it finds the variable as the test has set it
 from kdbench.models.backbones import build_toy
@@ -28,7 +28,7 @@ from kdbench.models.registry import MODELS
 network = build_toy(MODELS["deit-s"]).train()
 optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 images, seconds = torch.rand(16, 3, 64, 128), []
-while len(seconds) < 3 or len(seconds) < 40 and sum(seconds) < 10:
+while len(seconds) < 3 or len(seconds) < 40 and sum(seconds) < 5:
     began = time.perf_counter()
     network(images).final.square().mean().backward()
     optimizer.step()
@@ -58,7 +58,7 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def test_a_training_step_under_both_wait_policies(benchmark) -> None:  # type: ignore[no-untyped-def]
+def test_a_training_step_under_both_wait_policies() -> None:
     cores, rows = len(os.sched_getaffinity(0)), []
     for load in (0, cores):
         with busy(load):
@@ -66,6 +66,4 @@ def test_a_training_step_under_both_wait_policies(benchmark) -> None:  # type: i
         default, passive = map(statistics.median, zip(*pairs, strict=True))
         ratio = statistics.median(ours / theirs for theirs, ours in pairs)
         rows.append({"busy processes": load, "default, ms": default, "PASSIVE, ms": passive, "ratio": ratio})
-    benchmark.extra_info["rows"] = rows
-    benchmark.pedantic(lambda: None)
     print(f"\n{cores} cores\n{pd.DataFrame(rows).to_markdown(index=False, floatfmt='.3g')}")
