@@ -5,41 +5,41 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from kdbench.engine.grid import Done
+    from kdbench.engine.plan import Cell, RunContext
+    from kdbench.spec import RunSpec
 
 # Small tensors gain nothing from threads, and test processes beside each other lose much by them. Both are read when
 # torch is loaded, and subprocesses inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from kdbench.engine.grid import Done, expand, make_context, run_grid
-from kdbench.engine.plan import Cell, RunContext
-from kdbench.progress import Silent
-from kdbench.spec import RunSpec
-
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """With KDBENCH_NO_SKIPS a skip is a failure, unless its reason names the optional part that is missing."""
     outcome = yield
-    report = outcome.get_result()
-    if os.environ.get("KDBENCH_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if "optional:" not in reason:
-            report.outcome = "failed"
-            report.longrepr = f"{item.nodeid} was skipped without naming an optional part: {reason}"
+    if not hasattr(outcome.get_result(), "wasxfail"):
+        _refuse_skip(outcome.get_result(), item.nodeid)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector):
     """The same for a module that skips itself as a whole."""
     outcome = yield
-    report = outcome.get_result()
-    if os.environ.get("KDBENCH_NO_SKIPS") and report.skipped and "optional:" not in str(report.longrepr):
+    _refuse_skip(outcome.get_result(), collector.nodeid)
+
+
+def _refuse_skip(report: Any, name: str) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if os.environ.get("KDBENCH_NO_SKIPS") and report.skipped and "optional:" not in reason:
         report.outcome = "failed"
-        report.longrepr = f"{collector.nodeid} was skipped without naming an optional part: {report.longrepr}"
+        report.longrepr = f"{name} was skipped without naming an optional part: {reason}"
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,7 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_spec(tmp_path: Path, shared_store: Path) -> Callable[..., RunSpec]:
     """A smoke request on the CPU; every field can be replaced."""
+    from kdbench.spec import RunSpec
 
     def make(**fields: Any) -> RunSpec:
         defaults: dict[str, Any] = {
@@ -73,7 +74,9 @@ def make_spec(tmp_path: Path, shared_store: Path) -> Callable[..., RunSpec]:
 
 @pytest.fixture
 def plan_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., tuple[RunContext, list[Cell]]]:
-    """The lab and the cells of a request."""
+    """The context and the cells of a request."""
+    from kdbench.engine.grid import expand, make_context
+    from kdbench.progress import Silent
 
     def plan(**fields: Any) -> tuple[RunContext, list[Cell]]:
         spec = make_spec(**fields)
@@ -86,6 +89,8 @@ def plan_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., tuple[RunCont
 @pytest.fixture
 def run_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., list[Done]]:
     """Runs a request."""
+    from kdbench.engine.grid import expand, make_context, run_grid
+    from kdbench.progress import Silent
 
     def run(**fields: Any) -> list[Done]:
         spec = make_spec(**fields)

@@ -120,7 +120,7 @@ def test_the_papers_targets_are_tested_at_the_sizes_of_the_formula_sheet(course:
     targets = {domain.name: domain.real for domain in load_benchmark(course).targets}
     for name in SHEET:
         stated_under = PROTOCOLS[name].overrides_of or name
-        found = {target: real and real.overrides_of(stated_under).size for target, real in targets.items()}
+        found = {target: real and real.under_protocol(stated_under).size for target, real in targets.items()}
         assert found == SIZES[course]
 
 
