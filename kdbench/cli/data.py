@@ -1,4 +1,4 @@
-"""`kdbench data`: verify, preview and prepare data sets; measure the built-in world."""
+"""`kdbench data`: verify, preview and prepare data sets."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def prepare(
     data_root: DataRoot = None,
     pack: Annotated[
         bool,
-        typer.Option("--pack", help="Write decoded pixels, memory-mapped: more disk, no decoding."),
+        typer.Option("--pack", help="Write decoded pixels: more disk, no decoding."),
     ] = False,
     part: Annotated[str, typer.Option(help="Parts to pack, comma-separated. [all]")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Tiles or pictures at a time.")] = 4,

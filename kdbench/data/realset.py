@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,70 +13,17 @@ import torch
 from torch import Tensor
 
 from kdbench.data.datasets.adapter import FilePair, Scan
-from kdbench.data.datasets.files import read_rgb, unreadable
+from kdbench.data.datasets.files import DataFile, read_rgb, unreadable
 from kdbench.data.datasets.labels import Table
 from kdbench.data.sizing import Sizing
 from kdbench.identity import digest
 from kdbench.types import IGNORE
 
-PACK_FOLDER = "kdbench-packed"
-PACK_INDEX = "index.jsonl"
-PackedPixels = dict[str, Any]
-"""Where a pair's pixels are: its key, the offset and shape of image and label, the state of their files."""
 
-
-@dataclass(frozen=True)
-class PackedPart:
-    """A part's decoded images and stored label values, one after the other in two memory-mapped files.
-
-    reading: which version of the adapter decoded them (Scan.reading). `kdbench data prepare --pack` writes them.
-    """
-
-    folder: Path
-    reading: str
-
-    @cached_property
-    def index(self) -> dict[str, PackedPixels]:
-        """Return by key what the same version of the adapter has decoded."""
-        path = self.folder / PACK_INDEX
-        if not path.is_file():
-            return {}
-        # What follows the last whole line was being written when a run was stopped.
-        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        places = [json.loads(line) for line in lines]
-        return {place["key"]: place for place in places if place["reading"] == self.reading}
-
-    @cached_property
-    def _images(self) -> np.ndarray:
-        return np.memmap(self.folder / "image.bin", np.uint8, "r")
-
-    @cached_property
-    def _labels(self) -> np.ndarray:
-        return np.memmap(self.folder / "label.bin", np.uint8, "r")
-
-    def __contains__(self, pair: FilePair) -> bool:
-        """Return whether the pair is there, made from the files as they are now."""
-        place = self.index.get(pair.key)
-        return place is not None and place["files"] == file_states(pair)
-
-    def read(self, pair: FilePair) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return image (H, W, 3) and stored label values (h, w)."""
-        place = self.index[pair.key]
-        return _cut(self._images, *place["image"]), place["label"] and _cut(self._labels, *place["label"])
-
-
-def packed_part(scan: Scan, part: str) -> PackedPart:
-    """Return a part's packed pixels; where there are none, its index is empty."""
-    return PackedPart(scan.tree.root / PACK_FOLDER / part.replace("/", "-"), scan.reading)
-
-
-def file_states(pair: FilePair) -> list[list[int] | None]:
-    """Return sizes and times of a pair's files, as JSON keeps them."""
-    return [None if file is None else list(file.state) for file in (pair.image, pair.label)]
-
-
-def _cut(pixels: np.ndarray, offset: int, shape: list[int]) -> np.ndarray:
-    return np.asarray(pixels[offset : offset + int(np.prod(shape))]).reshape(shape)
+def packed_path(scan: Scan, part: str, file: DataFile) -> Path:
+    """Return where a file's decoded pixels are packed, if they are: the name changes with the file and its reading."""
+    name = digest([scan.reading, file.name, file.state])
+    return scan.tree.root / "kdbench-packed" / part.replace("/", "-") / f"{name}.npy"
 
 
 @dataclass(frozen=True)
@@ -140,17 +86,20 @@ class RealSet:
     def _table(self) -> Table:
         return self.scan.table(self.label_map) if self.scan.layout.label else np.arange(256, dtype=np.uint8)
 
-    @cached_property
-    def _packs(self) -> dict[str, PackedPart]:
-        return {part: packed_part(self.scan, part) for part in {pair.part for pair in self.pairs}}
-
     def _pixels(self, pair: FilePair) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return image and stored values, from the packed form where there is one."""
-        if pair in self._packs[pair.part]:
-            image, stored = self._packs[pair.part].read(pair)
-            return image, stored if self.labelled else None
-        stored = self.scan.layout.decode(pair.label) if self.labelled and pair.label is not None else None
-        return read_rgb(pair.image), stored
+        """Return image (H, W, 3) and stored label values (h, w)."""
+        image = self._decoded(pair.part, pair.image, read_rgb)
+        if not self.labelled or pair.label is None:
+            return image, None
+        return image, self._decoded(pair.part, pair.label, self.scan.layout.decode)
+
+    def _decoded(self, part: str, file: DataFile, decode: Callable[[DataFile], np.ndarray]) -> np.ndarray:
+        """Return a file's pixels, from their packed form where `kdbench data prepare --pack` wrote it."""
+        try:
+            packed: np.ndarray = np.load(packed_path(self.scan, part, file), mmap_mode="r")
+        except FileNotFoundError:
+            return decode(file)
+        return packed
 
     def _check(self, pair: FilePair, stored: np.ndarray | None, size: tuple[int, ...]) -> None:
         if pair.label is None or stored is None:

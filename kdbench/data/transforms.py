@@ -1,4 +1,4 @@
-"""Random views of a training sample, image and label in step; each a function of a seed, at the size (H, W)."""
+"""Random views of a training sample: image and label cut alike, each view a function of its seed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ REDRAWN = 10
 
 
 class View(Protocol):
-    """image (3, h, w) and label (h', w'), uint8, to one size (H, W); the global generators are left as they were."""
+    """Brings image (3, h, w) and label (h', w'), uint8, to one size (H, W); global generators stay as they were."""
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The view of that seed."""
+        """Return the view of that seed."""
 
 
 def make_view(augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]) -> View:
-    """The view that a protocol's recipe asks for; size is the protocol's, for recipes that name none."""
+    """Return the view that a recipe asks for; size is the protocol's, for recipes that name none."""
     match augmentation:
         case DistillationViews():
             return DistillationView(augmentation)
@@ -44,7 +44,7 @@ def make_view(augmentation: Augmentation | DistillationViews | SegmentationViews
 
 
 class RandomView:
-    """Crop, flip and colour jitter, on torchvision v2."""
+    """Crops, flips and jitters colours, with torchvision."""
 
     def __init__(self, augmentation: Augmentation, size: tuple[int, int]) -> None:
         aspect = size[1] / size[0]
@@ -58,7 +58,7 @@ class RandomView:
         ])  # fmt: skip
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """As View."""
+        """Return the view of that seed."""
         label = nearest(label, (image.shape[-2], image.shape[-1]))
         with torch.random.fork_rng(devices=[]):
             _seed_cpu(seed)
@@ -67,9 +67,9 @@ class RandomView:
 
 
 class DistillationView:
-    """timm's training view, as GKD's first stage uses it (formula sheet, 5.6). Labels do not follow: they are withheld.
+    """timm's training view with the numbers of GKD's first stage. Labels do not follow: they are withheld.
 
-    Erased pixels are noise around ImageNet's mean; what of it lies outside the range of an image is cut off.
+    Erased pixels are noise around ImageNet's mean, clipped to the range of an image.
     """
 
     def __init__(self, views: DistillationViews) -> None:
@@ -90,7 +90,7 @@ class DistillationView:
         self._std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """As View; the label is ignored everywhere."""
+        """Return the view; its label is ignored everywhere."""
         with _seeded(seed):
             view = self._transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
         levels = (view * self._std + self._mean).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -98,65 +98,61 @@ class DistillationView:
 
 
 class SegmentationView:
-    """mmsegmentation's pipeline as GKD's second stage sets it (formula sheet, 26.2).
-
-    Scale, crop, flip, photometry; the padding comes last, and nothing changes it.
-    """
+    """mmsegmentation's pipeline with the numbers of GKD's second stage: scale, crop, flip, photometry, padding."""
 
     def __init__(self, views: SegmentationViews) -> None:
         self._views = views
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """As View."""
-        dice = torch.Generator().manual_seed(seed)
+        """Return the view of that seed."""
+        rng = torch.Generator().manual_seed(seed)
         label = nearest(label, (image.shape[-2], image.shape[-1]))
-        image, label = self._scaled(image, label, dice)
-        image, label = self._cropped(image, label, dice)
-        if _chance(dice, self._views.flip):
+        image, label = self._scaled(image, label, rng)
+        image, label = self._cropped(image, label, rng)
+        if _chance(rng, self._views.flip):
             image, label = image.flip(-1), label.flip(-1)
-        return _padded(self._photometry(image, dice), label, self._views.crop)
+        return _padded(self._photometry(image, rng), label, self._views.crop)
 
-    def _scaled(self, image: Tensor, label: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _scaled(self, image: Tensor, label: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         height, width = image.shape[-2:]
         edges = self._views.short_edges
-        edge = edges[int(torch.randint(len(edges), (), generator=dice))]
+        edge = edges[int(torch.randint(len(edges), (), generator=rng))]
         factor = min(edge / min(height, width), self._views.long_edge / max(height, width))
         size = (int(height * factor + 0.5), int(width * factor + 0.5))
         return vision.resize(image, list(size), antialias=False), nearest(label, size)
 
-    def _cropped(self, image: Tensor, label: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _cropped(self, image: Tensor, label: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         crop = self._views.crop
         for _ in range(1 + REDRAWN):
-            top, left = (int(torch.randint(max(0, side - crop) + 1, (), generator=dice)) for side in label.shape)
+            top, left = (int(torch.randint(max(0, side - crop) + 1, (), generator=rng)) for side in label.shape)
             chosen = label[top : top + crop, left : left + crop]
             counts = torch.bincount(chosen[chosen != IGNORE], minlength=1)
             if (counts > 0).sum() > 1 and counts.max() < self._views.largest_class * counts.sum():
                 break
         return image[:, top : top + crop, left : left + crop], chosen
 
-    def _photometry(self, image: Tensor, dice: torch.Generator) -> Tensor:
-        """Each with a chance of one half: brightness, contrast before or after the rest, saturation, hue."""
+    def _photometry(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        """Change, each with a chance of one half: brightness, contrast before or after the rest, saturation, hue."""
         views, levels = self._views, image.float()
-        if _chance(dice):
-            levels = (levels + _between(dice, -views.brightness, views.brightness)).clamp(0, 255)
-        late, contrast = _chance(dice), _between(dice, *views.contrast) if _chance(dice) else 1.0
+        if _chance(rng):
+            levels = (levels + _between(rng, -views.brightness, views.brightness)).clamp(0, 255)
+        late, contrast = _chance(rng), _between(rng, *views.contrast) if _chance(rng) else 1.0
         levels = (levels * (1.0 if late else contrast)).clamp(0, 255)
-        saturation = _between(dice, *views.saturation) if _chance(dice) else 1.0
-        hue = _between(dice, -views.hue, views.hue) if _chance(dice) else 0.0
+        saturation = _between(rng, *views.saturation) if _chance(rng) else 1.0
+        hue = _between(rng, -views.hue, views.hue) if _chance(rng) else 0.0
         if saturation != 1.0 or hue != 0.0:
             levels = _in_hsv(levels, saturation, hue)
         return (levels * (contrast if late else 1.0)).clamp(0, 255).round().to(torch.uint8)
 
 
 def _padded(image: Tensor, label: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """To side x side, filled up at the right and the bottom as in mmsegmentation: with ImageNet's mean colour, which is
-    zero for a network (here to within half a level), and with ignored pixels."""
+    """Fill up to side x side at the right and the bottom: with ImageNet's mean colour (0 for a network), and IGNORE."""
     frame = [0, 0, side - image.shape[-1], side - image.shape[-2]]
     return vision.pad(image, frame, fill=MEAN_COLOUR), vision.pad(label[None], frame, fill=IGNORE)[0]
 
 
 def _in_hsv(levels: Tensor, saturation: float, hue: float) -> Tensor:
-    """Saturation times a factor, hue turned by degrees; levels (3, H, W) in [0, 255]."""
+    """Multiply saturation by a factor and turn the hue by degrees; levels (3, H, W) in [0, 255]."""
     picture = Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).numpy()).convert("HSV")
     planes = np.array(picture, dtype=np.float32)
     planes[..., 0] = (planes[..., 0] + hue * 256 / 360) % 256
@@ -165,12 +161,12 @@ def _in_hsv(levels: Tensor, saturation: float, hue: float) -> Tensor:
     return torch.from_numpy(np.array(turned)).permute(2, 0, 1).float()
 
 
-def _chance(dice: torch.Generator, chance: float = 0.5) -> bool:
-    return float(torch.rand((), generator=dice)) < chance
+def _chance(rng: torch.Generator, chance: float = 0.5) -> bool:
+    return float(torch.rand((), generator=rng)) < chance
 
 
-def _between(dice: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=dice))
+def _between(rng: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=rng))
 
 
 def _seed_cpu(seed: int) -> None:
@@ -181,7 +177,7 @@ def _seed_cpu(seed: int) -> None:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """timm draws from three global generators; they are seeded here and put back."""
+    """Seed the three global generators that timm draws from, and put them back."""
     kept, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,9 +72,7 @@ def verify(adapter: Adapter, data_root: Path, most: int | None, progress: Progre
         pixels = check_pixels(scan, chosen, lambda done: progress.advance(done, {}))
     finally:
         progress.end()
-    archives = _archive_issues(scan) if most is None else ()
-    issues = (*named, *_pixel_issues(scan, pixels), *archives)
-    shares = _shares(adapter, pixels.classes)
+    issues, shares = (*named, *_pixel_issues(scan, pixels)), _shares(adapter, pixels.classes)
     return Report(adapter.title, scan.tree.root, issues, parts, len(chosen), pixels.checksum, shares)
 
 
@@ -158,18 +155,6 @@ def _pixel_issues(scan: Scan, pixels: PixelSummary) -> Iterator[Issue]:
     across = [f"{same[0].image} = {same[1].image}" for same in pixels.twins if len({pair.part for pair in same}) > 1]
     if across:
         yield issue("fault", "the same picture in two parts", across, "restore the part that was overwritten")
-
-
-def _archive_issues(scan: Scan) -> Iterator[Issue]:
-    wrong = []
-    for name, official in scan.adapter.md5.items():
-        for path in scan.tree.root.rglob(name):
-            with path.open("rb") as archive:
-                found = hashlib.file_digest(archive, "md5").hexdigest()
-            if found != official:
-                wrong.append(f"{path} (md5 {found}, published {official})")
-    if wrong:
-        yield issue("fault", "archives that are not the published ones", wrong, "download them again")
 
 
 def lines(report: Report) -> Iterator[str]:

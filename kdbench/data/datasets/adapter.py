@@ -85,7 +85,7 @@ class Adapter:
     hints: pattern of a path that is often there in place of what is needed -> what to do about it.
     mismatch: what is done where a label has another size than its image.
     incomplete: what missing images are. blank: keys of images that are blank in the release itself.
-    restore: how missing files are made, where they are not from an archive. md5: of archives, as published.
+    restore: how missing files are made, where they are not from an archive.
     check: finds what else `kdbench data verify` can tell from the files.
     """
 
@@ -106,7 +106,6 @@ class Adapter:
     incomplete: Level = "fault"
     blank: tuple[str, ...] = ()
     restore: str = ""
-    md5: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[FileTree], Iterable[Issue]] = no_issues
 
     def folder(self, data_root: Path) -> Path | None:

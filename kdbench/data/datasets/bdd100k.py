@@ -24,10 +24,6 @@ BDD100K = Adapter(
     classes=benchmark.CITYSCAPES,
     counts={"train": 7000, "val": 1000},
     archives=("*images_10k*.zip", "10k_images_*.zip", "*sem_seg_labels*.zip"),
-    md5={
-        "bdd100k_images_10k.zip": "08f26aecceda982568063d3d5873378e",
-        "bdd100k_sem_seg_labels_trainval.zip": "9a2968dde3345eeb689cffb1e26f9c78",
-    },
     size=(720, 1280),
     hints={
         r"images/100k/": "the 10k images are no part of the 100k set; add those of bdd100k_images_10k.zip.",

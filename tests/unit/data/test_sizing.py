@@ -35,7 +35,7 @@ def rule(benchmark: str, target: str) -> InputSize:
         ("c2a", "acdc-night", (1080, 1920), (540, 960), (1080, 1920)),
         ("p2r", "potsdam-irrg", (512, 512), (512, 512), (512, 512)),
         ("p2r", "vaihingen-irrg", (512, 512), (512, 512), (512, 512)),
-        # 4:3 becomes 683 x 512 (formula sheet, 26.6); the label is half of the original.
+        # 4:3 becomes 683 x 512; the label is half of the original.
         ("g2m", "mapillary", (2448, 3264), (512, 683), (1224, 1632)),
         # A portrait's long edge is bounded by 1024 too.
         ("g2m", "mapillary", (3264, 2448), (683, 512), (1632, 1224)),

@@ -88,14 +88,6 @@ def rename(pattern: str, old: str, new: str) -> Plant:
     return lambda root: first(root, pattern).rename(str(first(root, pattern)).replace(old, new))
 
 
-def archive(name: str, member: str, content: bytes = b"") -> Plant:
-    def plant(root: Path) -> None:
-        with zipfile.ZipFile(root / name, "w") as file:
-            file.writestr(member, content)
-
-    return plant
-
-
 def broken_member(root: Path) -> None:
     """Write an archive with compressed labels, a byte of which is wrong."""
     label, path = first(root, LABEL), root / "gtFine_trainvaltest.zip"
@@ -184,11 +176,6 @@ FAULTS: dict[str, tuple[str, Plant, str]] = {
     "a blank image": ("gtav", paint("images/00003.png", 0, channels=3), "1 blank images "),
     "a colour map for a mask": ("bdd100k", copy("labels/sem_seg/colormaps/val/*", MASK), UNREADABLE),
     "a label of another size": ("bdd100k", resave(MASK, lambda a: a[:-2]), "labels of another size than their image"),
-    "an archive that is not the published one": (
-        "bdd100k",
-        archive("bdd100k_images_10k.zip", "images/10k/readme"),
-        "archives that are not the published ones",
-    ),
     "a resized image": ("acdc", resave("rgb_anon/fog/val/*/*.png", lambda a: a[::2, ::2]), "images of another size"),
     "Cityscapes ids in ACDC": ("acdc", copy("gt/fog/val/*/*_labelIds.png", FOG), UNKNOWN),
     "nothing but ignored pixels": ("acdc", paint(FOG, 255), "labels in which everything is ignored"),
