@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from kdbench.api import servable_benchmarks
 from kdbench.cli import app
-from kdbench.cli.shared import servable
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Cover
@@ -117,8 +117,8 @@ def test_a_label_map_that_changes_nothing_is_refused(
 def test_all_stands_for_the_benchmarks_whose_sets_are_there_and_whose_sizes_are_known(trees: Any) -> None:
     for name in ("gtav", "cityscapes", "camvid"):
         trees.make(name)
-    assert servable(trees.root) == ["camvid", "g2c"]
-    assert servable(trees.root, "paper") == ["g2c"]
+    assert servable_benchmarks(trees.root) == ["camvid", "g2c"]
+    assert servable_benchmarks(trees.root, "paper") == ["g2c"]
 
 
 def test_where_no_benchmark_has_its_sets_it_is_said_what_is_there_and_what_each_lacks(
@@ -127,10 +127,10 @@ def test_where_no_benchmark_has_its_sets_it_is_said_what_is_there_and_what_each_
     (tmp_path / "file").touch()
     for name in ("gone", "file"):
         with pytest.raises(KdbenchError, match=rf"--data-root .*{name} is not a folder"):
-            servable(tmp_path / name)
+            servable_benchmarks(tmp_path / name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(KdbenchError, match=r"under .*empty\. Found there: none\. .*g2c lacks cityscapes, gtav;"):
-        servable(tmp_path / "empty")
+        servable_benchmarks(tmp_path / "empty")
     trees.make("gtav")
     with pytest.raises(KdbenchError, match=r"Found there: gtav\. .*g2c lacks cityscapes; g2m lacks mapillary;"):
-        servable(trees.root)
+        servable_benchmarks(trees.root)
