@@ -144,7 +144,7 @@ class Protocol(Frozen):
     literature. Otherwise they are resized to cover image_size, and train_images and proxy_images are the most used."""
     label_maps: dict[str, str] = {}
     """Data set -> which of its published tables takes stored labels to classes, where it is not the default."""
-    most_broken: int = 10
+    most_skipped: int = 10
     """Training files that may turn out to be unreadable, each replaced by the next one, before a stage stops."""
     resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
     """How patch kernels and position embeddings change their size (kdbench.models.geometry)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.engine.evaluation import class_scores
-from kdbench.engine.parts import stage_models
-from kdbench.engine.plan import Cell, Plan, PlannedStage, RunContext, make_plan
+from kdbench.engine.parts import Networks, stage_models
+from kdbench.engine.plan import Plan, PlannedStage, RunContext, networks_and_stages
 from kdbench.types import Batch
 
 ADAM = 16
@@ -42,27 +42,29 @@ class StageCost:
         return round(self.flops * step.recipe.batch * step.steps)
 
 
-def stage_flops(context: RunContext, cell: Cell, names: Collection[str]) -> dict[str, int | None]:
-    """Count the operations of these stages; None, with a note, where a loss fails on blank images.
-
-    Counted on networks of their own: nothing that a loss does to its modules reaches those that are trained.
-    """
+def stage_flops(context: RunContext, plan: Plan, names: Collection[str]) -> dict[str, int | None]:
+    """Count the operations of these stages; None, with a note, where a loss fails on blank images."""
     if not names:
         return {}
-    plan = make_plan(context, cell)
+    # On networks of their own: a loss may leave its mark in buffers, memories and attributes of its modules, which
+    # cannot be put back as they were; and a copy of built networks would share their hooks.
+    networks, stages = networks_and_stages(context, plan.cell)
     found: dict[str, int | None] = {}
-    for step in [step for step in plan.stages if step.stage.name in names]:
+    for stage, planned in zip(stages, plan.stages, strict=True):
+        step, name = replace(planned, stage=stage), stage.name
+        if name not in names:
+            continue
         try:
-            found[step.stage.name] = cost_of(context, plan, step).total_flops(step)
+            found[name] = cost_of(context, networks, step).total_flops(step)
         except Exception as error:  # a plug-in's own code, which may train where it fails here
-            context.progress.note(f"{cell.id.name} · {step.stage.name}: operations are not counted ({error})")
-            found[step.stage.name] = None
+            context.progress.note(f"{plan.cell.id.name} · {name}: operations are not counted ({error})")
+            found[name] = None
     return found
 
 
-def cost_of(context: RunContext, plan: Plan, step: PlannedStage) -> StageCost:
+def cost_of(context: RunContext, networks: Networks, step: PlannedStage) -> StageCost:
     """Run the stage's loss and its gradients once on blank images, on the processor, with random weights."""
-    networks, size = plan.networks, step.recipe.size(context.protocol.image_size)
+    size = step.recipe.size(context.protocol.image_size)
     geometry = context.geometry(step.recipe, size)
     for segmentor in (networks.teacher, networks.student):
         if segmentor is not None and geometry is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from kdbench.metrics import hits
 from kdbench.protocol import Evaluation
 from kdbench.records import DomainResult
 from kdbench.types import IGNORE, TEACHER, Part, SegOutput
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -198,10 +201,11 @@ def evaluate(
     return torch.cat(counts).cpu().numpy()
 
 
-def batched(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield consecutive parts of at most a size (itertools has it from Python 3.12 on)."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, size)):
+        yield part
 
 
 def _scores(output: SegOutput, size: tuple[int, int]) -> Tensor:
@@ -234,23 +238,19 @@ def _batches(
     samples: DomainSet, most: int, workers: int, share: Sequence[int] | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield neighbours of one size as batches of at most `most`."""
-    held: list[tuple[Tensor, Tensor]] = []
     chosen = range(len(samples)) if share is None else share
-    for read in DataLoader(_Samples(samples), batch_size=None, sampler=chosen, num_workers=workers):
-        if isinstance(read, KdbenchError):
-            raise read
-        image, label = read
-        if held and (len(held) == most or held[0][0].shape != image.shape or held[0][1].shape != label.shape):
-            yield _stack(held)
-            held = []
-        held.append((image, label))
-    if held:
-        yield _stack(held)
+    read = _raising(DataLoader(_Samples(samples), batch_size=None, sampler=chosen, num_workers=workers))
+    for _, neighbours in itertools.groupby(read, key=lambda sample: [tensor.shape for tensor in sample]):
+        for batch in batched(neighbours, most):
+            images, labels = zip(*batch, strict=True)
+            yield torch.stack(images), torch.stack(labels)
 
 
-def _stack(held: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*held, strict=True)
-    return torch.stack(images), torch.stack(labels)
+def _raising(read: Iterable[tuple[Tensor, Tensor] | KdbenchError]) -> Iterator[tuple[Tensor, Tensor]]:
+    for sample in read:
+        if isinstance(sample, KdbenchError):
+            raise sample
+        yield sample
 
 
 def _check_labels(label: Tensor, classes: int, domain: str) -> None:

@@ -150,7 +150,7 @@ class Plan:
 
 def make_plan(context: RunContext, cell: Cell) -> Plan:
     """Build the networks and chain the stages' keys."""
-    networks, stages = _networks_and_stages(context, cell)
+    networks, stages = networks_and_stages(context, cell)
     factor = _step_factor(context, cell, stages)
 
     def plan_stage(stage: Stage, sources: Mapping[str, WeightSource]) -> PlannedStage:
@@ -161,7 +161,7 @@ def make_plan(context: RunContext, cell: Cell) -> Plan:
 
 def recorded_plan(context: RunContext, cell: Cell, results: Sequence[StageResult]) -> Plan:
     """Return the plan of a finished cell with the keys and steps of its record; no data set is opened."""
-    networks, stages = _networks_and_stages(context, cell)
+    networks, stages = networks_and_stages(context, cell)
     recorded = {result.name: result for result in results}
     if list(recorded) != [stage.name for stage in stages]:
         raise KdbenchError(
@@ -178,7 +178,8 @@ def recorded_plan(context: RunContext, cell: Cell, results: Sequence[StageResult
     return _chain(context, cell, networks, stages, plan_stage)
 
 
-def _networks_and_stages(context: RunContext, cell: Cell) -> tuple[Networks, tuple[Stage, ...]]:
+def networks_and_stages(context: RunContext, cell: Cell) -> tuple[Networks, tuple[Stage, ...]]:
+    """Build a cell's networks with their seeded random weights, and check its stages."""
     networks = _build(context, cell)
     if networks.method is None:
         return networks, (FIT_TEACHER,)

@@ -150,7 +150,7 @@ def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generat
         trains = ", ".join(sorted(step.stage.trains))
         yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"
         if state == "to do":
-            cost = cost_of(context, plan, step)
+            cost = cost_of(context, plan.networks, step)
             whole = cost.total_flops(step)
             total += whole
             yield (

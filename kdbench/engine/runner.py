@@ -169,7 +169,7 @@ def _flops(context: RunContext, plan: Plan) -> dict[str, int | None]:
     # One process looks, for all: a loss that is counted may wait for the other processes.
     stored = fabric.broadcast(stored)
     names = [stage.stage.name for stage in plan.stages]
-    return stage_flops(context, plan.cell, [name for name in names if name not in stored]) | stored
+    return stage_flops(context, plan, [name for name in names if name not in stored]) | stored
 
 
 def _finish_stage(
@@ -227,7 +227,7 @@ def train_stage(
         smallest_batch=stage.smallest_batch,
         student_forwards=lambda: student.images * fabric.world_size,
         skipped=skipped,
-        most_skipped=context.protocol.most_broken,
+        most_skipped=context.protocol.most_skipped,
     )  # fmt: skip
     peak = PeakMemory(fabric.device)
     summary = train(fabric, job, planned.folder, log.stage(stage.name, plan.steps_before(planned), context.progress))

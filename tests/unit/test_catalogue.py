@@ -50,7 +50,7 @@ def test_every_label_of_a_committed_record_stands_with_the_options_that_make_it(
     assert {record.spec.resolved.variant for record in records} == set(shown) != set()
     for record in records:
         cell = record.spec.resolved
-        assert make_config(load_method("gkd"), shown[cell.variant]).model_dump(mode="json") == cell.config
+        assert make_config(load_method("gkd"), shown[cell.variant]).model_dump(mode="json") == cell.options
 
 
 def test_a_share_without_a_decoder_is_said_not_to_be_comparable(page: str) -> None:

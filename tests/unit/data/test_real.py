@@ -148,7 +148,7 @@ def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
     (done,) = run_cells(**common)
     assert done.record.status == "done", done.record.error
     assert [stage.skipped_files for stage in done.record.result.stages] == [1]
-    strict = SMOKE.model_copy(update={"most_broken": 0})
+    strict = SMOKE.model_copy(update={"most_skipped": 0})
     monkeypatch.setitem(protocols.PROTOCOLS, "smoke", strict)
     (stopped,) = run_cells(**common, seeds=(1,))
     assert stopped.record.status == "failed"

@@ -25,14 +25,14 @@ PlanCells = Callable[..., tuple[RunContext, list[Cell]]]
 def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(plan_cells: PlanCells) -> None:
     context, cells = plan_cells(methods=("baseline",), benchmarks=("c2a",), references=True)
     teacher, student = (make_plan(context, cell) for cell in cells)
-    cost = cost_of(context, teacher, teacher.stages[0])
+    cost = cost_of(context, teacher.networks, teacher.stages[0])
     # An encoder of width 64 on 4 x 8 tokens and a class token; two operations a product. Matrices of a block: attention
     # 4 w^2, MLP 8 w^2 a token, and two products of tokens with tokens; the patch kernel; forward alone.
     tokens, width = 33, 64
     block = 2 * (tokens * 12 * width**2 + 2 * tokens**2 * width)
     encoder = 6 * block + 2 * 32 * width * 3 * 8 * 8
     assert cost.flops > encoder
-    joint = cost_of(context, student, student.stages[0])
+    joint = cost_of(context, student.networks, student.stages[0])
     # Training the student's encoder too: its products are counted three times, once forward and twice back.
     # Before torch 2.15 those of attention on a CPU, a fourteenth of all, are not counted.
     assert joint.flops - cost.flops == pytest.approx(2 * encoder, rel=0.1)
@@ -48,7 +48,7 @@ def test_a_frozen_teacher_takes_half_the_memory_where_it_is_held_in_bfloat16(
         monkeypatch.setitem(PROTOCOLS, "smoke", PROTOCOLS["smoke"].model_copy(update={"precision": precision}))
         context, cells = plan_cells(methods=("logit_kd",))
         plan = make_plan(context, cells[0])
-        cost = cost_of(context, plan, plan.stages[-1])
+        cost = cost_of(context, plan.networks, plan.stages[-1])
         memory.append(cost.memory)
     weights = 16 * cost.trained + 4 * (cost.parameters - cost.trained)
     teacher = sum(p.numel() for p in plan.networks.teacher.encoder.parameters())
@@ -101,7 +101,7 @@ def test_images_that_pass_the_student_twice_are_counted_as_often(
     monkeypatch.setattr(costs, "stage_models", counted)
     plan = make_plan(context, cells[0])
     for step in plan.stages:
-        cost_of(context, plan, step)
+        cost_of(context, plan.networks, step)
     assert [step.stage.student_forwards for step in plan.stages] == [1.5, 1.5, 1.0]
     assert [student.images for student, _ in seen] == [3, 3, 2]
 
@@ -117,7 +117,7 @@ def test_a_loss_that_cannot_do_with_one_image_is_not_counted(
 
     monkeypatch.setattr(cells[0].method.method, "loss", loss)
     heard = Heard()
-    found = stage_flops(replace(context, progress=heard), cells[0], ["fit_teacher", "joint"])
+    found = stage_flops(replace(context, progress=heard), make_plan(context, cells[0]), ["fit_teacher", "joint"])
     assert found["fit_teacher"] is not None
     assert found["joint"] is None
     assert heard.notes == ["g2c · logit_kd · joint: operations are not counted (2 images)"]
