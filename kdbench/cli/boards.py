@@ -111,21 +111,12 @@ def print_boards(asked: Asked, output: Output, also: Collection[str] = (), inclu
     if output.format in formats.EXPORTS:
         text = formats.EXPORTS[output.format](found)
     elif output.format == "html":
-        text = _page(asked, include_images)
+        from kdbench.report.html import page
+
+        text = page.to_html(found, include_images)
     else:
         text = output.render(tables.tables(found, also))
     output.deliver(text, loaded.faults)
-
-
-def _page(asked: Asked, include_images: bool) -> str:
-    from kdbench.report import board, entries
-    from kdbench.report.page import gallery, page
-
-    results, protocol, benchmarks, pairs = asked
-    loaded = entries.load(results, default_reference(), protocol=protocol, benchmarks=benchmarks, pairs=pairs)
-    found = board.boards(loaded.entries)
-    drawn = {index: gallery.gallery_of(board, include_images) for index, board in enumerate(found)}
-    return page.to_html(found, {index: each for index, each in drawn.items() if each})
 
 
 def print_published(asked: Asked, output: Output) -> None:
@@ -138,9 +129,9 @@ def print_published(asked: Asked, output: Output) -> None:
     if output.format in published.EXPORTS:
         text = published.EXPORTS[output.format](matches)
     elif output.format == "html":
-        from kdbench.report.page import page
+        from kdbench.report.html import page
 
-        text = page.tables_to_html(published.published_tables(matches))  # type: ignore[arg-type]
+        text = page.tables_to_html(published.published_tables(matches))
     else:
         text = output.render(published.published_tables(matches))
     output.deliver(text, loaded.faults)

@@ -9,9 +9,9 @@ from kdbench.data.datasets import ADAPTERS
 from kdbench.engine.grid import expand, make_context, run_grid
 from kdbench.engine.pictures import write_pictures
 from kdbench.progress import Silent
-from kdbench.report.board import boards
-from kdbench.report.entries import load
-from kdbench.report.page.gallery import gallery_of
+from kdbench.report.boards import boards
+from kdbench.report.frame import read
+from kdbench.report.html.gallery import make_gallery
 from kdbench.samples import read_samples
 from kdbench.spec import RunSpec
 
@@ -30,8 +30,8 @@ def test_real_pictures_know_their_licence(trees: Any, make_spec: Callable[..., R
     assert {(scene.domain, scene.data_source) for scene in samples.scenes} == {("mapillary", "real")}
     (licence,) = samples.licences
     assert ADAPTERS["mapillary"].licence in licence
-    (board,) = boards(load(spec.results, None).entries)
-    hidden, asked = gallery_of(board, include_images=False), gallery_of(board, include_images=True)
+    (board,) = boards(read(spec.results, None).frame)
+    hidden, asked = (make_gallery(board.frame, list(board.rows.index), include_images=asked) for asked in (False, True))
     assert hidden is not None
     assert asked is not None
     assert hidden.rows == ()

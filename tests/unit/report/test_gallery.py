@@ -13,9 +13,8 @@ from PIL import Image
 
 from kdbench.errors import KdbenchError
 from kdbench.records import Record, read_record
-from kdbench.report.board import Board, boards
-from kdbench.report.entries import load
-from kdbench.report.page.gallery import Gallery, gallery_of
+from kdbench.report.frame import read
+from kdbench.report.html.gallery import Gallery, make_gallery
 from kdbench.samples import (
     SAMPLES,
     Samples,
@@ -71,13 +70,11 @@ def keep(tmp_path: Path, make_record, write) -> Callable[..., Path]:
     return kept
 
 
-def board_of(folder: Path) -> Board:
-    (board,) = boards(load(folder, None).entries)
-    return board
+ORDER = ("teacher", "plain", "cwd", "gkd", "dkd")
 
 
-def shown(folder: Path, include_images: bool = False) -> Gallery:
-    gallery = gallery_of(board_of(folder), include_images)
+def shown(folder: Path, include_images: bool = False, reference: Path | None = None) -> Gallery:
+    gallery = make_gallery(read(folder, reference).frame, ORDER, include_images)
     assert gallery is not None
     return gallery
 
@@ -197,7 +194,7 @@ def test_drawn_images_beside_real_ones_stay(tmp_path: Path, keep) -> None:
 
 def test_no_pictures_no_gallery(tmp_path: Path, keep) -> None:
     path = keep("gkd", "distilled", None)
-    assert gallery_of(board_of(tmp_path), include_images=True) is None
+    assert make_gallery(read(tmp_path, None).frame, ORDER, include_images=True) is None
     # Predictions that a later record has outlived.
     other = read_record(keep("cwd", "distilled", 1, key="younger"))
     write_predictions(path, other, two_scenes(), iter(all_of(2, two_scenes())))
@@ -210,7 +207,7 @@ def test_no_pictures_no_gallery(tmp_path: Path, keep) -> None:
 def test_the_teacher_alone_is_no_gallery(tmp_path: Path, keep) -> None:
     keep("teacher", "teacher", 1)
     path = keep("gkd", "distilled", None)
-    assert gallery_of(board_of(tmp_path), include_images=False) is None
+    assert make_gallery(read(tmp_path, None).frame, ORDER, include_images=False) is None
     other = read_record(keep("cwd", "distilled", None, key="younger"))
     write_predictions(path, other, two_scenes(), iter(all_of(2, two_scenes())))
     assert shown(tmp_path).columns == ()
@@ -223,16 +220,10 @@ def test_two_folders_are_never_mixed_where_their_images_differ(tmp_path: Path, k
     path = write(reference, record)
     others = Samples(CLASSES, PALETTE, (scene("acdc-night", 8),))
 
-    def columns() -> tuple[str, ...]:
-        (board,) = boards(load(tmp_path / "mini-1a2b3c4d", reference).entries)
-        gallery = gallery_of(board, include_images=False)
-        assert gallery is not None
-        return gallery.columns
-
     for samples, expected in ((others, ("plain",)), (two_scenes(), ("plain", "gkd"))):
         write_samples(path.parents[1], samples)
         write_predictions(path, record, samples, iter(all_of(1, samples)))
-        assert columns() == ("image", "label", *expected)
+        assert shown(tmp_path / "mini-1a2b3c4d", reference=reference).columns == ("image", "label", *expected)
 
 
 def cut_off(path: Path) -> None:
