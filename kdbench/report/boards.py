@@ -171,7 +171,7 @@ def _last(measured: pd.DataFrame, cells: pd.DataFrame, domains: list[str], blank
     measures = ["miou", "accuracy", "labelled_iou"]
     wide = known.pivot(index=["label", "seed"], columns="domain", values=measures)
     rows = pd.MultiIndex.from_frame(cells[["label", "seed"]])
-    return wide.reindex(index=rows, columns=pd.MultiIndex.from_product([measures, domains]))
+    return wide.reindex(index=rows, columns=pd.MultiIndex.from_product([measures, domains or [""]]))
 
 
 def _scores(by_seed: pd.DataFrame) -> pd.DataFrame:

@@ -361,7 +361,8 @@ def _selection_tables(board: Board) -> Iterator[Table]:
     chosen, nobody = board.selection, pd.Series(False, board.rows.index)
 
     def by(rule: str, column: str) -> pd.Series:
-        return chosen[column].xs(rule, level="rule").reindex(board.rows.index)
+        held = chosen[chosen.index.get_level_values("rule") == rule]
+        return held[column].droplevel("rule").reindex(board.rows.index)
 
     yield Table(
         f"{board.benchmark}: rules of selection",

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
-from kdbench.report.board import boards
-from kdbench.report.entries import Entry
-from kdbench.report.page.gallery import Gallery, GalleryRow
-from kdbench.report.page.page import to_html
+from kdbench.report.boards import boards
+from kdbench.report.frame import Entry, to_frame
+from kdbench.report.html import page as html_page
+from kdbench.report.html.gallery import Gallery, GalleryRow
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
     "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-METHODS = {"kd": 30.0, "cwd": 42.0, "a-method[with=a-long-name,and=knobs]": 35.0, "broken": None}
+METHODS = {"kd": 30.0, "cwd": 42.0, "a-method[with=a-long-name,and=options]": 35.0, "broken": None}
 PROBE = """
 addEventListener("load", () => {
   const table = document.querySelector("section#b0 table"), headers = [...table.tHead.rows[0].cells];
@@ -50,8 +50,9 @@ addEventListener("load", () => {
   for (const each of document.querySelectorAll("details")) each.open = true;
   found.scroll = document.documentElement.scrollWidth;
   found.requests = performance.getEntriesByType("resource").map(entry => entry.name);
-  found.images = [...document.images].map(image => { image.loading = "eager"; return image.naturalWidth; });
-  found.figures = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect().height);
+  const widths = images => [...images].map(image => { image.loading = "eager"; return image.naturalWidth; });
+  found.images = widths(document.querySelectorAll(".gallery img"));
+  found.charts = widths(document.querySelectorAll(".chart"));
   parent.postMessage(JSON.stringify(found), "*");
 });
 """
@@ -116,11 +117,13 @@ def record(method: str, score: float | None, seed: int, role: str = "distilled")
 @pytest.fixture(scope="module")
 def page() -> str:
     """One board with a blank mean, an undistilled student, long names and a gallery."""
-    entries = [Entry(record(method, score, 0)) for method, score in METHODS.items()]
-    entries.append(Entry(record("plain", 9.5, 0, role="undistilled")))
+    records = [record(method, score, 0) for method, score in METHODS.items()]
+    records.append(record("plain", 9.5, 0, role="undistilled"))
     tiles = GalleryRow("synthetic a-city-like", (PNG,) * 12)
     gallery = Gallery(0, (tiles,), tuple(f"column {k}" for k in range(12)), (("road", "#804080"),), "")
-    return to_html(boards(entries), {0: gallery})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html_page, "make_gallery", lambda *given: gallery)
+        return html_page.to_html(boards(to_frame(map(Entry, records))))
 
 
 def look(page: str, folder: Path, width: int = 1200) -> Seen:
@@ -146,7 +149,7 @@ def test_a_click_sorts_numbers_and_words_both_ways_and_leaves_blanks_last(page: 
     assert [float(text) for text in found["down"][:4]] == pytest.approx([*known, 9.5], abs=0.2)
     assert found["down"][4] == ""
     assert found["up"] == [*reversed(found["down"][:4]), ""]
-    names = ["a-method[with=a-long-name,and=knobs]", "broken*", "cwd", "kd", "plain, undistilled"]
+    names = ["a-method[with=a-long-name,and=options]", "broken*", "cwd", "kd", "plain, undistilled"]
     assert found["az"] == names
     assert found["za"] == names[::-1]
     assert found["before"] not in (found["az"], found["za"])
@@ -161,8 +164,8 @@ def test_the_browser_complains_of_nothing_and_asks_nobody(page: str, tmp_path: P
     assert console == []
     assert found["requests"] == []
     assert found["images"] == [1] * 12
-    assert len(found["figures"]) == 5
-    assert min(found["figures"]) > 0
+    assert len(found["charts"]) == 5
+    assert min(found["charts"]) > 0
 
 
 @pytest.mark.parametrize(
