@@ -171,7 +171,8 @@ def _last(measured: pd.DataFrame, cells: pd.DataFrame, domains: list[str], blank
     measures = ["miou", "accuracy", "labelled_iou"]
     wide = known.pivot(index=["label", "seed"], columns="domain", values=measures)
     rows = pd.MultiIndex.from_frame(cells[["label", "seed"]])
-    return wide.reindex(index=rows, columns=pd.MultiIndex.from_product([measures, domains or [""]]))
+    # A column at least, where every cell failed: an empty product has not even the measures.
+    return wide.reindex(index=rows, columns=pd.MultiIndex.from_product([measures, domains or ["none"]]))
 
 
 def _scores(by_seed: pd.DataFrame) -> pd.DataFrame:
