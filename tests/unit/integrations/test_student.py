@@ -16,6 +16,7 @@ from kdbench.errors import KdbenchError
 from kdbench.models.backbones import cut
 from kdbench.models.registry import find_model, parse_pair
 from kdbench.models.segmentor import seeded
+from kdbench.models.toy import ToyModels
 from kdbench.models.weights import Model, PretrainedModels
 from kdbench.plugins import load_method
 from kdbench.types import IGNORE, FeatureSpec, PairSpec
@@ -373,3 +374,13 @@ def test_the_head_is_for_our_classes_and_drawn_by_whoever_asks(d2: ModuleType) -
     assert predictor(0).shape[0] == 7
     assert torch.equal(predictor(0), predictor(0))
     assert not torch.equal(predictor(0), predictor(1))
+
+
+def test_a_config_is_found_by_its_prefix_and_cannot_teach(d2: ModuleType) -> None:
+    pair = parse_pair(f"dinov2-b:{NAME}")
+    assert (pair.name, pair.family) == (f"dinov2-b:{NAME}", "F2L")
+    assert (pair.student.network, pair.student.decoder) == (CONFIG, "its config's head")
+    with pytest.raises(KdbenchError, match="is a local model and cannot teach"):
+        parse_pair(f"{NAME}:resnet50")
+    with pytest.raises(KdbenchError, match=r"unknown toy model .*--protocol paper"):
+        ToyModels().find(pair.student)

@@ -249,7 +249,7 @@ def test_logits_lie_on_the_finest_grid_and_every_level_counts(
 
 
 @pytest.mark.parametrize("encoder", ["dinov2-s", "eva02-s", "resnet50", "mit-b0"], indirect=True)
-def test_it_decodes_what_stand_ins_of_every_kind_give(encoder, images) -> None:
+def test_it_decodes_what_toy_models_of_every_kind_give(encoder, images) -> None:
     decoder = build(encoder.spec)
     with torch.no_grad():
         output = decoder(encoder(images(1, 64, 128)))
