@@ -35,13 +35,13 @@ SHOWN = 4
 
 
 def sample_pair() -> PairSpec:
-    """A pair to build a method for when only its stages and knobs are asked for."""
+    """Return a pair to build a method for when only its stages and options are asked for."""
     spec = FeatureSpec((8,) * 4, (8,) * 4, 8, 8, class_token=True, blocks=(8,) * 6)
     return PairSpec(spec, spec, CLASSES)
 
 
 def find_pair(text: str) -> Pair:
-    """`teacher:student` among the stand-ins, of whatever family: nothing here asks what a teacher was trained on."""
+    """`teacher:student` among the toy models, of whatever family: nothing here asks what a teacher was trained on."""
     teacher, _, student = text.partition(":")
     return Pair(find_model(teacher), find_model(student))
 
@@ -70,7 +70,7 @@ class Bench:
 
 
 def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
-    """The method on a pair of stand-ins."""
+    """Build the method on a pair of toy models."""
 
     def segmentor(role: ModelSpec, part: str) -> Segmentor:
         encoder = seeded(lambda: build_toy(role), "conformance", part)

@@ -7,38 +7,49 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import align, generator, pixel_kl, resize, same_grid
+from kdbench.losses import align, generator, pixel_kl, resize_as, same_grid
 from kdbench.method import Method, MethodConfig
 from kdbench.types import Batch, PairSpec, Segmentor
 
 PATCH = 4
+"""Side of a patch, in pooled positions."""
 
 
 class AfDCDConfig(MethodConfig):
-    """Weights of the three terms, the mask, and the contrast's temperature and groups."""
+    """Options of Af-DCD."""
 
     kd: float = Field(
-        1.0, ge=0, description="Af-DCD, Cityscapes script: lambda_kd = 1; 0 leaves the teacher's decoder out"
+        1.0,
+        ge=0,
+        description="weight of logit distillation; 0 leaves out the teacher's decoder. Source: Cityscapes script, "
+        "lambda_kd = 1",
     )
     reconstruction: float = Field(
         33.6,
         ge=0,
-        description="Af-DCD, Cityscapes script, on the mean: lambda_fd = 2e-6 times its map's 2048 64 128 elements",
+        description="weight of the reconstruction. Source: Cityscapes script, lambda_fd = 2e-6 on a sum over "
+        "2048 x 64 x 128 elements; here on their mean",
     )
     contrast: float = Field(
         0.08,
         ge=0,
-        description="Af-DCD, Cityscapes script, on the mean: lambda_ctr = 5e-3 times its 16 anchors a position",
+        description="weight of the contrast. Source: Cityscapes script, lambda_ctr = 5e-3 on a sum over the 16 anchors "
+        "of a position; here on their mean",
     )
-    mask_ratio: float = Field(0.75, ge=0, le=1, description="Af-DCD: zeta = 0.75")
-    temperature: float = Field(0.07, gt=0, description="Af-DCD: tau = 0.07")
-    groups: int = Field(16, ge=1, description="Af-DCD: M = 16 channel groups; fewer where 16 does not divide the width")
+    mask_ratio: float = Field(
+        0.75, ge=0, le=1, description="chance that a position is hidden. Source: Af-DCD, zeta = 0.75"
+    )
+    temperature: float = Field(0.07, gt=0, description="temperature tau of the contrast. Source: Af-DCD, tau = 0.07")
+    groups: int = Field(
+        16, ge=1, description="channel groups M; fewer where M does not divide the width. Source: Af-DCD, M = 16"
+    )
 
 
 def patches(map_: Tensor, groups: int) -> Tensor:
-    """Local patches of a map (B, C, h, w) as (patches, positions x groups, C / groups), pooled to PATCH where it can.
+    """Cut a map (B, C, h, w) into local patches (patches, positions x groups, C / groups), pooled first.
 
-    Rows and columns that do not fill a patch are cut off; sides below PATCH are one patch long.
+    The pool is the largest of 4, 2 and 1 that leaves both sides at least PATCH long. Rows and columns that do not fill
+    a patch are cut off; sides below PATCH are one patch long.
     """
     pool = next((p for p in (4, 2) if min(map_.shape[-2:]) >= p * PATCH), 1)
     pooled = F.max_pool2d(map_, pool)
@@ -61,30 +72,30 @@ def dense_contrast(student: Tensor, teacher: Tensor, groups: int, temperature: f
 
 
 class AfDCD(Method[AfDCDConfig]):
-    """The student rebuilds the teacher's map from a masked one, and its pieces are contrasted within small patches.
+    r"""The student rebuilds the teacher's map from a masked one, and its pieces are contrasted within small patches.
 
-    Formula: the student's map is aligned to the teacher's width (1x1 convolution with bias, nothing where the widths
-    agree), resized to the teacher's grid, set to zero at each position with probability 0.75 and passed through two 3x3
-    convolutions with a ReLU between them, which gives R. Reconstruction: mean squared error of R and the teacher's map
-    T. Contrast: R and T are max-pooled by 4 and cut into patches of 4x4 positions, their channels into 16 groups that
-    stand side by side, so that a patch holds 256 vectors. For the vector a of R: s(a, b) = -|r_a - t_b|_1 / 0.07; its
-    loss is the negative logarithm of exp s(a, a) over the sum of exp s(a, b), where b is a itself or a vector of
-    another group anywhere in the patch (240 of them); mean over vectors. KD: KL(teacher || student) over the classes
-    at every pixel of the larger logit map, mean over pixels. All three and the task loss are summed with their weights.
+    Formula:
+    $R = G(m \odot A(F_s))$: the student's last map, aligned to the teacher's width by a 1x1 convolution $A$ (identity
+    where the widths agree) and resized to its grid; $m$ sets each position to zero with probability 0.75; $G$ is two
+    3x3 convolutions with a ReLU between them. The reconstruction is the mean squared error of $R$ and the teacher's map
+    $F_t$. For the contrast, $R$ and $F_t$ are max-pooled by 4 and cut into patches of 4x4 positions, and their channels
+    into $M = 16$ groups, so that a patch holds 256 vectors $r_a$ and $t_a$.
 
-    Deviations: logit distillation is part of the default, as in the released scripts, where other methods have their
-    own term alone unless preset=published asks for auxiliary losses; kd=0 leaves it out. Coefficients stand on
-    means, so that
-    they do not grow with the crop or the width; defaults convert the Cityscapes setting. The released code takes the
-    last stage of a dilated ResNet; here it is the encoder's last map. Odd grids: the pool is the largest of 4, 2 and 1
-    that leaves both sides at least 4 long, a side that is shorter even so is a patch's side, and rows and columns that
-    fill no patch are cut off for the contrast, as the released code does on CamVid. Odd widths: the largest number of
-    groups up to 16 that divides the teacher's. The projector of the released "enhanced" variant and its central mask
-    are left out: the scripts that ask for them do not parse, so it cannot be known whether published numbers used them.
-    Gradients are clipped as the protocol says and not, as released, at norm 15 for the method's own modules.
+    $$ s_{ab} = - \lVert r_a - t_b \rVert_1 / \tau \qquad
+    L_{ctr} = - \frac{1}{n} \sum_a \log \frac{e^{s_{aa}}}{e^{s_{aa}} + \sum_{b \in N(a)} e^{s_{ab}}} $$
+
+    $N(a)$ are the 240 vectors of other groups anywhere in the patch, $n$ all anchors of the batch. Logit distillation
+    is $\mathrm{KL}(p_t \Vert p_s)$ of the class posteriors, mean over pixels.
+
+    Deviations: logit distillation is part of the default, as in the released scripts; other methods have their own loss
+    alone unless preset=published adds others. Weights stand on means, so that they do not grow with crop or width. The
+    released code takes the last stage of a dilated ResNet; here it is the encoder's last map. Where grids are small,
+    pool and patches shrink (see `patches`); where 16 does not divide the teacher's width, the largest number below that
+    does is taken. The released "enhanced" generator and central mask are left out: the scripts that ask for them do not
+    parse. Gradients are clipped as the protocol says, not at norm 15 for the method's own modules.
 
     Compared: Af-DCD's losses/ocmgd.py and losses/kd.py on random maps with equal weights and masks: equal to 2e-7, with
-    the published coefficients put back on sums; gradients of the contrast to 1e-6.
+    the published weights put back on sums; gradients of the contrast to 1e-6.
     """
 
     paper = "Fan, Li, Liu, Song, Yao, Augmentation-free Dense Contrastive Knowledge Distillation, NeurIPS 2023"
@@ -102,7 +113,7 @@ class AfDCD(Method[AfDCDConfig]):
         terms, config = student.task_loss(ours, batch.label), self.config
         if self.reads_teacher_logits:
             terms["logit_kd"] = config.kd * pixel_kl(*same_grid(ours.logits, teacher.decode(theirs).logits))
-        aligned = resize(self.align(ours.features.final), theirs.final.shape[-2:])
+        aligned = resize_as(self.align(ours.features.final), theirs.final)
         kept = torch.rand(len(aligned), 1, *aligned.shape[-2:], device=aligned.device) <= 1 - config.mask_ratio
         rebuilt = self.generator(aligned * kept)
         terms["reconstruction"] = config.reconstruction * F.mse_loss(rebuilt.float(), theirs.final.float())

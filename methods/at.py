@@ -7,34 +7,35 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import attention, pixel_kl, resize
+from kdbench.losses import attention, pixel_kl, resize_as
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features
 
 
 class ATConfig(PresetConfig):
-    """The weight of the distance between attention maps."""
+    """Options of AT."""
 
     mean_weight: float = Field(
         1e4 / (64 * 128),
         ge=0,
-        description="CIRKD: 1e4 on the mean over images and positions, of which an image has 64 x 128 there; "
-        "divided by those it "
-        "is 1.22 on the mean over images of the squared distance",
+        description="weight w of the distance. Source: CIRKD's script, 1e4 on a mean over positions too, of which its "
+        "maps have 64 x 128; divided by those",
     )
 
 
 class AT(FeatureMethod[ATConfig]):
-    """The student spreads its energy over the positions of an image as the teacher does.
+    r"""The student spreads its energy over the positions of an image as the teacher does.
 
-    Formula: the attention of an image is the mean over channels of its squared last map, as a vector over positions,
-    divided by its Euclidean norm. The loss is the squared Euclidean distance between both attentions, mean over images.
-    The student's map is first resized to the teacher's grid; widths need not agree.
+    Formula:
+    $F$ $(B, C, h, w)$ is an encoder's last map, the student's resized to the teacher's grid. The attention $a$ of an
+    image is its energy at each position $i$, scaled to Euclidean norm one; the widths $C$ may differ.
 
-    Deviations: CIRKD takes the mean over the positions too, which ties its weight to the grid; here they are summed and
-    the weight is converted. It reads the last feature before the classifier; here it is the encoder's last map. The
-    paper's eq. 2 has the distance unsquared, its code and all others square it. The published numbers add logit
-    distillation with weight 1 at T = 1 (preset=published).
+    $$ m_i(F) = \frac{1}{C} \sum_c F_{c,i}^2 \qquad a(F) = \frac{m(F)}{\lVert m(F) \rVert} \qquad
+    L = \frac{w}{B} \sum_{b=1}^{B} \lVert a(F_s^b) - a(F_t^b) \rVert^2 $$
+
+    Deviations: CIRKD takes the mean over positions too, which ties its weight to the grid; here they are summed and the
+    weight is converted. CIRKD reads the last feature before the classifier; here it is the encoder's last map. Eq. 2 of
+    the paper does not square the distance; its code and all others do.
 
     Compared: CIRKD's losses/at.py and mmrazor's at_loss.py on random maps, times the positions / 8192: equal to 2e-7.
     """
@@ -44,6 +45,6 @@ class AT(FeatureMethod[ATConfig]):
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         theirs = teacher.final.float()
-        ours = resize(student.final.float(), theirs.shape[-2:])
+        ours = resize_as(student.final.float(), theirs)
         distance = (attention(ours) - attention(theirs)).square().sum(1)
         return {"at": self.config.mean_weight * distance.mean()}

@@ -10,11 +10,12 @@ from kdbench.method import Method, MethodConfig, Stage, task_stage
 
 
 class BaselineConfig(MethodConfig):
-    """How the undistilled student is trained."""
+    """Options of the baseline."""
 
     encoder: Literal["fine-tuned", "frozen"] = Field(
         "fine-tuned",
-        description="GKD repository, configs/dinov2 (fine-tuned, encoder lr x 0.1); configs/frozen_vfms (frozen)",
+        description="whether the encoder learns the task. Source: GKD's configs/dinov2 (fine-tuned) and "
+        "configs/frozen_vfms (frozen)",
     )
 
 

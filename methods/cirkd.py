@@ -19,22 +19,34 @@ POSITIONS = 1024
 
 
 class CIRKDConfig(PresetConfig):
-    """Weights of the three terms, temperatures, and sizes of the memory."""
+    """Options of CIRKD."""
 
-    batch_weight: float = Field(1.0, ge=0, description="CIRKD script: 1")
-    pixel_weight: float = Field(0.1, ge=0, description="CIRKD script: 0.1")
-    region_weight: float = Field(0.1, ge=0, description="CIRKD script: 0.1")
+    batch_weight: float = Field(1.0, ge=0, description="weight of the relations in a batch. Source: CIRKD's script, 1")
+    pixel_weight: float = Field(
+        0.1, ge=0, description="weight of the relations to remembered pixels. Source: CIRKD's script, 0.1"
+    )
+    region_weight: float = Field(
+        0.1, ge=0, description="weight of the relations to remembered regions. Source: CIRKD's script, 0.1"
+    )
     temperature: float = Field(
-        0.1, gt=0, description="CIRKD: cosine similarities are divided by 0.1 in all three terms"
+        0.1, gt=0, description="temperature tau of the cosines in all terms. Source: CIRKD's script, 0.1"
     )
-    kd_temperature: float = Field(1.0, gt=0, description="CIRKD script: the memory's divergences at T = 1")
-    pixel_queue: int = Field(2000, ge=1, description="CIRKD's SegFormer script: 2000 pixels a class (20000 elsewhere)")
-    region_queue: int = Field(2000, ge=1, description="CIRKD script: 2000 regions a class")
-    samples: int = Field(16, ge=1, description="CIRKD code: at most 16 pixels of a class of an image are remembered")
+    kd_temperature: float = Field(
+        1.0, gt=0, description="temperature T of the memory's divergences. Source: CIRKD's script, T = 1"
+    )
+    pixel_queue: int = Field(
+        2000, ge=1, description="remembered pixels of a class. Source: CIRKD's SegFormer script, 2000 (else 20000)"
+    )
+    region_queue: int = Field(2000, ge=1, description="remembered regions of a class. Source: CIRKD's script, 2000")
+    samples: int = Field(
+        16, ge=1, description="most pixels of a class of an image that are remembered. Source: CIRKD's code, 16"
+    )
     pixel_contrast: int = Field(
-        4096, ge=1, description="CIRKD script: 4096 // classes + 1 pixels of each class are compared with"
+        4096, ge=1, description="pixels compared with, // classes + 1 of each class. Source: CIRKD's script, 4096"
     )
-    region_contrast: int = Field(1024, ge=1, description="CIRKD script: 1024 // classes + 1 regions of each class")
+    region_contrast: int = Field(
+        1024, ge=1, description="regions compared with, // classes + 1 of each class. Source: CIRKD's script, 1024"
+    )
 
 
 def ranks(groups: Tensor) -> Tensor:
@@ -84,27 +96,32 @@ def pooled(map_: Tensor) -> Tensor:
 
 
 class CIRKD(FeatureMethod[CIRKDConfig]):
-    """How similar a pixel is to the pixels of other images, and to remembered ones of every class, is passed on.
+    r"""How similar a pixel is to the pixels of other images, and to remembered ones of every class, is passed on.
 
-    Formula: features are scaled to unit length at every position, so that an inner product is a cosine. Within a batch:
-    for every ordered pair of images (i, j), i = j among them, and every position of i, the cosines with all positions
-    of j, divided by 0.1, give a softmax; KL(teacher || student) of it, mean over positions and pairs. With the memory:
-    the student's map first passes a 1x1 convolution to the teacher's width, batch norm, ReLU and a second 1x1
-    convolution. Each labelled position's cosines with remembered teacher vectors, divided by 0.1, give logits; T^2
-    KL(teacher || student) of their softmax / T, mean over labelled positions. One term compares with pixels, one with
-    regions; a region is the normalised mean of a class's unit vectors in an image. Before it is compared with, the
-    memory takes the batch's regions and at most 16 random pixels of every class of every image, first in, first out for
-    each class; a position is then compared with the same randomly drawn slots of every class. The terms' weights are 1,
-    0.1 and 0.1.
+    Formula:
+    Features are scaled to unit length at every position, so that an inner product is a cosine. In a batch of $B$
+    images, $S^{ij}$ $(N, N)$ holds the cosines of the $N$ positions of image $i$ with those of image $j$, divided by
+    $\tau = 0.1$, with $i = j$ among the pairs; $\sigma$ is the softmax of a row.
 
-    Deviations: the released code draws the pixels of a class from the whole image; here they are the class's own, so
-    that the memory is by class. A full ring goes on at its start without the code's step back. Maps of more than 1024
-    positions are mean-pooled for the term within a batch by the smallest window that leaves about so many (the code
-    pools twofold for SegFormer, fourfold from 256 x 256 on). Without labelled positions the memory's terms are 0, where
-    the code's are not a number. The encoder's last map stands in for the feature before the classifier. With several
-    processes batch norm sees a process's own images and the memory holds those of the first; the code gathers all of
-    them. The published numbers add logit distillation with weight 1 at T = 1 (preset=published). The later CIRKDv2 adds
-    relations of channels, which are not here.
+    $$ L_{batch} = \frac{1}{B^2 N} \sum_{i,j,n} \mathrm{KL}(\sigma(S_t^{ij})_n \Vert \sigma(S_s^{ij})_n) $$
+
+    For the memory the student's map passes a projector (1x1 convolution, batch norm, ReLU, 1x1 convolution).
+    $l$ holds a labelled position's cosines with remembered teacher vectors $q_m$, divided by $\tau$.
+
+    $$ l_m = \langle f, q_m \rangle / \tau \qquad
+    L_{pixels} = T^2 \cdot \mathrm{mean} \cdot \mathrm{KL}(\sigma(l_t / T) \Vert \sigma(l_s / T)) $$
+
+    $L_{regions}$ is the same with remembered regions, the normalised mean of a class's unit vectors in an image. Before
+    that, the memory takes the batch's regions and at most 16 random pixels of every class of every image, first in,
+    first out for each class; the same randomly drawn slots of every class are compared with.
+
+    Deviations: the released code draws the pixels of a class from the whole image; here they are the class's own. A
+    full ring goes on at its start without the code's step back. Maps of more than 1024 positions are mean-pooled for
+    the term within a batch by the smallest window that leaves about so many (the code: twofold for SegFormer, fourfold
+    from 256 x 256 on). Without labelled positions the memory's terms are 0, where the code's are not a number. The
+    encoder's last map stands in for the feature before the classifier. With several processes batch norm sees a
+    process's own images and the memory holds those of the first; the code gathers all of them. CIRKDv2's relations of
+    channels are not here.
 
     Compared: CIRKD's losses/cirkd_mini_batch.py and losses/cirkd_memory.py, four steps on random maps with equal
     weights and queues, the latter with the draw of pixels corrected and all slots compared with: terms and their

@@ -12,10 +12,14 @@ from kdbench.types import Batch
 
 
 class DISTConfig(MethodConfig):
-    """Weights of the two correlations."""
+    """Options of DIST."""
 
-    inter: float = Field(1.0, ge=0, description="DIST, segmentation code: beta = 1 at lambda = 1")
-    intra: float = Field(1.0, ge=0, description="DIST, segmentation code: gamma = 1 at lambda = 1")
+    inter: float = Field(
+        1.0, ge=0, description="weight beta of the relations between classes. Source: code for segmentation, 1"
+    )
+    intra: float = Field(
+        1.0, ge=0, description="weight gamma of the relations within a class. Source: code for segmentation, 1"
+    )
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
@@ -26,16 +30,20 @@ def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 class DIST(LogitMethod[DISTConfig]):
-    """The student's class probabilities correlate with the teacher's, over the classes and over the pixels.
+    r"""The student's class probabilities correlate with the teacher's, over the classes and over the pixels.
 
-    Formula: the softmax of both logit maps, with all pixels of the batch as rows and the classes as columns. Inter:
-    1 minus the mean over rows of Pearson's correlation between the student's and the teacher's row. Intra: 1 minus the
-    mean over columns of the correlation between the two columns. 1e-8 is added to the product of the norms. No
-    temperature, as in the paper's code for segmentation.
+    Formula:
+    $P$ $(n, K)$ is the softmax of the logits, with all $n$ pixels of the batch as rows and the $K$ classes as columns;
+    $\rho$ is Pearson's correlation, with 1e-8 added to the product of its norms.
+
+    $$ L = \beta \left( 1 - \frac{1}{n} \sum_i \rho(P_s^{i,:}, P_t^{i,:}) \right)
+    + \gamma \left( 1 - \frac{1}{K} \sum_k \rho(P_s^{:,k}, P_t^{:,k}) \right) $$
+
+    There is no temperature, as in the paper's code for segmentation.
 
     Deviations: that code also compares the logits of an auxiliary head, at 0.4 times the weight; kdbench's decoders
-    share none. Ignored pixels count, as there. mmrazor and torchdistill have a temperature, and given maps they
-    correlate over the batch's samples in place of its pixels.
+    share none. Ignored pixels count, as there. mmrazor and torchdistill have a temperature, and correlate maps over
+    the batch's images in place of its pixels.
 
     Compared: hunto/DIST_KD's segmentation/losses/dist_kd.py on random maps: equal to 1.3e-7.
     """

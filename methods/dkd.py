@@ -11,20 +11,30 @@ from kdbench.method import LogitMethod, MethodConfig
 from kdbench.types import IGNORE, Batch
 
 FIRST = 1 / 20
-"""The share of the weight at the very start: mdistiller's first of 20 warm-up epochs."""
+"""Share of the weight at the very start: mdistiller's first of 20 warm-up epochs."""
 
 
 class DKDConfig(MethodConfig):
-    """Weights of the two parts, temperature and warm-up."""
+    """Options of DKD."""
 
-    alpha: float = Field(1.0, ge=0, description="mdistiller: alpha = 1 throughout")
-    beta: float = Field(0.5, ge=0, description="mdistiller, ImageNet: beta = 0.5 (CIFAR: 2 to 8 by pair)")
-    temperature: float = Field(1.0, gt=0, description="mdistiller, ImageNet: T = 1 (CIFAR: 4)")
-    warmup: float = Field(0.05, ge=0, le=1, description="kdbench: 5 % of the stage (mdistiller: CIFAR 8 %, ImageNet 0)")
+    alpha: float = Field(1.0, ge=0, description="weight of the target part. Source: mdistiller, alpha = 1 throughout")
+    beta: float = Field(
+        0.5, ge=0, description="weight of the other classes' part. Source: mdistiller for ImageNet, 0.5 (CIFAR: 2 to 8)"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="softmax temperature T. Source: mdistiller for ImageNet, T = 1 (CIFAR: 4)"
+    )
+    warmup: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the stage over which the weights grow. Source: kdbench (mdistiller: CIFAR 8 %, ImageNet "
+        "none)",
+    )
 
 
 def split(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, h, w) as the two logits "the label's class or any other" at a temperature, and the K - 1 others."""
+    """Split logits (B, K, h, w) into those of "the label's class or any other", tempered, and the K - 1 others."""
     rest = other_classes(logits, label)
     binary = torch.cat(
         (logits.gather(1, label[:, None]) / temperature, (rest / temperature).logsumexp(1, keepdim=True)), 1
@@ -33,16 +43,20 @@ def split(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Te
 
 
 class DKD(LogitMethod[DKDConfig]):
-    """Whether the student sees the label's class, and how it ranks all other classes, follow the teacher separately.
+    r"""Whether the student sees the label's class, and how it ranks all other classes, follow the teacher separately.
 
-    Formula: at every labelled pixel, with p the softmax of the logits / T, the target part is T^2 times the divergence
-    KL(teacher || student) of the pair (p of the label's class, 1 - that); the other part is T^2 times the divergence
-    of the softmax over the other K - 1 classes. Both are means over labelled pixels, weighted by alpha and beta. Labels
-    are brought to the logits' grid by nearest neighbour. Over the first 5 % of the stage the weights grow linearly from
-    a twentieth to the whole.
+    Formula:
+    At a pixel with label $y$, $p$ is the softmax of the logits / $T$, $b = (p_y, 1 - p_y)$, and $\hat p$ the softmax
+    over the other $K - 1$ classes.
 
-    Deviations: the paper classifies images; taking labelled pixels for samples is ours. mdistiller's warm-up grows by
-    epochs. It takes logarithms of softmaxes and shifts the label's logit by -1000; here both stay in log space, which
+    $$ L = r(t) \cdot T^2 \left( \alpha \cdot \mathrm{KL}(b_t \Vert b_s)
+    + \beta \cdot \mathrm{KL}(\hat p_t \Vert \hat p_s) \right) $$
+
+    Both divergences are means over labelled pixels; labels are brought to the logits' grid by nearest neighbour. The
+    factor $r$ grows linearly from 1/20 to 1 over the first 5 % of the stage.
+
+    Deviations: the paper classifies images; labelled pixels as samples are ours. mdistiller's warm-up grows by epochs.
+    mdistiller takes logarithms of softmaxes and shifts the label's logit by -1000; here both stay in log space, which
     is the same without the underflow. mmrazor sums over samples by mistake.
 
     Compared: mdistiller's distillers/DKD.py on the labelled pixels of random maps: equal to 2.8e-7.
@@ -53,7 +67,7 @@ class DKD(LogitMethod[DKDConfig]):
     def terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         label = labels_at(batch.label, student.shape[-2:])
         labelled, temperature = label != IGNORE, self.config.temperature
-        weight = self._warm(batch.progress) * labelled / labelled.sum().clamp(min=1)
+        weight = self._ramp(batch.progress) * labelled / labelled.sum().clamp(min=1)
         (ours, our_rest), (theirs, their_rest) = (
             split(logits.float(), label * labelled, temperature) for logits in (student, teacher)
         )
@@ -64,8 +78,8 @@ class DKD(LogitMethod[DKDConfig]):
             "dkd_rest": self.config.beta * (weight * rest).sum(),
         }
 
-    def _warm(self, progress: float) -> float:
+    def _ramp(self, progress: float) -> float:
         """Never zero, so that a stage of a single step distils too."""
         if progress >= self.config.warmup:
             return 1.0
-        return FIRST + (1 - FIRST) * progress / float(self.config.warmup)
+        return FIRST + (1 - FIRST) * progress / self.config.warmup

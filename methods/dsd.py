@@ -15,23 +15,21 @@ from kdbench.types import Batch, Segmentor
 
 
 class DSDConfig(MethodConfig):
-    """Weights of both similarities, and the temperature of the second."""
+    """Options of DSD."""
 
     pixel_mean_weight: float = Field(
         1e3 / (64 * 128),
         ge=0,
-        description="CIRKD: 1000 on the mean over images and positions, of which an image has 64 x 128 there; "
-        "divided by those it "
-        "is 0.122 on the mean over images of the squared distance",
+        description="weight of the change of attention. Source: CIRKD, 1000 on a mean over positions too, of which its "
+        "maps have 64 x 128; divided by those",
     )
     class_overlap_weight: float = Field(
         10 / (32 * 64) ** 2,
         ge=0,
-        description="CIRKD: 10 on overlaps that fall with the positions, of which an image has 32 x 64 after "
-        "the pooling there; "
-        "divided by their square it is 2.38e-6 on overlaps times the positions",
+        description="weight of the classes' overlaps. Source: CIRKD, 10 on overlaps that fall with the positions, of "
+        "which its pooled maps have 32 x 64; divided by their square",
     )
-    temperature: float = Field(4.0, gt=0, description="CIRKD: 4")
+    temperature: float = Field(4.0, gt=0, description="temperature T of the overlaps. Source: CIRKD, 4")
 
 
 def changes(maps: list[Tensor]) -> Tensor:
@@ -50,22 +48,21 @@ def class_affinities(logits: Tensor, temperature: float) -> Tensor:
 
 
 class DSD(Method[DSDConfig]):
-    """The change of attention between layers, and the overlap of classes in space, follow the teacher's.
+    r"""The change of attention between layers, and the overlap of classes in space, follow the teacher's.
 
-    Formula: three maps of each network, in order: the second-deepest level, the last map and the logits, all resized to
-    the grid of the teacher's last map. The attention of a map is the mean over channels of its square, as a vector over
-    positions, divided by its Euclidean norm; the change between two maps is the difference of their attentions, later
-    minus earlier, again divided by its norm. First term: the squared distance between both networks' changes, mean over
-    the three pairs of maps and the images. Second term: the resized logits are average-pooled over 2 x 2 positions
-    (incomplete blocks at the border are averaged over what they hold); P (B, K, N) is the softmax over the positions of
-    the pooled logits / 4, A = N P P^T, and the term is the mean over the B K^2 entries of (A_student - A_teacher)^2.
+    Formula:
+    Three maps of each network in order: the second-deepest level, the last map and the logits, all resized to the grid
+    of the teacher's last map. $a_l$ is the attention of map $l$ (see at), $P$ $(B, K, N)$ the softmax over positions of
+    the logits / $T$, average-pooled over 2 x 2 positions.
 
-    Deviations: CIRKD takes the mean over the positions too, which ties the weight of the first term to the grid; here
-    they are summed and the weight is converted. CIRKD's A is P P^T, whose entries fall with the positions, so that its
-    second term is 16 times smaller where the grid is twice as fine; here A is times N and the weight is converted. At
-    the published weight the second term hardly counts. CIRKD's maps come at one stride from one kind of head: an
-    auxiliary output (logits in DeepLab), the feature before the classifier, the logits. kdbench's decoders share no
-    such layers, so encoder maps stand in; with networks of a single level that level is dropped and one pair remains.
+    $$ r_{lm} = \frac{a_m - a_l}{\lVert a_m - a_l \rVert} \qquad
+    L_1 = \frac{1}{3 B} \sum_b \sum_{l \lt m} \lVert r_{lm}^s - r_{lm}^t \rVert^2 \qquad
+    A = N P P^\top \qquad L_2 = \frac{1}{B K^2} \sum (A^s - A^t)^2 $$
+
+    Deviations: CIRKD takes a mean over positions in $L_1$ and has no factor $N$ in $A$, which ties both weights to the
+    grid; here they are converted. At the published weight the second term hardly counts. CIRKD's maps come at one
+    stride from one kind of head: an auxiliary output, the feature before the classifier, the logits. kdbench's decoders
+    share no such layers, so encoder maps stand in; with networks of a single level one pair of maps remains.
 
     Compared: CIRKD's losses/dsd.py on three random maps on one grid, the first term times the positions / 8192, the
     second times the square of the pooled positions / 2048: values equal to 2e-7, gradients to 2e-6.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import matched_levels, resize, tokens
+from kdbench.losses import matched_levels, resize_as, tokens
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
@@ -20,13 +20,13 @@ SETTING = (
 
 
 class FBKDConfig(MethodConfig):
-    """Weights on root mean squares for each level, and the temperature of the spatial attention."""
+    """Options of FBKD: weights on root mean squares for each level."""
 
-    feature_on_rms: float = Field(0.192, ge=0, description=f"mmrazor: 7e-5 {SETTING}")
-    channel_on_rms: float = Field(0.0905, ge=0, description=f"mmrazor: 4e-3 {SETTING}")
-    spatial_on_rms: float = Field(0.687, ge=0, description=f"mmrazor: 4e-3 {SETTING}")
-    relation_on_rms: float = Field(0.192, ge=0, description=f"mmrazor: 7e-5 {SETTING}")
-    temperature: float = Field(0.5, gt=0, description="mmrazor: spatial temperature 0.5")
+    feature_on_rms: float = Field(0.192, ge=0, description=f"weight of the features. Source: mmrazor, 7e-5 {SETTING}")
+    channel_on_rms: float = Field(0.0905, ge=0, description=f"weight of the channels. Source: mmrazor, 4e-3 {SETTING}")
+    spatial_on_rms: float = Field(0.687, ge=0, description=f"weight of the positions. Source: mmrazor, 4e-3 {SETTING}")
+    relation_on_rms: float = Field(0.192, ge=0, description=f"weight of the relations. Source: mmrazor, 7e-5 {SETTING}")
+    temperature: float = Field(0.5, gt=0, description="temperature T of the attention. Source: mmrazor, 0.5")
 
 
 class NonLocal(nn.Module):
@@ -53,7 +53,7 @@ class NonLocal(nn.Module):
             return map_ + added
 
 
-def attention(map_: Tensor, temperature: float) -> Tensor:
+def spatial_attention(map_: Tensor, temperature: float) -> Tensor:
     """Spatial attention (B, 1, h, w) by the channels' mean magnitude; its mean over the positions is one."""
     magnitude = map_.abs().mean(1, keepdim=True)
     return (magnitude.flatten(1) / temperature).softmax(1).view_as(magnitude) * magnitude[0].numel()
@@ -65,7 +65,7 @@ def rms(error: Tensor) -> Tensor:
     return norm / math.sqrt(error.numel())
 
 
-class Level(nn.Module):
+class LevelAdapters(nn.Module):
     """The adapters of one level."""
 
     def __init__(self, student: int, teacher: int) -> None:
@@ -78,8 +78,8 @@ class Level(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """The four errors: features, channels, positions, relations."""
-        student, teacher = resize(student.float(), teacher.shape[-2:]), teacher.float()
-        attended = (attention(student, temperature) + attention(teacher, temperature)).detach() / 2
+        student, teacher = resize_as(student.float(), teacher), teacher.float()
+        attended = (spatial_attention(student, temperature) + spatial_attention(teacher, temperature)).detach() / 2
         errors = (
             (self.feature(student) - teacher) * attended.sqrt(),
             self.channel(student.mean((2, 3))) - teacher.mean((2, 3)),
@@ -90,22 +90,30 @@ class Level(nn.Module):
 
 
 class FBKD(FeatureMethod[FBKDConfig]):
-    """At each level the student follows the teacher's features where either of them attends, and their relations.
+    r"""At each level the student follows the teacher's features where either of them attends, and their relations.
 
-    Formula: four root mean squares over all of a batch, each with its weight, summed over the levels. Features: a 1x1
-    convolution of the student's map against the teacher's, squares weighted by the mean of both networks' attention,
-    which is h w times the softmax over positions of the mean magnitude over channels / temperature, without gradient.
-    Channels: a linear map of the student's mean over positions against the teacher's mean. Positions: a 3x3 convolution
-    of the student's mean over channels against the teacher's mean. Relations: a 1x1 convolution of the student's
-    non-local block against the teacher's. A non-local block is x + BN(W(q (k v) / n)) with 1x1 convolutions q, k, v to
-    half the width and W back, k and v max-pooled 2x2 to n positions, and BN's scale zero at first. Both blocks train.
+    Formula:
+    Four root mean squares over a whole batch, each with its weight, summed over the levels; $F_s$ and $F_t$ are a
+    level's maps, the student's resized to the teacher's grid.
+
+    $$ M = \frac{1}{2} \sum_{F \in \lbrace F_s, F_t \rbrace} h w \cdot \mathrm{softmax}_i
+    \left( \frac{1}{C T} \sum_c \vert F_{c,i} \vert \right) \qquad
+    L_{feature} = \mathrm{rms} \left( (c_1(F_s) - F_t) \sqrt{M} \right) $$
+
+    $$ L_{channel} = \mathrm{rms}(l(\bar F_s) - \bar F_t) \qquad
+    L_{spatial} = \mathrm{rms}(c_3(\mathrm{mean}_c F_s) - \mathrm{mean}_c F_t) \qquad
+    L_{relation} = \mathrm{rms}(c_1'(NL_s(F_s)) - NL_t(F_t)) $$
+
+    $c_1, c_1'$ are 1x1 convolutions, $c_3$ a 3x3 convolution, $l$ a linear map, $\bar F$ the mean over positions; no
+    gradient flows through $M$. A non-local block is $NL(x) = x + \mathrm{BN}(W(q (k^\top v) / n))$ with 1x1
+    convolutions $q, k, v$ to half the width and $W$ back, $k$ and $v$ max-pooled 2x2 to $n$ positions, and BN's scale
+    zero at first. Both blocks train.
 
     Deviations: the authors take norms over a whole batch, which grow with its size, width and grid; the weights are
-    converted to root means at the setting of the detectors. Student and teacher were equally wide there; here the
-    adapters change the width and the student's map is resized to the teacher's grid at once, which commutes with 1x1
-    convolutions. The authors pool k and v by 8 and 4 and reduce to a quarter of the width at the strides 4 and 8, and
-    as here from stride 16 on; mmrazor pools by 2 once more. W has no bias, which BN would take out. The attention to
-    channels, which their code computes and drops, is left out. Levels of transformers are blocks before the last norm.
+    converted to root means at the setting of the detectors. Their networks were equally wide; here the adapters change
+    the width. The authors pool k and v by 8 and 4 and reduce to a quarter of the width at strides 4 and 8, and as here
+    from stride 16 on; mmrazor pools by 2 once more. W has no bias, which BN would take out. The attention to channels,
+    which their code computes and drops, is left out. Levels of transformers are blocks before the last norm.
 
     Compared: mmrazor's connectors/fbkd_connector.py (on mmcv's non-local block, pooled once) and losses/fbkd_loss.py on
     random maps: equal to 2e-7.
@@ -115,7 +123,7 @@ class FBKD(FeatureMethod[FBKDConfig]):
 
     def __init__(self, config: FBKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
-        self.levels = nn.ModuleList(Level(*both) for both in pair.level_channels)
+        self.levels = nn.ModuleList(LevelAdapters(*both) for both in pair.level_channels)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         config, maps = self.config, zip(self.levels, matched_levels(student, teacher), strict=True)

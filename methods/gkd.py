@@ -16,25 +16,33 @@ from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segme
 
 
 class GKDConfig(MethodConfig):
-    """Weights of the three losses, the masking rule, and the paper's ablations. A weight of 0 leaves out the term."""
+    """Options of GKD. A weight of 0 leaves out its loss."""
 
-    token: float = Field(1.0, ge=0, description="GKD, alpha = 1, and every released script")
-    feature: float = Field(1.0, ge=0, description="GKD, beta = 1, and every released script")
-    patch: float = Field(1.0, ge=0, description="GKD, gamma = 1, and every released script")
-    mask_probability: float = Field(0.5, ge=0, le=1, description="GKD scripts: the first half of each batch is masked")
-    mask_ratio: float = Field(0.5, ge=0, le=1, description="GKD scripts: half of a masked image's tokens")
+    token: float = Field(1.0, ge=0, description="weight alpha of the class token. Source: GKD and every script, 1")
+    feature: float = Field(1.0, ge=0, description="weight beta of all tokens. Source: GKD and every script, 1")
+    patch: float = Field(1.0, ge=0, description="weight gamma of masked images. Source: GKD and every script, 1")
+    mask_probability: float = Field(
+        0.5, ge=0, le=1, description="share of images that are masked. Source: GKD scripts, the first half of a batch"
+    )
+    mask_ratio: float = Field(
+        0.5, ge=0, le=1, description="share of a masked image's tokens that are hidden. Source: GKD scripts, half"
+    )
     match: Literal["qsd", "scaled", "mse"] = Field(
-        "qsd", description="GKD, eq. of section 3: unscaled attention; mse: its ablation"
+        "qsd",
+        description="the heads: unscaled attention, attention divided by the root of the width, or a linear map. "
+        "Source: GKD, section 3; mse is its ablation",
     )
     values: Literal["student", "teacher"] = Field(
-        "student", description="GKD's formula and code; its prose reads as the teacher's"
+        "student", description="whose tokens attention gathers. Source: GKD's formula and code; its prose differs"
     )
-    proxy: bool = Field(True, description="GKD scripts; the paper's text leaves the proxy set out for F2F pairs")
+    proxy: bool = Field(
+        True, description="whether the proxy stage runs. Source: GKD scripts; its text leaves it out for F2F pairs"
+    )
     encoder: Literal["frozen", "fine-tuned"] = Field(
-        "frozen", description="GKD: frozen in the task stage; else its ablation"
+        "frozen", description="the encoder in the task stage. Source: GKD, frozen; fine-tuned is its ablation"
     )
     single_stage: bool = Field(
-        False, description="GKD's ablation: distilled and taught at once on the source, without the proxy"
+        False, description="distil and learn the task at once on the source, without proxy. Source: GKD's ablation"
     )
 
     @model_validator(mode="after")
@@ -88,13 +96,23 @@ def make_head(config: Any, student: int, teacher: int) -> nn.Module:
 
 
 class GKD(RepresentationMethod[GKDConfig]):
-    """The student takes over the teacher's features without labels, then learns the task with its encoder frozen.
+    r"""The student takes over the teacher's features without labels, then learns the task with its encoder frozen.
 
-    Formula: student tokens are mapped to queries and values by a LayerNorm and a linear map each; the unscaled softmax
-    of queries times the teacher's raw tokens gathers values over all positions (QSD). Three squared errors against the
-    teacher, each with a head of its own: of the class token; of the class token and all tokens; of all tokens where
-    the student's first half of the batch has half of its tokens hidden. First on the proxy, then on the source with
-    fresh heads, both without labels; then the decoder alone learns the task on the frozen encoder.
+    Formula:
+    $V$ $(B, N, C)$ are the tokens of an encoder after its last norm, $c$ $(B, 1, C)$ its class token, $V_s^m$ the
+    student's tokens where the first half of the batch has half of its tokens hidden. A head QSD has queries $q$ and
+    values $v$ from the student (a LayerNorm and a linear map each) and the teacher's raw tokens as keys; the softmax
+    runs over the teacher's positions and is not scaled.
+
+    $$ \mathrm{QSD}(S, T) = \mathrm{softmax}(q(S) T^\top) v(S) \qquad
+    \hat c = \mathrm{QSD}_1(c_s, c_t) \qquad \hat V = \mathrm{QSD}_2(V_s, V_t) \qquad
+    \hat V^m = \mathrm{QSD}_3(V_s^m, V_t) $$
+
+    $$ L = \alpha \cdot \mathrm{mse}(\hat c, c_t)
+    + \beta \cdot \mathrm{mse}([\hat c, \hat V], [c_t, V_t]) + \gamma \cdot \mathrm{mse}(\hat V^m, V_t) $$
+
+    mse is a mean over all elements, $[\cdot, \cdot]$ joins tokens. First on the proxy, then on the source with fresh
+    heads, both without labels; then the decoder alone learns the task on the frozen encoder.
 
     Deviations: none from the released code in its losses; docs/gkd-errata.md lists what it leaves open. Students
     without a class token are kdbench's extension: the mean of the last map stands in for it, and the mask hides the

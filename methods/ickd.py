@@ -12,12 +12,13 @@ from kdbench.types import Batch, Features, PairSpec
 
 
 class ICKDConfig(MethodConfig):
-    """The weight of the correlations."""
+    """Options of ICKD."""
 
     weight: float = Field(
         500 / 256,
         ge=0,
-        description="torchdistill's sample, on the mean: 500 divided by its batch of 256 (CIFAR code: 2.5)",
+        description="weight of the correlations. Source: torchdistill's sample, 500 on a loss divided by its batch of "
+        "256 once more; divided by that (CIFAR code: 2.5)",
     )
 
 
@@ -30,12 +31,15 @@ def correlations(map_: Tensor) -> Tensor:
 
 
 class ICKD(FeatureMethod[ICKDConfig]):
-    """Each channel of the student's adapted map relates to its other channels as the teacher's does.
+    r"""Each channel of the student's adapted map relates to its other channels as the teacher's does.
 
-    Formula: a 3x3 convolution without bias and a batch normalisation bring the student's last map to the teacher's
-    width. In student and teacher, the inner products over positions of all pairs of channels make a C x C matrix an
-    image, whose rows are brought to unit length. The loss is the squared distance of two rows, mean over rows and
-    images. The grids may differ: positions are summed away.
+    Formula:
+    $F$ $(C, N)$ is an image's last map, the student's brought to the teacher's width by a 3x3 convolution without bias
+    and a batch norm. $G$ holds the inner products of its channels, each row scaled to unit length. The grids may
+    differ: positions are summed away.
+
+    $$ G_c(F) = \frac{(F F^\top)_c}{\lVert (F F^\top)_c \rVert} \qquad
+    L = \frac{w}{B C} \sum_{b,c} \lVert G_c(F_s^b) - G_c(F_t^b) \rVert^2 $$
 
     Deviations: the paper's code for ImageNet, and torchdistill's after it, divide by the batch's size twice; here it is
     once, and the weight 500 is divided by their batch of 256. The code for CIFAR divides once. The map is the encoder's

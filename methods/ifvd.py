@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import labels_at, pixel_kl, resize, tokens
+from kdbench.losses import labels_at, pixel_kl, resize_as, tokens
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import IGNORE, Batch, Features
 
 
 class IFVDConfig(PresetConfig):
-    """The weight of the term."""
+    """Options of IFVD."""
 
-    weight: float = Field(20.0, ge=0, description="CIRKD: 20 beside logit distillation at 1")
+    weight: float = Field(20.0, ge=0, description="weight of the loss. Source: CIRKD, 20 beside logits at 1")
 
 
 def variation(map_: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -30,18 +30,19 @@ def variation(map_: Tensor, label: Tensor, classes: int) -> Tensor:
 
 
 class IFVD(FeatureMethod[IFVDConfig]):
-    """Every position is as close to the centre of its class as it is for the teacher.
+    r"""Every position is as close to the centre of its class as it is for the teacher.
 
-    Formula: labels come to the teacher's grid by nearest neighbour. The centre of a class in an image is the mean of
-    the last map's vectors at the class's positions; the gradient flows through it. u is the cosine of each position's
-    vector with its class's centre, and 1 where the label is ignored. The loss is the mean over all positions, ignored
-    ones included, of (u_student - u_teacher)^2. The student's map is first resized to the teacher's grid; widths need
-    not agree.
+    Formula:
+    $F_i$ is the last map's vector at position $i$ of an image, $y_i$ its label (on the teacher's grid, by nearest
+    neighbour), $\mu_k$ the mean vector of class $k$ in that image, through which the gradient flows.
+
+    $$ u_i = \cos(F_i, \mu_{y_i}) \qquad L = \frac{w}{B h w} \sum_i (u_i^s - u_i^t)^2 $$
+
+    $u_i = 1$ where the label is ignored, so that such positions add nothing. The student's map is resized to the
+    teacher's grid; widths need not agree.
 
     Deviations: the map is the encoder's last, not the feature before the classifier. The official code weighs the term
-    200 beside logit distillation at 10; CIRKD's 20 beside 1 are taken (preset=published adds the logits, with weight
-    1 at
-    T = 1). The adversarial term of both is left out.
+    200 beside logit distillation at 10; CIRKD's 20 beside 1 are taken. The adversarial term of both is left out.
 
     Compared: CIRKD's losses/ifvd.py and the official utils/criterion.py (YukangWang/IFVD) on random maps with ignored
     pixels: values equal to 3e-7, gradients to 6e-7.
@@ -52,7 +53,7 @@ class IFVD(FeatureMethod[IFVDConfig]):
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         theirs = teacher.final.float()
-        maps = resize(student.final.float(), theirs.shape[-2:]), theirs
+        maps = resize_as(student.final.float(), theirs), theirs
         label = labels_at(batch.label, theirs.shape[-2:])
         ours, goal = (variation(map_, label, self.pair.classes) for map_ in maps)
         return {"ifvd": self.config.weight * F.mse_loss(ours, goal)}

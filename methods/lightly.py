@@ -9,21 +9,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import kl, resize, tokens
+from kdbench.losses import kl, resize_as, tokens
 from kdbench.method import MethodConfig, RepresentationMethod
 from kdbench.types import Batch, Features, PairSpec, Segmentor
 
 
 class LightlyConfig(MethodConfig):
-    """Which of the two losses, and the settings of the second."""
+    """Options of LightlyTrain's distillation; the last three belong to v3."""
 
     version: Literal["v2", "v3"] = Field(
-        "v3", description="LightlyTrain: what its method 'distillation' stands for since v3"
+        "v3", description="which of the two losses. Source: LightlyTrain, whose method 'distillation' is v3"
     )
-    temperature: float = Field(0.07, gt=0, description="LightlyTrain v3: 0.07 for both terms")
-    local: float = Field(1.0, gt=0, description="LightlyTrain v3: loss_local_weight = 1 beside the global term")
+    temperature: float = Field(0.07, gt=0, description="temperature tau of both terms. Source: LightlyTrain v3, 0.07")
+    local: float = Field(
+        1.0, gt=0, description="weight of the local term. Source: LightlyTrain v3, loss_local_weight = 1"
+    )
     queue: int = Field(
-        8192, ge=1, description="LightlyTrain v3: 8192 for data sets of more than 20 000 images, fewer below"
+        8192, ge=1, description="remembered class tokens. Source: LightlyTrain v3, 8192 above 20 000 images"
     )
 
 
@@ -75,24 +77,29 @@ def last_two(teacher: Features) -> Tensor:
     """The last two blocks as one map: the last as the network norms it, the other with a plain LayerNorm."""
     block = teacher.blocks[BEFORE_LAST]
     normed = F.layer_norm(block.movedim(1, -1).float(), block.shape[1:2]).movedim(-1, 1)
-    return torch.cat((resize(normed, teacher.final.shape[-2:]), teacher.final.float()), 1)
+    return torch.cat((resize_as(normed, teacher.final), teacher.final.float()), 1)
 
 
 class Lightly(RepresentationMethod[LightlyConfig]):
-    """The student takes over the teacher's maps, or their similarities, from mixed images without labels.
+    r"""The student takes over the teacher's maps, or their similarities, from mixed images without labels.
 
-    Formula: both networks see l x + (1 - l) x', with x' the batch in random order and l from U(0, 1), one for the whole
-    batch. v3, local: the similarity of two tokens of an image is the cosine of their last maps / 0.07, the student's
-    mapped linearly to the teacher's width and resized to its grid; KL(teacher || student) of the softmax over the
-    tokens that each token is compared with, mean over samples and tokens. v3, global: the class tokens, the student's
-    mapped linearly, are compared likewise with a queue of the teacher's last 8192 normalised class tokens, this batch's
-    in front; KL over the rows filled by then, mean over samples. v2: squared error between the student's last map,
-    mapped linearly and resized, and the maps of the teacher's last two blocks side by side, mean over everything. The
-    sum is minimised on the proxy, then with new heads and queue on the source's images; the task follows on the whole
-    student.
+    Formula:
+    Both networks see $\lambda x + (1 - \lambda) x'$, with $x'$ the batch in random order and $\lambda$ from $U(0, 1)$,
+    one for the whole batch. $h$ is a linear map to the teacher's width, $\sigma$ the softmax of a row, and all vectors
+    of v3 have unit length: $V$ $(N, C)$ the tokens of an image, $c$ its class token, $Q$ a queue of the teacher's last
+    8192 class tokens, this batch's in front, as far as it is filled.
+
+    $$ L_{v3} = \mathrm{mean} \cdot \mathrm{KL}(\sigma(V_t V_t^\top / \tau) \Vert \sigma(h(V_s) h(V_s)^\top / \tau))
+    + \mathrm{mean} \cdot \mathrm{KL}(\sigma(Q c_t / \tau) \Vert \sigma(Q h'(c_s) / \tau)) $$
+
+    $$ L_{v2} = \mathrm{mse}(h(V_s), [V_t^{last-1}, V_t^{last}]) $$
+
+    v2 reads the teacher's last two blocks side by side. The student's maps are resized to the teacher's grid behind
+    $h$. The sum is minimised on the proxy, then with new heads and queue on the source's images; the task follows on
+    the whole student.
 
     Deviations: v2 reads both blocks behind the network's final norm; here the first of the two has a LayerNorm without
-    weights, because the network's own norm is not known to a method. Of a network in resolution steps they are the last
+    weights, because a method does not know the network's own norm. Of a network in resolution steps they are the last
     two steps. LightlyTrain's queue begins with rows of zeros, which count as tokens of similarity 0 until they are
     filled; here they are left out of the softmax, as short runs never fill them. With several processes the queue holds
     the first one's images; LightlyTrain gathers those of all. The queue is not shortened for small data sets, and v3's
@@ -121,11 +128,11 @@ class Lightly(RepresentationMethod[LightlyConfig]):
         if self.config.version == "v3":
             return self._similarities(ours, teacher.encode(image))
         theirs = teacher.encode(image, blocks=(BEFORE_LAST,))
-        mapped = resize(self.head(ours.final), theirs.final.shape[-2:]).float()
+        mapped = resize_as(self.head(ours.final), theirs.final).float()
         return {"features": F.mse_loss(mapped, last_two(theirs))}
 
     def _similarities(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        local = resize(self.local_head(student.final), teacher.final.shape[-2:])
+        local = resize_as(self.local_head(student.final), teacher.final)
         our_tokens, their_tokens = (F.normalize(tokens(map_.float()), dim=2) for map_ in (local, teacher.final))
         pooled = self.global_head(student.pooled), teacher.pooled
         ours, theirs = (F.normalize(vector.float(), dim=1) for vector in pooled)

@@ -11,17 +11,22 @@ from kdbench.types import Batch
 
 
 class LogitKDConfig(MethodConfig):
-    """Temperature and weight."""
+    """Options of logit distillation."""
 
-    temperature: float = Field(1.0, gt=0, description="CIRKD and Af-DCD (Cityscapes): T = 1")
-    weight: float = Field(1.0, ge=0, description="CIRKD and Af-DCD (Cityscapes): lambda = 1")
+    temperature: float = Field(
+        1.0, gt=0, description="softmax temperature T. Source: CIRKD and Af-DCD for Cityscapes, T = 1"
+    )
+    weight: float = Field(1.0, ge=0, description="weight of the loss. Source: CIRKD and Af-DCD for Cityscapes, 1")
 
 
 class LogitKD(LogitMethod[LogitKDConfig]):
-    """The student's class posterior at every pixel follows the teacher's softened one.
+    r"""The student's class posterior at every pixel follows the teacher's softened one.
 
-    Formula: T^2 times the divergence KL(teacher || student) of the softmax over classes of logits / T, mean over all
-    pixels of the larger of the two logit maps.
+    Formula:
+    $z$ $(B, K, h, w)$ are the logits at the larger of the two networks' grids, $\sigma$ the softmax over the $K$
+    classes of a pixel $i$. Hinton et al., section 2, at every pixel.
+
+    $$ L = \frac{w T^2}{B h w} \sum_i \mathrm{KL}(\sigma(z_t^i / T) \Vert \sigma(z_s^i / T)) $$
 
     Deviations: none from CIRKD's form. Other repositories divide by the classes too (TorchDistiller, with weight 10)
     or sum over the pixels (mmrazor). Ignored pixels count, as there.

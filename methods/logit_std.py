@@ -11,13 +11,15 @@ from kdbench.types import Batch
 
 
 class LogitStdConfig(MethodConfig):
-    """Temperature and weight."""
+    """Options of LogitStd."""
 
     temperature: float = Field(
-        2.0, gt=0, description="Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): T = 2"
+        2.0,
+        gt=0,
+        description="softmax temperature T. Source: Sun et al. (CIFAR-100) and torchdistill's sample, 2",
     )
     weight: float = Field(
-        9.0, ge=0, description="Sun et al., command for CIFAR-100, and torchdistill's sample (ImageNet): 9"
+        9.0, ge=0, description="weight of the loss. Source: Sun et al. for CIFAR-100, and torchdistill's sample, 9"
     )
 
 
@@ -28,11 +30,14 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 class LogitStd(LogitMethod[LogitStdConfig]):
-    """The student has to order the classes as the teacher does and space them in proportion, on any scale of its own.
+    r"""The student has to order the classes as the teacher does and space them in proportion, on any scale of its own.
 
-    Formula: the logits of every pixel are standardised over the classes, (z - mean) / (unbiased deviation + 1e-7), in
-    student and teacher; then logit distillation, T^2 times the divergence KL(teacher || student) of the softmax over
-    classes of the standardised logits / T, mean over all pixels.
+    Formula:
+    The logits $z$ of every pixel are standardised over the $K$ classes, in student and teacher; logit distillation
+    follows, with $\sigma$ the softmax over the classes.
+
+    $$ \hat z = \frac{z - \mathrm{mean}(z)}{\mathrm{std}(z) + 10^{-7}} \qquad
+    L = \frac{w T^2}{B h w} \sum_i \mathrm{KL}(\sigma(\hat z_t^i / T) \Vert \sigma(\hat z_s^i / T)) $$
 
     Deviations: the paper classifies images; pixels stand for samples here, and ignored ones count, as in logit
     distillation. The authors give some pairs T = 3; torchdistill's sample halves the task loss beside the same weight.

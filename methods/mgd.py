@@ -9,21 +9,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import align, channel_kl, generator, resize
+from kdbench.losses import align, channel_kl, generator, resize_as
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features, PairSpec
 
 
 class MGDConfig(PresetConfig):
-    """How much is hidden, and the weight."""
+    """Options of MGD."""
 
-    mask_ratio: float = Field(0.75, ge=0, le=1, description="MGD, segmentation: lambda = 0.75")
+    mask_ratio: float = Field(
+        0.75, ge=0, le=1, description="chance that a position is hidden. Source: MGD for segmentation, lambda = 0.75"
+    )
     weight_on_mean: float = Field(
         167.8,
         ge=0,
-        description="MGD, segmentation: alpha = 2e-5 on the sum over C x h x w, which was 2048 x 64 x 64 there "
-        "(PSPNet-R101, crops "
-        "of 512 at stride 8): 2e-5 x 2048 x 64 x 64 on the mean",
+        description="weight of the error. Source: MGD for segmentation, alpha = 2e-5 on a sum over 2048 x 64 x 64 "
+        "elements (PSPNet-R101, crops of 512 at stride 8); here on their mean",
     )
 
 
@@ -33,17 +34,19 @@ def channel_wise(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class MGD(FeatureMethod[MGDConfig]):
-    """The student's last map, with positions hidden at random, has to regenerate the whole map of the teacher.
+    r"""The student's last map, with positions hidden at random, has to regenerate the whole map of the teacher.
 
-    Formula: the student's map is brought to the teacher's width by a 1x1 convolution (only where the widths differ) and
-    to the teacher's grid. Each position is set to zero with probability `mask_ratio`, in all channels at once, without
-    rescaling the others. Two 3x3 convolutions of the teacher's width with a ReLU between them follow. The loss is the
-    mean squared error to the teacher's map over all positions, hidden or not.
+    Formula:
+    $A$ brings the student's last map to the teacher's width (1x1 convolution; identity where the widths agree) and
+    grid. $m$ sets each position to zero with probability 0.75, in all channels at once, without rescaling the others.
+    $G$ is two 3x3 convolutions of the teacher's width with a ReLU between them. The error counts all positions.
+
+    $$ L = \frac{w}{B C_t h w} \lVert G(m \odot A(F_s)) - F_t \rVert^2 $$
 
     Deviations: the paper sums over channels and positions; the mean with the coefficient of its segmentation setting
     keeps the weight for other crops, patches and widths. The map is the encoder's last, for the backbone's fourth
-    stage. The published segmentation numbers add channel-wise distillation of logits with weight 3 at T = 4 (recipe =
-    paper). Masking channels, as for classification, is left out.
+    stage. The published segmentation numbers add channel-wise distillation of logits with weight 3 at T = 4. Masking
+    channels, as for classification, is left out.
 
     Compared: MGD's seg/mmseg/distillation/losses/mgd.py on random maps, with the same masks: equal to 1e-7.
     """
@@ -59,7 +62,7 @@ class MGD(FeatureMethod[MGDConfig]):
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         goal = teacher.final
-        aligned = resize(self.align(student.final), goal.shape[-2:])
+        aligned = resize_as(self.align(student.final), goal)
         seen = torch.rand_like(aligned[:, :1], dtype=torch.float32) >= self.config.mask_ratio
         error = F.mse_loss(self.generator(aligned * seen).float(), goal.float())
         return {"mgd": self.config.weight_on_mean * error}

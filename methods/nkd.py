@@ -12,19 +12,24 @@ from kdbench.types import IGNORE, Batch
 
 
 class NKDConfig(MethodConfig):
-    """Weight and temperature of the part on the other classes."""
+    """Options of NKD."""
 
-    gamma: float = Field(1.5, ge=0, description="cls_KD, ImageNet, convolutional pairs: gamma = 1.5 (DeiT pairs: 1)")
-    temperature: float = Field(1.0, gt=0, description="cls_KD, ImageNet: T = 1")
+    gamma: float = Field(
+        1.5, ge=0, description="weight of the other classes' part. Source: cls_KD for ImageNet, CNNs, 1.5 (DeiT: 1)"
+    )
+    temperature: float = Field(1.0, gt=0, description="temperature T of that part. Source: cls_KD for ImageNet, T = 1")
 
 
 class NKD(LogitMethod[NKDConfig]):
-    """The teacher's probability of the label's class weighs a cross-entropy; the other classes follow it normalised.
+    r"""The teacher's probability of the label's class weighs a cross-entropy; the other classes follow it normalised.
 
-    Formula: at every labelled pixel with label y, minus the teacher's probability of y times the log-probability of y
-    that the student gives (T = 1 for both); plus gamma T^2 times the cross-entropy between the softmax of teacher and
-    student over the other K - 1 classes of logits / T. Both are means over labelled pixels. Labels are brought to the
-    logits' grid by nearest neighbour. As cross-entropies, neither is zero where student and teacher agree.
+    Formula:
+    At a pixel with label $y$, $p$ is the softmax of the logits, $\hat p$ the softmax of the other $K - 1$ logits / $T$.
+
+    $$ L = - p_t^y \log p_s^y - \gamma T^2 \sum_{k \ne y} \hat p_t^k \log \hat p_s^k $$
+
+    Both are means over labelled pixels; labels are brought to the logits' grid by nearest neighbour. As
+    cross-entropies, neither is zero where student and teacher agree.
 
     Deviations: the paper classifies images; taking labelled pixels for samples is ours. Ignored pixels do not count.
 

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import resize
+from kdbench.losses import resize_as
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features
 
 
 class NSTConfig(MethodConfig):
-    """The weight of the discrepancy."""
+    """Options of NST."""
 
-    weight: float = Field(50.0, ge=0, description="mdistiller: 50 for each of its maps")
+    weight: float = Field(50.0, ge=0, description="weight of the discrepancy. Source: mdistiller, 50 for each map")
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -26,12 +26,16 @@ def kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 class NST(FeatureMethod[NSTConfig]):
-    """The student's channels, as patterns over the image, are distributed like the teacher's, in any order and number.
+    r"""The student's channels, as patterns over the image, are distributed like the teacher's, in any order and number.
 
-    Formula: every channel of the last feature map is divided by its Euclidean norm over the positions of the image. The
-    loss is the squared maximum mean discrepancy under the kernel k(a, b) = (a . b)^2: the mean over images of the
-    mean of k over pairs of teacher channels, plus that over pairs of student channels, minus twice that over pairs of
-    a student with a teacher channel. The student is resized to the teacher's grid; the widths may differ.
+    Formula:
+    $f_c$ is channel $c$ of an image's last map, over its positions, scaled to Euclidean norm one. The loss is the
+    squared maximum mean discrepancy of the two sets of channels under the polynomial kernel $k$; mean over images. The
+    student is resized to the teacher's grid; the widths may differ.
+
+    $$ k(a, b) = (a^\top b)^2 \qquad
+    L = w \left( \frac{1}{C_t^2} \sum_{c,d} k(f_t^c, f_t^d) + \frac{1}{C_s^2} \sum_{c,d} k(f_s^c, f_s^d)
+    - \frac{2}{C_s C_t} \sum_{c,d} k(f_s^c, f_t^d) \right) $$
 
     Deviations: mdistiller sums three stages of small networks with this weight each, and pools the larger map down to a
     square; here it is the encoder's last map alone. Its channels have both signs, unlike activations after a ReLU, and
@@ -43,7 +47,7 @@ class NST(FeatureMethod[NSTConfig]):
     paper = "Huang, Wang, Knowledge Distill via Neuron Selectivity Transfer, 2017 (arXiv 1707.01219)"
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        maps = resize(student.final, teacher.final.shape[-2:]), teacher.final
+        maps = resize_as(student.final, teacher.final), teacher.final
         ours, theirs = (F.normalize(map_.float().flatten(2), dim=2) for map_ in maps)
         discrepancy = kernel(theirs, theirs) + kernel(ours, ours) - 2 * kernel(ours, theirs)
         return {"nst": self.config.weight * discrepancy}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import align, resize
+from kdbench.losses import align, resize_as
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
@@ -14,10 +14,10 @@ FLAT = 1e-4
 
 
 class PKDConfig(MethodConfig):
-    """The weight of the correlation."""
+    """Options of PKD."""
 
     weight: float = Field(
-        10.0, ge=0, description="mmrazor: 10 for single-stage detectors (6 for two-stage ones), an FPN level"
+        10.0, ge=0, description="weight of the loss. Source: mmrazor, 10 an FPN level (single-stage detectors; else 6)"
     )
 
 
@@ -29,12 +29,17 @@ def standardised(map_: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PKD(FeatureMethod[PKDConfig]):
-    """Each channel of the student's last feature map correlates with the teacher's over the positions of the batch.
+    r"""Each channel of the student's last feature map correlates with the teacher's over the positions of the batch.
 
-    Formula: every channel is standardised over all n positions of all images of the batch, (f - mean) / (unbiased
-    deviation + 1e-6), in student and teacher; the loss is half the mean squared difference. That is (n - 1) / n times
-    (1 - the mean over channels of Pearson's correlation). Where the widths differ, a linear map without bias projects
-    the student first; it is resized to the teacher's grid.
+    Formula:
+    Every channel $f_c$ is standardised over all $n$ positions of all images of the batch. Half the mean squared
+    difference is $(n - 1) / n$ times one minus the mean of Pearson's correlation $\rho$.
+
+    $$ \hat f_c = \frac{f_c - \mathrm{mean}(f_c)}{\mathrm{std}(f_c) + 10^{-6}} \qquad
+    L = \frac{w}{2 n C} \sum_c \lVert \hat f_c^s - \hat f_c^t \rVert^2
+    = w \frac{n - 1}{n} \left( 1 - \frac{1}{C} \sum_c \rho(f_c^s, f_c^t) \right) $$
+
+    Where the widths differ, a linear map without bias projects the student first; it is resized to the teacher's grid.
 
     Deviations: the reference distils each level of a detector's FPN, of one width in both networks, and has no code for
     segmentation; here it is the encoder's last map with one published weight. The projector has neither bias nor
@@ -52,7 +57,7 @@ class PKD(FeatureMethod[PKDConfig]):
         self.projector = align(inputs, outputs, bias=False)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        ours, we_vary = standardised(resize(self.projector(student.final), teacher.final.shape[-2:]))
+        ours, we_vary = standardised(resize_as(self.projector(student.final), teacher.final))
         theirs, they_vary = standardised(teacher.final)
         vary = we_vary & they_vary
         error = (ours - theirs).square().mean(1, keepdim=True)

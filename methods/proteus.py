@@ -15,30 +15,39 @@ from kdbench.types import Batch, PairSpec, Segmentor
 
 
 class ProteusConfig(MethodConfig):
-    """Weights of the three losses, the masking rule, and what the task trains."""
+    """Options of Proteus."""
 
-    token: float = Field(1.0, ge=0, description="Proteus, script for DINOv2 teachers: lambda_token = 1")
-    feature: float = Field(1.0, ge=0, description="Proteus, script for DINOv2 teachers: lambda_fea = 1")
-    patch: float = Field(1.0, ge=0, description="Proteus, script for DINOv2 teachers: lambda_patch = 1")
+    token: float = Field(1.0, ge=0, description="weight of the class token. Source: script for DINOv2 teachers, 1")
+    feature: float = Field(1.0, ge=0, description="weight of all tokens. Source: script for DINOv2 teachers, 1")
+    patch: float = Field(1.0, ge=0, description="weight of the hidden tokens. Source: script for DINOv2 teachers, 1")
     mask_probability: float = Field(
-        0.5, ge=0, le=1, description="Proteus scripts: the first half of each batch is masked"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of images that are masked. Source: Proteus scripts, half",
     )
-    mask_ratio: float = Field(0.5, ge=0, le=1, description="Proteus scripts: half of a masked image's tokens")
+    mask_ratio: float = Field(
+        0.5, ge=0, le=1, description="share of a masked image's tokens that are hidden. Source: Proteus scripts, half"
+    )
     encoder: Literal["fine-tuned", "frozen"] = Field(
-        "fine-tuned", description="GKD's comparison: ordinary task training follows"
+        "fine-tuned", description="the encoder in the task stage. Source: GKD's comparison, ordinary task training"
     )
 
 
 class Proteus(RepresentationMethod[ProteusConfig]):
-    """The student takes over the teacher's class token, tokens and hidden tokens without labels, then learns the task.
+    r"""The student takes over the teacher's class token, tokens and hidden tokens without labels, then learns the task.
 
-    Formula: three heads, each LayerNorm and a linear map with bias to the teacher's width. Token: squared error of the
-    mapped and the teacher's class token, mean over samples and channels. Feature: squared error of all mapped tokens
-    with the class token among them (mapped by the token's head), mean over samples, 1 + N tokens and channels. Patch:
-    the student sees the images again, with floor(N / 2) tokens of the first floor(B / 2) images replaced by its mask
-    token; squared error of its mapped tokens, mean over the hidden tokens and the channels. The teacher is never
-    masked. Tokens are those after the last norm. The sum is minimised on the proxy, then with new heads on the source's
-    images; the task follows, with the encoder fine-tuned or frozen.
+    Formula:
+    $V$ $(B, N, C)$ are an encoder's tokens after its last norm, $c$ its class token, $V_s^m$ the student's tokens where
+    the first half of the batch has half of its tokens hidden; $M$ are the hidden tokens. Each head $h$ is a LayerNorm
+    and a linear map to the teacher's width.
+
+    $$ L = \lambda_1 \cdot \mathrm{mse}(h_1(c_s), c_t)
+    + \lambda_2 \cdot \mathrm{mse}([h_1(c_s), h_2(V_s)], [c_t, V_t])
+    + \frac{\lambda_3}{\vert M \vert C_t} \sum_{i \in M} \lVert h_3(V_s^m)_i - V_{t,i} \rVert^2 $$
+
+    mse is a mean over all elements, $[\cdot, \cdot]$ joins tokens. The sum is minimised on the proxy, then with new
+    heads on the source's images; the task follows, with the encoder fine-tuned or frozen.
 
     Deviations: the paper starts from random weights and distils on ImageNet for 300 epochs; here the student starts as
     the pair gives it, the protocol sets the length, and a second stage on the source's images follows, both as in GKD,

@@ -16,11 +16,18 @@ POOLS = (4, 2, 1)
 
 
 class ReviewKDConfig(MethodConfig):
-    """The weight, and how it grows."""
+    """Options of ReviewKD."""
 
-    weight: float = Field(1.0, ge=0, description="mdistiller, ImageNet: 1; 5 on CIFAR-100, 0.8 to 2 for detection")
+    weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the loss. Source: mdistiller for ImageNet, 1 (CIFAR-100: 5)",
+    )
     warm_up: float = Field(
-        0.01, ge=0, le=1, description="mdistiller, ImageNet: 1 epoch of 100, as a share of the stage"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the stage over which the weight grows. Source: mdistiller for ImageNet, 1 epoch of 100",
     )
 
 
@@ -62,15 +69,25 @@ def hierarchical_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class ReviewKD(FeatureMethod[ReviewKDConfig]):
-    """Each level of the student, reviewed together with all deeper ones, follows the teacher's level at four scales.
+    r"""Each level of the student, reviewed together with all deeper ones, follows the teacher's level at four scales.
 
-    Formula: from the deepest level up, e = BN(1x1 convolution to m channels); m is the student's deepest width, 512 at
-    most. Above the deepest, the residual y from below is brought to e's size (nearest) and e becomes e z1 + y z2, where
-    z1 and z2 are the sigmoids of a 1x1 convolution of both. Then e is brought to the teacher's size (nearest): it is
-    the next residual, and BN(3x3 convolution to the teacher's width) of it is compared with the teacher's level. The
-    loss of a level is the mean squared error of the maps (weight 1) and of both average-pooled to 4x4, 2x2 and 1x1
-    (weights 1/2, 1/4, 1/8), divided by the sum of the weights; a pooled size that is not below the shorter side is left
-    out, and the weights move up. The loss is the sum over the levels times min(1, progress / warm_up).
+    Formula:
+    From the deepest level up, $x$ is the student's level, $m$ its deepest width (512 at most), $y$ what came up from
+    below (nearest neighbour to $x$'s size); $\odot$ multiplies each position.
+
+    $$ e = \mathrm{BN}(\mathrm{conv}_{1 \times 1}(x)) \qquad
+    (z_1, z_2) = \mathrm{sigmoid}(\mathrm{conv}_{1 \times 1}([e, y])) \qquad
+    y' = z_1 \odot e + z_2 \odot y \qquad o = \mathrm{BN}(\mathrm{conv}_{3 \times 3}(y')) $$
+
+    At the deepest level $y' = e$. $y'$ is brought to the teacher's size first (nearest neighbour) and is the next $y$;
+    $o$ is compared with the teacher's level $F_t$ at four scales, $P_k$ being average pooling to $k \times k$ and $P$
+    without index the identity.
+
+    $$ L_{level} = \frac{1}{\sum_k w_k} \sum_{k} w_k \cdot \mathrm{mse}(P_k(o), P_k(F_t)), \quad
+    w = 1, \frac{1}{2}, \frac{1}{4}, \frac{1}{8} \quad \mathrm{for} \quad P, P_4, P_2, P_1 $$
+
+    A pooled size that is not below the shorter side is left out, and the weights move up. The loss is the sum over the
+    levels times min(1, progress / warm_up).
 
     Deviations: no level of pooled features, as in mdistiller's code for detection; its code for classification has one,
     and reads the teacher before its activation. Its weight grows in steps of an epoch, counted from 1, so that one
@@ -86,9 +103,9 @@ class ReviewKD(FeatureMethod[ReviewKDConfig]):
     def __init__(self, config: ReviewKDConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
         middle = min(512, pair.student.channels[-1])
-        widths = zip(reversed(pair.student.channels), reversed(pair.teacher.channels), strict=False)
         self.fusions = nn.ModuleList(
-            Fusion(ours, middle, theirs, deepest=not depth) for depth, (ours, theirs) in enumerate(widths)
+            Fusion(ours, middle, theirs, deepest=not depth)
+            for depth, (ours, theirs) in enumerate(reversed(pair.level_channels))
         )
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:

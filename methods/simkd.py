@@ -15,10 +15,14 @@ from kdbench.types import Batch, PairSpec, Part, Phase, Segmentor, SegOutput
 
 
 class SimKDConfig(MethodConfig):
-    """The weight of the features and the narrowing inside the projectors."""
+    """Options of SimKD."""
 
-    weight: float = Field(1.0, ge=0, description="SimKD scripts: 1 for the features, 0 for labels and logits")
-    reduction: int = Field(2, ge=1, description="SimKD: the projector's inner width is the teacher's / 2")
+    weight: float = Field(
+        1.0, ge=0, description="weight of the features. Source: SimKD scripts, 1 (labels and logits: 0)"
+    )
+    reduction: int = Field(
+        2, ge=1, description="the teacher's width over the projector's inner width. Source: SimKD, 2"
+    )
 
 
 def bottleneck(inputs: int, outputs: int, reduction: int) -> nn.Sequential:
@@ -31,7 +35,7 @@ def bottleneck(inputs: int, outputs: int, reduction: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-class Reused(nn.Module):
+class StudentOnTeacherDecoder(nn.Module):
     """What is deployed: the student's encoder, the projectors and the teacher's decoder."""
 
     def __init__(self, encoder: nn.Module, projectors: nn.Module, decoder: nn.Module, strides: tuple[int, ...]) -> None:
@@ -49,14 +53,18 @@ class Reused(nn.Module):
 
 
 class SimKD(Method[SimKDConfig]):
-    """The student's encoder learns to feed the teacher's frozen decoder, which is deployed with it.
+    r"""The student's encoder learns to feed the teacher's frozen decoder, which is deployed with it.
 
-    Formula: the teacher's decoder is fitted on its frozen encoder. Then, on the source without labels, the student's
-    encoder and a projector for each level that the decoder reads minimise the squared error between projected and
-    teacher's level, mean over samples, channels and positions, mean over levels. A projector is a 1x1 convolution to
-    half the teacher's width, a 3x3 convolution, and a 1x1 convolution to the full width, each without bias and with
-    batch norm, ReLUs between them. The deployed segmentor is the student's encoder, the projectors and the teacher's
-    decoder; the student's own decoder has no part in it.
+    Formula:
+    The teacher's decoder is fitted on its frozen encoder. Then, on the source without labels, the student's encoder and
+    a projector $P_l$ for each of the $n$ levels $F^l$ that the decoder reads minimise
+
+    $$ L = \frac{w}{n} \sum_{l=1}^{n} \mathrm{mse}(P_l(F_s^l), F_t^l) $$
+
+    with mse a mean over samples, channels and positions. A projector is a 1x1 convolution to half the teacher's width,
+    a 3x3 convolution, and a 1x1 convolution to the full width, each without bias and with batch norm, ReLUs between
+    them. The deployed segmentor is the student's encoder, the projectors and the teacher's decoder; the student's own
+    decoder has no part in it.
 
     Deviations: SimKD reuses a linear classifier of one pooled map; for a decoder of several levels each has its
     projector. The ReLU at the end is left out, since levels of transformers are signed. A finer student map is pooled
@@ -88,4 +96,4 @@ class SimKD(Method[SimKDConfig]):
         return {"simkd": self.config.weight * sum(errors[1:], errors[0]) / len(errors)}
 
     def deploy(self, student: Any, teacher: Any) -> nn.Module:
-        return Reused(student.encoder, self.projectors, teacher.decoder, teacher.spec.strides)
+        return StudentOnTeacherDecoder(student.encoder, self.projectors, teacher.decoder, teacher.spec.strides)

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import pixel_kl, resize, tokens
+from kdbench.losses import pixel_kl, resize_as, tokens
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features
 
 
 class SKDConfig(PresetConfig):
-    """The weight of the pair-wise term and the size of its nodes."""
+    """Options of SKD."""
 
-    weight: float = Field(10.0, ge=0, description="CIRKD: 10")
-    pool: int = Field(2, ge=1, description="CIRKD: nodes of 2 x 2 positions")
+    weight: float = Field(10.0, ge=0, description="weight of the pair-wise loss. Source: CIRKD, 10")
+    pool: int = Field(2, ge=1, description="side of a node, in positions. Source: CIRKD, 2")
 
 
 def affinities(map_: Tensor, pool: int) -> Tensor:
@@ -29,16 +29,21 @@ def affinities(map_: Tensor, pool: int) -> Tensor:
 
 
 class SKD(FeatureMethod[SKDConfig]):
-    """Any two places of an image are as alike to the student as they are to the teacher.
+    r"""Any two places of an image are as alike to the student as they are to the teacher.
 
-    Formula: the last map, max-pooled over blocks of 2 x 2 positions (incomplete ones at the border count), gives N
-    nodes an image; A (B, N, N) holds the cosines of their channel vectors. The loss is the mean over the B N^2 entries
-    of (A_student - A_teacher)^2. The student's map is first resized to the teacher's grid; widths need not agree.
+    Formula:
+    The last map, max-pooled over blocks of 2 x 2 positions (incomplete ones at the border count), gives $N$ nodes
+    $f_i$ an image; $a_{ij}$ is their cosine.
+
+    $$ a_{ij} = \frac{f_i^\top f_j}{\lVert f_i \rVert \lVert f_j \rVert} \qquad
+    L = \frac{w}{B N^2} \sum_{b,i,j} (a_{ij}^s - a_{ij}^t)^2 $$
+
+    The student's map is first resized to the teacher's grid; widths need not agree.
 
     Deviations: CIRKD's form. The official code pools each map into 2 x 2 nodes, keeps the norm out of the gradient and
     weighs the term 1. The map is the encoder's last, not the feature before the classifier; its channels are signed in
-    transformers, where the maximum prefers positive values. The paper's holistic, adversarial term is left out; its
-    logit distillation, with weight 1 at T = 1 as CIRKD has it, is preset=published.
+    transformers, where the maximum prefers positive values. The paper's adversarial term is left out; its logit
+    distillation, with weight 1 at T = 1 as CIRKD has it, is preset=published.
 
     Compared: CIRKD's losses/skd.py on random maps: values equal, gradients to 2e-7.
     """
@@ -48,6 +53,6 @@ class SKD(FeatureMethod[SKDConfig]):
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
         theirs = teacher.final.float()
-        maps = resize(student.final.float(), theirs.shape[-2:]), theirs
+        maps = resize_as(student.final.float(), theirs), theirs
         ours, goal = (affinities(map_, self.config.pool) for map_ in maps)
         return {"skd": self.config.weight * F.mse_loss(ours, goal)}

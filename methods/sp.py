@@ -12,13 +12,13 @@ from kdbench.types import Batch, Features
 
 
 class SPConfig(MethodConfig):
-    """The weight of the term."""
+    """Options of SP."""
 
     row_weight: float = Field(
         3000 / 64,
         ge=0,
-        description="mdistiller: 3000 on the mean over all entries of batches of 64 images; on the mean over "
-        "rows that is 46.9",
+        description="weight of the distance of two rows. Source: mdistiller, 3000 on the mean over all entries of "
+        "batches of 64 images; divided by those",
     )
 
 
@@ -30,17 +30,19 @@ def similarities(map_: Tensor) -> Tensor:
 
 
 class SP(FeatureMethod[SPConfig]):
-    """Images that are alike to the teacher become alike to the student.
+    r"""Images that are alike to the teacher become alike to the student.
 
-    Formula: the last map of every image as one vector, F (B, C h w); G = F F^T, each row divided by its Euclidean norm.
-    The loss is the squared distance between a row of G_student and of G_teacher, mean over the B rows. Neither widths
-    nor grids need agree, so nothing is projected or resized.
+    Formula:
+    $F$ $(B, C h w)$ holds the last map of every image as one vector; $G$ their inner products, each row scaled to
+    Euclidean norm one. Neither widths nor grids need agree.
 
-    Deviations: the map is the encoder's last. The rows' norm is Euclidean as in mdistiller; torchdistill passes the
-    order 1 and so divides by the sum of magnitudes. As the rows have norm one, a mean over all entries, as mdistiller
-    takes it, shrinks with the batch; here they are summed along a row and the weight is converted. In a batch of a few
-    images the term says little. The similarities are those within one device's batch; of a single image they say
-    nothing, so that a run which gives a process fewer than two is refused.
+    $$ G_b(F) = \frac{(F F^\top)_b}{\lVert (F F^\top)_b \rVert} \qquad
+    L = \frac{w}{B} \sum_b \lVert G_b(F_s) - G_b(F_t) \rVert^2 $$
+
+    Deviations: the map is the encoder's last. torchdistill passes the order 1 for the rows' norm and so divides by the
+    sum of magnitudes. A mean over all entries, as in mdistiller, shrinks with the batch; here they are summed along a
+    row and the weight is converted. The similarities are those within one device's batch: of a few images they say
+    little, of one nothing, so that a run which gives a process fewer than two is refused.
 
     Compared: mdistiller's distillers/SP.py on random maps, times the batch / 64: equal, value and gradient.
     """

@@ -14,10 +14,12 @@ from kdbench.types import Batch, PairSpec, Segmentor
 
 
 class SRRLConfig(MethodConfig):
-    """Weights of the two terms."""
+    """Options of SRRL."""
 
-    feature_weight: float = Field(1.0, ge=0, description="SRRL, alpha = 1")
-    logit_weight: float = Field(1.0, ge=0, description="SRRL, beta = 1 on ImageNet (5 on CIFAR)")
+    feature_weight: float = Field(1.0, ge=0, description="weight of the features' means. Source: SRRL, alpha = 1")
+    logit_weight: float = Field(
+        1.0, ge=0, description="weight of the logits. Source: SRRL, beta = 1 on ImageNet (CIFAR: 5)"
+    )
 
 
 def linear(inputs: int, outputs: int) -> nn.Sequential:
@@ -26,20 +28,23 @@ def linear(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class SRRL(Method[SRRLConfig]):
-    """The student's features, projected, have to give the teacher's logits in the teacher's frozen decoder.
+    r"""The student's features, projected, have to give the teacher's logits in the teacher's frozen decoder.
 
-    Formula: each level that the teacher's decoder reads is predicted from the student's by a 1x1 convolution without
-    bias and batch norm. First term: the squared difference between the projected and the teacher's level, both
-    averaged over positions, mean over samples, channels and levels. Second term: the frozen decoder reads the projected
-    levels; the squared difference between its logits and those of the teacher's own levels, mean over samples, classes
-    and positions, with gradient through the decoder into projectors and student. Both weigh 1, beside the student's
-    task loss, which trains the student's own decoder; that one is deployed.
+    Formula:
+    $P_l$ predicts each of the $n$ levels $F_t^l$ that the teacher's decoder $D$ reads from the student's level: a 1x1
+    convolution without bias and batch norm. $\bar F$ is the mean over positions.
+
+    $$ L = \frac{\alpha}{n} \sum_{l=1}^{n} \mathrm{mse}( \overline{P_l(F_s^l)}, \overline{F_t^l} )
+    + \beta \cdot \mathrm{mse}(D(P(F_s)), D(F_t)) $$
+
+    The gradient flows through the decoder into projectors and student. The task loss beside them trains the student's
+    own decoder, which is deployed.
 
     Deviations: SRRL feeds a linear classifier of one pooled map; for a decoder of several levels each has its
     projector, and the decoder reads maps instead of a mean. The ReLU at the projector's end is left out, since levels
     of transformers are signed. A finer student level is pooled by whole steps before its projector, and projected
-    levels are resized to the teacher's grids. A student with more levels leaves out its
-    shallowest; in one with fewer the deepest serves several of the teacher's.
+    levels are resized to the teacher's grids. A student with more levels leaves out its shallowest; in one with fewer
+    the deepest serves several of the teacher's.
 
     Compared: cls_KD's mmcls/models/dis_losses/srrl.py and the form in SimKD's models/util.py, less their last ReLU, on
     one level of random maps with a linear decoder: equal to the last bit, with its gradient.

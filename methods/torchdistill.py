@@ -14,40 +14,25 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import Projector, matched_levels, resize, same_grid, tokens
+from kdbench.losses import Projector, matched_levels, resize_as, same_grid, tokens
 from kdbench.method import Method, MethodConfig, Stage
 from kdbench.types import Batch, Features, PairSpec, Part, Phase, Segmentor, SegOutput
 
-FLOOR = 1e-5
-"""Smallest variance of VIDLoss (torchdistill's sample)."""
-
 
 class TorchDistillConfig(MethodConfig):
-    """Which loss, and its weight."""
+    """Options of torchdistill's losses."""
 
     loss: Literal[
-        "AffinityLoss",
-        "ATLoss",
-        "AltActTransferLoss",
-        "ChSimLoss",
-        "DISTLoss",
-        "DISTPlusLoss",
-        "FSPLoss",
-        "FTLoss",
-        "HierarchicalContextLoss",
-        "KDLoss",
-        "KTALoss",
-        "LogitStdKDLoss",
-        "RKDLoss",
-        "SPKDLoss",
-        "VIDLoss",
-    ] = Field("KTALoss", description="the loss of torchdistill's only distillation sample for segmentation")
+        "AffinityLoss", "ATLoss", "AltActTransferLoss", "ChSimLoss", "DISTLoss", "DISTPlusLoss", "FSPLoss", "FTLoss",
+        "KDLoss", "KTALoss", "LogitStdKDLoss", "RKDLoss", "SPKDLoss",
+    ] = Field(
+        "KTALoss", description="the loss. Source: torchdistill's only distillation sample for segmentation"
+    )  # fmt: skip
     weight: float | None = Field(
         None,
         ge=0,
-        description="torchdistill's sample of the loss, converted to means where the loss grows with the map "
-        "(see Formula); 1 for "
-        "AltActTransferLoss and FSPLoss, whose samples have no task loss beside them",
+        description="weight of the loss; by default RULES of methods/torchdistill.py. Source: torchdistill's "
+        "sample of the loss",
     )
 
 
@@ -79,8 +64,6 @@ RULES = {
     "ATLoss": Rule("levels", 1000 / (14 * 14), lambda b, c, n: 1 / n, project=False),
     "AltActTransferLoss": Rule("levels", 1.0, lambda b, c, n: c * n, settings={"margin": 1.0, "reduction": "mean"}),
     "FSPLoss": Rule("levels", 1.0, lambda b, c, n: c**1.5),
-    "HierarchicalContextLoss": Rule("levels", 1.0),
-    "VIDLoss": Rule("levels", 1.0),
     # ImageNet: batches of 256.
     "ChSimLoss": Rule("final", 500 / 256, lambda b, c, n: 1 / b),
     "RKDLoss": Rule(
@@ -101,7 +84,6 @@ Hooks = dict[str, dict[str, Any]]
 Call = tuple[Hooks, Hooks]
 """The student's and the teacher's hooks, as a loss takes them."""
 
-SIDES = ("student", "teacher")
 PLACES = {"": "map", "_first": "before", "_second": "map"}
 """What torchdistill's pairs call a map, and the path that it is found under."""
 
@@ -123,7 +105,11 @@ def from_package(package: str, module: str, name: str) -> Any:
 
 def make_criterion(kind: Callable[..., nn.Module], settings: Mapping[str, Any]) -> nn.Module:
     """A loss of torchdistill whose paths all lead to what `hooks` gives: logits, map, and before it the shallower."""
-    roles = {f"{side}{role}": {"io": "output", "path": path} for side in SIDES for role, path in PLACES.items()}
+    roles = {
+        f"{side}{role}": {"io": "output", "path": path}
+        for side in ("student", "teacher")
+        for role, path in PLACES.items()
+    }
     given: dict[str, Any] = {}
     for parameter in inspect.signature(kind).parameters:
         if parameter.endswith("_pairs"):
@@ -136,41 +122,33 @@ def make_criterion(kind: Callable[..., nn.Module], settings: Mapping[str, Any]) 
 
 
 class TorchDistill(Method[TorchDistillConfig]):
-    """A loss of the package torchdistill that works on dense maps, called from the package itself.
+    r"""A loss of the package torchdistill that works on dense maps, called from the package itself.
 
-    Formula: the loss is torchdistill's, with weight w on its value divided by what it grows with. Logits are compared
-    pixel by pixel, as rows: KDLoss (T = 1, w = 1/2), LogitStdKDLoss (T = 2, w = 36), DISTLoss (w = 2), DISTPlusLoss
-    (beta = gamma = 2, kappa = 1, w = 2; also the last map). The last map: KTALoss, the mean absolute difference of both
-    maps, each divided by its root mean square (w = 50 / 190); FTLoss, the same of codes (w = 1000 / 112): first, on the
-    source without labels, a paraphraser (three 3x3 convolutions to half of the channels and three transposed ones back,
-    each with a leaky ReLU) learns to give the teacher's map back, mean squared error; then a translator, three such
-    convolutions, stands in the projector's place, and the frozen paraphraser's code in the map's; AffinityLoss, the
-    distance of the products of all pairs of positions, for each channel at norm one, mean over channels (w = 10 /
-    3600); ChSimLoss, the distance of the channels' correlations, mean over images (w = 500 / 256); RKDLoss (distances
-    1, angles 2) and SPKDLoss (w = 1), relations of images. The sum over the levels: ATLoss (mode code), the squared
-    distance of an image's attentions (w = 1000 / 196); AltActTransferLoss (margin 1), mean over the map (w = 1);
-    HierarchicalContextLoss (w = 1); VIDLoss (w = 1); FSPLoss, of each level with the next deeper one, root mean square
-    of each column, mean over columns (w = 1). The student's map is resized to the teacher's grid, and projected to its
-    width except for ATLoss, RKDLoss and SPKDLoss.
+    Formula:
+    The loss $D$ is torchdistill's; $w$ is its weight and $e$ what it grows with (images, channels or positions).
+
+    $$ L = w \sum_{maps} D(F_s, F_t) / e(F_t) $$
+
+    On logits, pixel by pixel: KDLoss, LogitStdKDLoss, DISTLoss, DISTPlusLoss (also the last map). On the last map:
+    KTALoss (mean absolute difference of maps, each divided by its root mean square), FTLoss (the same of codes),
+    AffinityLoss, ChSimLoss, RKDLoss, SPKDLoss. On the levels: ATLoss, AltActTransferLoss, FSPLoss (each level with the
+    next deeper one). FTLoss has a first stage on the source without labels, in which a paraphraser learns to give the
+    teacher's map back from a code. The student's map is resized to the teacher's grid, and projected to its width
+    except for ATLoss, RKDLoss and SPKDLoss.
 
     Deviations: adapters are projectors here; torchdistill's samples have convolutions with batch norms. KTALoss is
     KTA's loss alone: He et al. and torchdistill's sample compare the student with the teacher's code in an autoencoder
-    that is trained first, and add AffinityLoss; here it is the teacher's map, without affinity. FTLoss has its first
-    stage; its reconstruction is a mean where the sample has a sum, and the protocol sets its length and optimiser.
-    ReviewKD's fusion and VID's three convolutions are left out (review_kd and vid have them). FSPLoss pairs levels
-    where the sample pairs a stage's input and output; its sample and that of AltActTransferLoss come before the task,
-    without it, and here every loss stands beside the task. The samples of KDLoss and LogitStdKDLoss halve the task
-    loss. DISTPlusLoss adds the correlation of channels where it means 1 minus it, so iota is -1, not 1; its spatial
-    relation runs over the images of a batch, so it is handed maps with positions in their place. SPKDLoss divides rows
-    by the sum of their magnitudes (sp: Euclidean norm) and shrinks with the square of the batch. SPKDLoss needs two
-    images and RKDLoss three: a run that gives a process fewer is refused. AffinityLoss needs memory for all pairs of
-    positions of every channel. Not offered: PKTLoss, CCKDLoss, CRDLoss, SSKDLoss, PADL2Loss, SRDLoss, SKDInstanceLoss
-    and SKDDirectionLoss, which take a vector an image, some with memories of a whole data set; AuxSSKDLoss, which
-    trains the teacher's head on rotated copies of images; RegularizationLoss, a norm of one network's map, which the
-    sample of KTALoss puts on its codes and which compares nothing.
+    that is trained first, and add AffinityLoss. The first stage of FTLoss has a mean where the sample has a sum.
+    FSPLoss pairs levels where the sample pairs a stage's input and output; its sample and that of AltActTransferLoss
+    come before the task, without it, and here every loss stands beside the task. The samples of KDLoss and
+    LogitStdKDLoss halve the task loss. DISTPlusLoss adds the correlation of channels where it means 1 minus it, so iota
+    is -1; its spatial relation runs over the images of a batch, so it is handed maps with positions in their place.
+    SPKDLoss divides rows by the sum of their magnitudes (sp: Euclidean norm). SPKDLoss needs two images and RKDLoss
+    three; AffinityLoss needs memory for all pairs of positions of every channel. HierarchicalContextLoss and VIDLoss
+    are review_kd and vid.
 
-    Compared: torchdistill 1.1.5 is what runs. Its AT, VID and review losses against those of at, vid and review_kd on
-    random maps: equal to 2e-7.
+    Compared: torchdistill 1.1.5 is what runs. Its AT, VID and review losses against those of at, vid and review_kd
+    on random maps: equal to 2e-7.
     """
 
     paper = "Matsubara, torchdistill, RRPR 2021 (arXiv 2011.12913); KTALoss: He et al., Knowledge Adaptation, CVPR 2019"
@@ -178,29 +156,19 @@ class TorchDistill(Method[TorchDistillConfig]):
 
     def __init__(self, config: TorchDistillConfig, pair: PairSpec) -> None:
         super().__init__(config, pair)
+        self.rule = RULES[config.loss]
         kind = from_package(self.requires, "losses.mid_level", config.loss)
         self.criterion = make_criterion(kind, self.rule.settings)
         self.smallest_batch = self.rule.images
         self.reads_teacher_logits = self.rule.reads in ("logits", "both")
         if config.loss == "KTALoss":
             self.footnote = "KTA's loss alone: maps in place of codes, and no affinity (He et al. have both)"
-        widths = [(pair.student.final_channels, pair.teacher.final_channels)]
-        if self.rule.reads == "levels":
-            widths = pair.level_channels
+        widths = pair.level_channels if self.rule.reads == "levels" else [pair.final_channels]
         self.projectors = nn.ModuleList(
             Projector(*both, pair.student.convolutional) if self.rule.project else nn.Identity() for both in widths
         )
         if self.rule.code:
-            self._learn_codes(*widths[0])
-        if config.loss == "VIDLoss":
-            # The inverse of softplus: every variance begins at 5, as in torchdistill's sample.
-            start = math.log(math.expm1(5 - FLOOR))
-            self.scales = nn.ParameterList(torch.full((width,), start) for _, width in widths)
-
-    @property
-    def rule(self) -> Rule:
-        """What the table says of the chosen loss."""
-        return RULES[self.config.loss]
+            self._learn_codes(*pair.final_channels)
 
     def _learn_codes(self, student: int, teacher: int) -> None:
         """Factor transfer's modules: the teacher's map to its code and back, and the student's map to such a code."""
@@ -214,8 +182,7 @@ class TorchDistill(Method[TorchDistillConfig]):
     def stages(self) -> tuple[Stage, ...]:
         if not self.rule.code:
             return super().stages()
-        coder = frozenset({"paraphraser"})
-        read = frozenset({Part.TEACHER_ENCODER})
+        coder, read = frozenset({"paraphraser"}), frozenset({Part.TEACHER_ENCODER})
         first = Stage("paraphraser", Phase.SOURCE, trains=coder, uses=read, loss=self.paraphrase, student_forwards=0.0)
         joint = self.joint_stage()
         return (first, replace(joint, trains=joint.trains - coder))
@@ -255,20 +222,14 @@ class TorchDistill(Method[TorchDistillConfig]):
         if self.config.loss == "FSPLoss":
             steps = zip(maps, maps[1:] or maps, strict=False)
             return [(hooks(before=a[0], map=b[0]), hooks(before=a[1], map=b[1])) for a, b in steps]
-        return [(hooks(map=self._as_read(a, level)), hooks(map=b)) for level, (a, b) in enumerate(maps)]
+        return [(hooks(map=a), hooks(map=b)) for a, b in maps]
 
     def _maps(self, ours: Features, theirs: Features) -> list[tuple[Tensor, Tensor]]:
         """The student's maps in the teacher's shapes, beside the teacher's, or the codes of both."""
         pairs = matched_levels(ours, theirs) if self.rule.reads == "levels" else [(ours.final, theirs.final)]
         projected = [project(a) for project, (a, _) in zip(self.projectors, pairs, strict=True)]
         goals = [self.paraphraser.encoder(b) if self.rule.code else b for _, b in pairs]
-        return [(resize(a, b.shape[-2:]).float(), b.float()) for a, b in zip(projected, goals, strict=True)]
-
-    def _as_read(self, map_: Tensor, level: int) -> Any:
-        """Two losses read the student's map as the first of two."""
-        if self.config.loss == "VIDLoss":
-            return map_, (F.softplus(self.scales[level].float()) + FLOOR).view(-1, 1, 1)
-        return (map_, None) if self.config.loss == "HierarchicalContextLoss" else map_
+        return [(resize_as(a, b).float(), b.float()) for a, b in zip(projected, goals, strict=True)]
 
     def _extent(self, teacher: Tensor) -> float:
         images, channels, *grid = teacher.shape

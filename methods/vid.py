@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import matched_levels, resize
+from kdbench.losses import matched_levels, resize_as
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
@@ -18,10 +18,10 @@ FLOOR = 1e-5
 
 
 class VIDConfig(MethodConfig):
-    """The weight, and the variance to begin with."""
+    """Options of VID."""
 
-    weight: float = Field(1.0, ge=0, description="mdistiller and torchdistill: 1 for each level")
-    variance: float = Field(5.0, gt=FLOOR, description="mdistiller and torchdistill: every variance begins at 5")
+    weight: float = Field(1.0, ge=0, description="weight of the loss. Source: mdistiller and torchdistill, 1 a level")
+    variance: float = Field(5.0, gt=FLOOR, description="variance to begin with. Source: mdistiller and torchdistill, 5")
 
 
 class Gaussian(nn.Module):
@@ -42,18 +42,23 @@ class Gaussian(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean negative log-likelihood of the teacher's map, without the constant."""
-        mean = resize(self.mean(student), teacher.shape[-2:]).float()
+        mean = resize_as(self.mean(student), teacher).float()
         variance = F.softplus(self.scale.float()).view(-1, 1, 1) + FLOOR
         return 0.5 * ((mean - teacher.float()).square() / variance + variance.log()).mean()
 
 
 class VID(FeatureMethod[VIDConfig]):
-    """The student's levels predict the teacher's as Gaussians, with an uncertainty that is learnt for each channel.
+    r"""The student's levels predict the teacher's as Gaussians, with an uncertainty that is learnt for each channel.
 
-    Formula: for each level, mu is three 1x1 convolutions without bias with ReLUs between them, from the student's width
-    to the teacher's, resized to the teacher's grid; the variance of channel c is softplus(a_c) + 1e-5. The loss is the
-    mean over samples, channels and positions of ((mu - teacher)^2 / variance + log variance) / 2, summed over the
-    levels. It can be negative.
+    Formula:
+    For each level, $\mu$ is three 1x1 convolutions without bias with ReLUs between them, from the student's width to
+    the teacher's, resized to the teacher's grid; $a_c$ is learnt for each channel $c$ of the teacher's map $t$.
+
+    $$ \sigma_c^2 = \log(1 + e^{a_c}) + 10^{-5} \qquad
+    L = w \sum_{levels} \frac{1}{B C h w} \sum_{b,c,i}
+    \frac{1}{2} \left( \frac{(\mu_{c,i} - t_{c,i})^2}{\sigma_c^2} + \log \sigma_c^2 \right) $$
+
+    It can be negative.
 
     Deviations: mdistiller keeps the a_c where its optimiser does not find them, so that its variances stay at 5; here
     they are trained, as in the paper and in torchdistill. mdistiller pools the larger of two maps down to the smaller

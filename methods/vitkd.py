@@ -7,26 +7,27 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import align, generator, resize, share
+from kdbench.losses import align, generator, resize_as, share
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, FeatureSpec, PairSpec
 
 
 class ViTKDConfig(MethodConfig):
-    """Weights of the two terms, on means, and the share of hidden tokens."""
+    """Options of ViTKD."""
 
     mimicking: float = Field(
         9.03,
         ge=0,
-        description="ViTKD, on the mean: alpha = 3e-5 times the elements of two blocks of a teacher 768 wide, 2 "
-        "196 768",
+        description="weight of the shallow blocks. Source: ViTKD, alpha = 3e-5 on a sum over two blocks of 196 tokens "
+        "of width 768; here on their mean",
     )
     generation: float = Field(
         0.452,
         ge=0,
-        description="ViTKD, on the mean: beta = 3e-6 times the elements of a block of a teacher 768 wide, 196 768",
+        description="weight of the generation. Source: ViTKD, beta = 3e-6 on a sum over 196 tokens of width 768; here "
+        "on their mean",
     )
-    mask_ratio: float = Field(0.5, ge=0, le=1, description="ViTKD: lambda = 0.5")
+    mask_ratio: float = Field(0.5, ge=0, le=1, description="share of hidden tokens. Source: ViTKD, lambda = 0.5")
 
 
 def is_plain(spec: FeatureSpec) -> bool:
@@ -67,23 +68,26 @@ def random_masks(map_: Tensor, ratio: float) -> Tensor:
 
 
 class ViTKD(FeatureMethod[ViTKDConfig]):
-    """The student mimics the teacher's first two blocks and regenerates its last map from half of the tokens.
+    r"""The student mimics the teacher's first two blocks and regenerates its last map from half of the tokens.
 
-    Formula: mimicking: the outputs of blocks 0 and 1 (before any norm of the network's own) are mapped linearly to the
-    teacher's width, one map with bias a block, and compared with the teacher's in squared error, mean over both blocks,
-    samples, tokens and channels. Generation: the last map after the last norm is mapped likewise; floor(N / 2) tokens
-    of each image, drawn at random, are kept and one learnt token, which starts at zero, takes the place of the others;
-    two 3x3 convolutions with a ReLU between them fill the map; squared error with the teacher's last map, mean over the
-    hidden tokens and the channels. Where the widths agree there are no linear maps. Mapped student maps are resized to
-    the teacher's grid, before tokens are hidden.
+    Formula:
+    $x^l$ is the output of block $l$ (before any norm of the network's own), $F$ the last map after the last norm; $W$
+    are linear maps to the teacher's width, with bias (none where the widths agree). $m$ is 1 at hidden tokens: all but
+    $\lfloor N / 2 \rfloor$ of each image, drawn at random. One learnt token, which starts at zero, takes their place
+    (written $m$ in the index), and $G$, two 3x3 convolutions with a ReLU between them, fills the map.
 
-    Deviations: coefficients stand on means, so that they do not grow with the crop or the width; defaults convert the
-    sums over 196 tokens of a teacher 768 wide (DeiT III-B to DeiT-S at 224 pixels). In networks that are no plain
+    $$ L = \frac{\alpha}{2} \sum_{l=0}^{1} \mathrm{mse}(W_l x_s^l, x_t^l)
+    + \frac{\beta}{C_t \sum_i m_i} \sum_i m_i \lVert G((W F_s)_m)_i - F_{t,i} \rVert^2 $$
+
+    Mapped student maps are resized to the teacher's grid, before tokens are hidden.
+
+    Deviations: weights stand on means, so that they do not grow with the crop or the width; defaults convert the sums
+    over 196 tokens of a teacher 768 wide (DeiT III-B to DeiT-S at 224 pixels). In networks that are no plain
     transformers the two shallowest levels stand in for blocks 0 and 1. Grids need not be square. The published numbers
     are for classification, some of them with NKD, which is left out.
 
     Compared: cls_KD's mmcls/models/dis_losses/vitkd.py on random maps with equal weights and masks: equal to 2e-7, with
-    the published coefficients put back on sums.
+    the published weights put back on sums.
     """
 
     paper = "Yang, Li, Zeng, Li, Yuan, Li, ViTKD: Practical Guidelines for ViT Feature KD, 2022 (arXiv 2209.02432)"
@@ -103,8 +107,8 @@ class ViTKD(FeatureMethod[ViTKDConfig]):
             self.shallow, shallow_maps(student, self.pair.student), shallow_maps(teacher, self.pair.teacher),
             strict=False,
         )  # fmt: skip
-        errors = [F.mse_loss(resize(map_(s), t.shape[-2:]).float(), t.float()) for map_, s, t in low]
-        last = resize(self.deep(student.final), teacher.final.shape[-2:])
+        errors = [F.mse_loss(resize_as(map_(s), t).float(), t.float()) for map_, s, t in low]
+        last = resize_as(self.deep(student.final), teacher.final)
         hidden = random_masks(last, self.config.mask_ratio)
         misses = (self.generation(last, hidden).float() - teacher.final.float()).square().mean(1, keepdim=True)
         return {

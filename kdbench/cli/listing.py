@@ -50,14 +50,14 @@ def _methods() -> Rows:
 
 def _method_row(name: str) -> dict[str, str]:
     from kdbench.conformance import sample_pair
-    from kdbench.tools.method_pages import paragraphs, stages_of
+    from kdbench.tools.method_pages import sections, stages_of
 
     plugin = load_method(name)
     method = plugin.method
     stages, needs = stages_of(plugin, sample_pair())
     return {
         "name": name,
-        "idea": paragraphs(method)["idea"],
+        "idea": sections(method)["idea"],
         "paper": method.paper,
         "stages": stages,
         "needs": needs,

@@ -1,72 +1,75 @@
-"""The methods as a document: a page each, from its file, the committed records and the measured costs."""
+"""The methods as a document: a section each, from its file, the committed records and the measured costs."""
 
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from pydantic.fields import FieldInfo
 from tabulate import tabulate
 
 from kdbench.errors import KdbenchError, describe
 from kdbench.method import Method
+from kdbench.names import model_name
 from kdbench.plugins import MethodPlugin, load_all, load_method, method_names
 from kdbench.protocol import MINI
-from kdbench.records import read_record, record_files
-from kdbench.report.boards import Board, boards
-from kdbench.report.frame import Entry, to_frame
+from kdbench.records import read_record
+from kdbench.report.frame import read
 from kdbench.report.step_costs import FILE, read_costs
 from kdbench.types import PairSpec
 
 TEACHER, STUDENT = "dinov2-b", "deit-s"
-"""The stand-ins that extra parameters are counted for."""
-PARAGRAPHS = ("Formula", "Deviations", "Compared")
+"""The toy models that extra parameters are counted for."""
+SECTIONS = ("Formula", "Deviations", "Compared")
 HEAD = f"""# The methods
 
-`kdbench list methods --format markdown` makes this page from the methods' files, from the committed records and from
-measured costs. Extra parameters are those of the method's own modules for the stand-ins `{TEACHER}:{STUDENT}`; they are
-dropped at deployment unless the page says otherwise. The cost is the share of a training step that distillation takes,
-the teacher's forward pass included, on a CPU with the same stand-ins
-(`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{FILE}`).
-It is that of the first stage that distils. Where that is one without labels (proxy or source), its step has no decoder,
-while the student's own step, which it is compared with, has one: such a share is not comparable with the others.
-Tables show the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets: scores of small
-stand-ins in the built-in synthetic world, which say nothing about the real models and data sets.
+Made by `kdbench list methods --format markdown` from the methods' files, the committed records and measured costs.
 
-Words: the *last map* is an encoder's final feature map after its last norm; the *levels* are the maps that a decoder
-may read; a stage is written as name (phase); *companions* are further losses beside which a method's numbers were
-published.
+**Letters.** $s$ and $t$ mark student and teacher, $B$ images, $K$ classes, $C$ channels, $h \\times w$ or $N$
+positions; $\\mathrm{{KL}}(p \\Vert q) = \\sum_k p_k \\log (p_k / q_k)$, mse is a mean squared error over all elements.
+No gradient flows into the teacher. Each loss stands beside the task loss, unless the section says otherwise.
+
+**Words.** The *last map* is an encoder's final feature map after its last norm; the *levels* are the maps that a
+decoder may read. A stage is written as name (phase). `preset=published` adds the auxiliary losses that a method's
+published numbers were obtained with.
+
+**Numbers.** Extra parameters are those of the method's own modules for the toy models `{TEACHER}:{STUDENT}`; they are
+dropped at deployment unless the section says otherwise. The cost is the share of a training step that distillation
+takes, the teacher's forward pass included, on a CPU with the same toy models
+(`OMP_NUM_THREADS=1 python -m pytest tests/perf/test_methods.py -m slow --benchmark-json results/reference/{FILE}`).
+It is that of the first stage that distils. Where that stage has no labels (proxy or source), its step has no decoder,
+while the student's own step, which it is compared with, has one: such a share is not comparable with the others.
+Scores are the mean mIoU of the targets under `{MINI.id}`, in %, as means over the seeds in brackets: scores of toy
+models in the built-in synthetic world, which say nothing about the real models and data sets.
 """
 
 
 def document(reference: Path | None) -> str:
-    """The whole page; reference: the folder of committed records, if there is one."""
-    entries = list(_entries(reference))
-    rows, labels, costs = _rows(boards(to_frame(entries))), _labels(entries), _costs(reference)
-    pages, broken = load_all(
-        method_names(),
-        lambda name: _page(load_method(name), rows.get(name, {}), labels.get(name, {}), costs.get(name)),
-    )
+    """Return the whole page; reference: the folder of committed records, if there is one."""
+    frame = read(None, reference / MINI.id if reference else None).frame
+    path = reference / FILE if reference else None
+    costs = {name: cost.share for name, cost in read_costs(path).items()} if path and path.is_file() else {}
+    pages, broken = load_all(method_names(), lambda name: _page(load_method(name), frame, costs.get(name)))
     pages |= {name: f"## {name}\n\nBROKEN: {error}\n" for name, error in broken.items()}
     contents = ", ".join(f"[{name}](#{name})" for name in sorted(pages))
     return "\n".join([HEAD, contents + "\n", *(pages[name] for name in sorted(pages))])
 
 
-def paragraphs(method: type[Method[Any]]) -> dict[str, str]:
-    """The labelled paragraphs of a method's docstring, and its first line as `idea`."""
-    text = inspect.cleandoc(method.__doc__ or "")
-    found = {"idea": text.partition("\n\n")[0].replace("\n", " ")}
-    for part in text.split("\n\n")[1:]:
-        label, _, rest = part.partition(":")
-        if label in PARAGRAPHS:
-            found[label] = " ".join(rest.split())
-    return found
+def sections(method: type[Method[Any]]) -> dict[str, str]:
+    """Return the labelled sections of a method's docstring, and its first line as `idea`."""
+    text = inspect.getdoc(method) or ""
+    parts = re.split(rf"^({'|'.join(SECTIONS)}):\s*", text, flags=re.MULTILINE)
+    return {"idea": text.partition("\n")[0]} | {
+        label: rest.strip() for label, rest in zip(parts[1::2], parts[2::2], strict=True)
+    }
 
 
 def stages_of(plugin: MethodPlugin, pair: PairSpec) -> tuple[str, str]:
-    """A method's stages and what it reads of the teacher, in words."""
+    """Return a method's stages and what it reads of the teacher, in words."""
     if plugin.missing:
         return "", f"the extra {plugin.missing}"
     try:
@@ -77,42 +80,47 @@ def stages_of(plugin: MethodPlugin, pair: PairSpec) -> tuple[str, str]:
     return " -> ".join(f"{stage.name} ({stage.phase})" for stage in stages), ", ".join(read) or "no teacher"
 
 
-def _page(plugin: MethodPlugin, rows: dict[str, dict[str, str]], labels: dict[str, str], cost: float | None) -> str:
+def _page(plugin: MethodPlugin, frame: pd.DataFrame, cost: float | None) -> str:
     method, pair = plugin.method, _pair()
-    said = paragraphs(method)
+    said = sections(method)
     stages, needs = stages_of(plugin, pair)
     extra = 0 if plugin.missing else sum(p.numel() for p in method(method.Config(), pair).parameters())
     lines = [f"## {plugin.name}", "", said["idea"], ""]
     if method.paper:
         lines += [f"*{method.paper}*", ""]
-    lines += [f"**{label}:** {said[label]}\n" for label in PARAGRAPHS if label in said]
-    measured = cost is not None and method.role == "distilled"
-    share = f" Distillation takes {100 * (cost or 0):.0f} % of a step." if measured else ""
-    lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}.{share}"]
-    lines += ["", *_options(method)]
-    if rows:
-        names = sorted({benchmark for row in rows.values() for benchmark in row})
-        table = [[row, *(values.get(name, "-") for name in names)] for row, values in sorted(rows.items())]
-        lines += [tabulate(table, headers=["pair and variant", *names], tablefmt="github", disable_numparse=True), ""]
+    lines += [f"**{label}:** {said[label]}\n" for label in SECTIONS if label in said]
+    share = (
+        f" Distillation takes {100 * cost:.0f} % of a step."
+        if cost is not None and method.role != "undistilled"
+        else ""
+    )
+    lines += [f"Stages: {stages}. Needs: {needs}. Extra parameters: {extra:,}.{share}", ""]
+    options = [
+        [f"`{name}`", f"`{field.default}`", _values(field), field.description]
+        for name, field in method.Config.model_fields.items()
+    ]
+    if options:
+        lines += [_table(options, ["option", "default", "values", "what it is"]), ""]
+    mine = frame[(frame.method == plugin.name) & (frame.label_fraction == "1")] if len(frame) else frame
+    if len(mine):
+        lines += [_table(*_scores(mine)), ""]
+    labels = sorted(set(_labels(mine)))
     if labels:
-        lines += [f"Labels: {', '.join(f'`{options}`' for _, options in sorted(labels.items()))}.", ""]
+        lines += [f"Labels: {', '.join(f'`{options}`' for options in labels)}.", ""]
     return "\n".join(lines)
 
 
-def _options(method: type[Method[Any]]) -> Iterator[str]:
-    rows = [
-        [f"`{name}`", f"`{field.default}`", _limits(field.annotation), field.description]
-        for name, field in method.Config.model_fields.items()
-    ]
-    if rows:
-        yield tabulate(rows, headers=["knob", "default", "values", "source"], tablefmt="github", disable_numparse=True)
-        yield ""
+def _table(rows: Sequence[Sequence[str | None]], headers: list[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def _limits(annotation: object) -> str:
-    """A knob's type, or the values that it may take."""
-    choices = getattr(annotation, "__args__", None)
-    return " or ".join(getattr(c, "__name__", str(c)) for c in choices or (annotation,)).replace("NoneType", "None")
+def _values(field: FieldInfo) -> str:
+    """An option's type with its limits, or the values that it may take."""
+    choices = getattr(field.annotation, "__args__", None) or (field.annotation,)
+    names = " or ".join(getattr(c, "__name__", str(c)) for c in choices).replace("NoneType", "None")
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    return ", ".join((names, *limits))
 
 
 def _pair() -> PairSpec:
@@ -123,36 +131,23 @@ def _pair() -> PairSpec:
     return PairSpec(build_toy(MODELS[TEACHER]).spec, build_toy(MODELS[STUDENT]).spec, CLASSES)
 
 
-def _costs(reference: Path | None) -> dict[str, float]:
-    """Method -> share of a step, from what pytest-benchmark wrote."""
-    path = reference / FILE if reference else None
-    return {name: cost.share for name, cost in read_costs(path).items()} if path and path.is_file() else {}
-
-
-def _labels(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
-    """Method -> label of a variant -> the options that it stands for, as they were passed."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for entry in entries:
-        cell, passed = entry.record.spec.resolved, entry.record.spec.passed
+def _labels(frame: pd.DataFrame) -> Iterator[str]:
+    """The options that the label of each variant stands for, as they were passed."""
+    for cell, path in frame[["cell", "path"]].drop_duplicates("path").itertuples(index=False):
+        passed = read_record(path).spec.passed
         if cell.variant and passed.get("label") == cell.variant:
-            options = (*(f"--set {setting}" for setting in passed["settings"]), f"--as {cell.variant}")
-            found[cell.method][cell.variant] = " ".join(options)
-    return found
+            yield " ".join((*(f"--set {setting}" for setting in passed["settings"]), f"--as {cell.variant}"))
 
 
-def _rows(found: Iterable[Board]) -> dict[str, dict[str, dict[str, str]]]:
-    """Method -> pair and variant -> benchmark -> mean and seeds, as boards have them."""
-    table: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    for board in found:
-        for label, row in board.rows[board.rows["mean"].notna()].iterrows():
-            method, _, variant = label.rstrip("]").partition("[")
-            name = " -> ".join(board.models) + (f" {variant}" if variant else "")
-            table[method][name][board.benchmark] = f"{row['mean']:.1f} ({len(row.seeds)})"
-    return table
-
-
-def _entries(reference: Path | None) -> Iterator[Entry]:
-    for path in record_files(reference / MINI.id) if reference else ():
-        entry = Entry(read_record(path), reference=True)
-        if entry.record.spec.resolved.label_fraction == "1":
-            yield entry
+def _scores(frame: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
+    """Rows of pair and variant, columns of benchmarks: the targets' mean mIoU over seeds, and how many seeds."""
+    targets = frame[frame["last"] & (frame.domain_role == "target")]
+    by_seed = targets.groupby(["teacher", "student", "model_set", "variant", "benchmark", "seed"])["miou"].mean()
+    table = by_seed.groupby(level=[0, 1, 2, 3, 4]).agg(["mean", "size"])
+    table = (table["mean"].map("{:.1f}".format) + table["size"].map(" ({})".format)).unstack("benchmark").fillna("-")
+    rows = []
+    for place, values in zip(table.index, table.to_numpy(), strict=True):
+        teacher, student, models, variant = place
+        names = f"{model_name(teacher, models)} -> {model_name(student, models)}"
+        rows.append([f"{names} {variant}".strip(), *values])
+    return sorted(rows), ["pair and variant", *map(str, table.columns)]

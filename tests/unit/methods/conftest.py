@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdbench.method import LogitMethod
 from kdbench.models.decoders import pixel_cross_entropy
 from kdbench.types import Batch, Features, FeatureSpec, PairSpec, SegOutput
 
@@ -82,6 +83,33 @@ def make_batch() -> Callable[..., Batch]:
         )
 
     return make
+
+
+@pytest.fixture
+def distil(
+    request: pytest.FixtureRequest,
+    make_pair: Callable[..., PairSpec],
+    make_batch: Callable[..., Batch],
+    fake: type[FakeSegmentor],
+) -> Callable[..., Any]:
+    """Terms beside the task loss of the test module's METHOD with options, or of a given method.
+
+    student, teacher: logits of a method on logits, last maps of others. Returns the term, or a tuple of several.
+    """
+    kind = request.module.METHOD
+
+    def run(*inputs: Any, label: int = 0, **options: Any) -> Any:
+        *given, student, teacher = inputs
+        method = given[0] if given else kind(kind.Config(**options), make_pair())
+        if isinstance(method, LogitMethod):
+            sides = fake(logits=student), fake(logits=teacher)
+        else:
+            sides = fake(torch.zeros(len(student), 4, 2, 2), student), fake(None, teacher)
+        terms = method.loss(make_batch(len(student), label), *sides)
+        assert terms.pop("task").ndim == 0
+        return next(iter(terms.values())) if len(terms) == 1 else tuple(terms.values())
+
+    return run
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods.dkd import DKD, DKDConfig
-from pydantic import ValidationError
 from torch import Tensor
 
-from kdbench.types import STUDENT, TEACHER, Batch, Phase
+from kdbench.types import Batch
 
 CLASSES = 4
 
@@ -61,22 +60,6 @@ def case(random) -> tuple[Tensor, Tensor, Tensor]:
     return 2 * random(2, CLASSES, 3, 5), 2 * random(2, CLASSES, 3, 5), label.where(random(2, 3, 5) < 0.5, 255)
 
 
-def test_defaults_are_the_published_ones() -> None:
-    assert DKDConfig().model_dump() == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 0.05}
-
-
-@pytest.mark.parametrize("config", [{"temperature": 0}, {"alpha": -1}, {"beta": -1}, {"warmup": 1.1}])
-def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        DKDConfig(**config)
-
-
-def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = DKD(DKDConfig(), make_pair()).stages()
-    assert fit.phase == Phase.FIT_TEACHER
-    assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
-
-
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_values_equal_a_loop_over_labelled_pixels(temperature: float, distil, case) -> None:
     target, rest = distil(*case, alpha=2, beta=3, temperature=temperature)
@@ -121,25 +104,3 @@ def test_the_weight_grows_from_a_twentieth_to_the_whole(progress: float, share: 
 
 def test_without_a_warmup_the_first_step_counts_in_full(distil, case) -> None:
     assert distil(*case, progress=0.0, warmup=0) == distil(*case)
-
-
-@pytest.mark.parametrize("scale", [1, 1e4])
-def test_terms_and_gradients_are_finite(scale: float, distil, case) -> None:
-    student, teacher, label = case
-    student = (scale * student).requires_grad_()
-    total = sum(distil(student, scale * teacher, label))
-    total.backward()
-    assert torch.isfinite(total)
-    assert torch.isfinite(student.grad).all()
-    reached = student.grad.abs().sum(1) > 0
-    assert not reached[label == 255].any()
-    assert scale > 1 or reached[label != 255].all()
-
-
-def test_all_pixels_ignored_give_a_zero_that_is_connected(distil, case) -> None:
-    student, teacher, label = case
-    student.requires_grad_()
-    target, rest = distil(student, teacher, torch.full_like(label, 255))
-    (target + rest).backward()
-    assert target == rest == 0
-    assert torch.equal(student.grad, torch.zeros_like(student))

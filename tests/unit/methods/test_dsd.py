@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods.dsd import DSD, DSDConfig, class_affinities
-from pydantic import ValidationError
 from torch import Tensor
-
-from kdbench.types import STUDENT, TEACHER, Part, Phase
 
 CLASSES = 4
 GRID = (4, 6)
@@ -78,24 +75,6 @@ def listed(side) -> list[np.ndarray]:
     return [map_.numpy() for map_ in (levels[-2], final, logits)]
 
 
-def test_defaults_are_the_published_ones() -> None:
-    # 1000 for a mean over 64 x 128 positions; 10 for the squares of overlaps that fall with 32 x 64 pooled ones.
-    weights = {"pixel_mean_weight": 1000 / 8192, "class_overlap_weight": 10 / 2048**2}
-    assert DSDConfig().model_dump() == {**weights, "temperature": 4.0}
-
-
-@pytest.mark.parametrize("bad", [{"pixel_mean_weight": -1}, {"class_overlap_weight": -1}, {"temperature": 0}])
-def test_knobs_have_limits(bad: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        DSDConfig(**bad)
-
-
-def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = DSD(DSDConfig(), make_pair()).stages()
-    assert (fit.phase, fit.trains) == (Phase.FIT_TEACHER, {Part.TEACHER_DECODER})
-    assert (joint.name, joint.phase, joint.trains, joint.parts) == ("joint", Phase.TASK, STUDENT, STUDENT | TEACHER)
-
-
 def test_first_term_equals_a_loop_over_pairs_of_maps(distil, sides) -> None:
     expected = 1000 / 8192 * pixel_distance(*map(listed, sides))
     assert distil(*sides)["dsd_pixels"].item() == pytest.approx(expected, rel=1e-5)
@@ -111,13 +90,6 @@ def test_second_term_equals_a_loop_over_pairs_of_classes(
     value = distil(student, teacher, class_overlap_weight=1e4, temperature=temperature)["dsd_classes"].item()
     expected = 1e4 * class_error(student[2].numpy(), teacher[2].numpy(), temperature)
     assert value == pytest.approx(expected, rel=1e-4)
-
-
-def test_at_the_published_size_the_second_term_is_the_published_one(distil, random) -> None:
-    student, teacher = (([], random(1, 3, 64, 128), 9 * random(1, CLASSES, 64, 128)) for _ in range(2))
-    plain = [overlaps(side[2].numpy()[0], 4.0) / 2048 for side in (student, teacher)]
-    expected = 10 * ((plain[0] - plain[1]) ** 2).mean()
-    assert distil(student, teacher)["dsd_classes"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_flat_classes_overlap_by_one_on_any_grid() -> None:
@@ -151,10 +123,6 @@ def test_the_scale_of_any_map_does_not_matter_to_the_first_term(distil, sides) -
     assert distil(scaled, teacher)["dsd_pixels"].item() == pytest.approx(before, rel=1e-4)
 
 
-def test_equal_networks_cost_nothing(distil, sides) -> None:
-    assert not any(distil(sides[0], sides[0]).values())
-
-
 def test_a_constant_on_a_class_does_not_matter_to_the_second_term(distil, sides) -> None:
     (levels, final, logits), teacher = sides
     before = distil((levels, final, logits), teacher, class_overlap_weight=1e4)["dsd_classes"].item()
@@ -180,27 +148,6 @@ def test_networks_with_one_level_have_one_pair_of_maps(distil, sides) -> None:
     assert several == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradient_reaches_level_last_map_and_logits(distil, sides) -> None:
-    (levels, final, logits), teacher = sides
-    for map_ in (levels[-2], final, logits):
-        map_.requires_grad_()
-    terms = distil((levels, final, logits), teacher)
-    for map_ in (levels[-2], final, logits):
-        (gradient,) = torch.autograd.grad(terms["dsd_pixels"], map_, retain_graph=True)
-        assert gradient.abs().sum() > 0
-    assert torch.autograd.grad(terms["dsd_classes"], logits)[0].abs().sum() > 0
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_silent_and_loud_maps_give_finite_gradients(scale: float, distil, sides) -> None:
-    (levels, final, logits), teacher = sides
-    inputs = [(scale * map_).requires_grad_() for map_ in (*levels, final, logits)]
-    terms = distil((inputs[:2], inputs[2], inputs[3]), teacher, label=255)
-    sum(terms.values()).backward()
-    assert all(torch.isfinite(term) for term in terms.values())
-    assert all(torch.isfinite(map_.grad).all() for map_ in inputs if map_.grad is not None)
-
-
 def test_attentions_that_differ_by_rounding_alone_do_not_blow_the_gradient_up(distil, sides) -> None:
     # Equal maps have no direction of change; divided by a norm of next to nothing, noise would reach the student.
     _, teacher = sides
@@ -208,9 +155,3 @@ def test_attentions_that_differ_by_rounding_alone_do_not_blow_the_gradient_up(di
     logits = torch.full((2, CLASSES, *GRID), 0.3).requires_grad_()
     distil(([], final, logits), teacher)["dsd_pixels"].backward()
     assert final.grad.abs().max() < 1e5
-
-
-def test_autocast_keeps_single_precision(distil, sides) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        under = distil(*sides)
-    assert under == distil(*sides)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods.ifvd import IFVD, IFVDConfig
-from pydantic import ValidationError
 from torch import Tensor
 
-from kdbench.types import STUDENT, TEACHER, Batch, Part, Phase
+from kdbench.types import Batch
 
 CLASSES = 4
 GRID = (4, 6)
@@ -57,30 +56,10 @@ def label() -> Tensor:
     return drawn
 
 
-def test_default_is_the_published_weight() -> None:
-    assert IFVDConfig().model_dump() == {"preset": "plain", "weight": 20.0}
-    with pytest.raises(ValidationError):
-        IFVDConfig(weight=-1)
-
-
-def test_one_joint_stage_without_adapters_or_teacher_decoder(make_pair) -> None:
-    (joint,) = IFVD(IFVDConfig(), make_pair()).stages()
-    assert (joint.name, joint.phase, joint.trains) == ("joint", Phase.TASK, STUDENT)
-    assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
-
-
 def test_value_equals_a_loop_over_classes(distil, random, label) -> None:
     student, teacher = random(2, 3, *GRID), random(2, 5, *GRID)
     expected = 20 * error(student.numpy(), teacher.numpy(), label.numpy())
     assert distil(student, teacher, label).item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_two_positions_of_a_class_computed_by_hand(distil) -> None:
-    # Orthogonal unit vectors are at 45 degrees to their mean, equal ones at none.
-    student = torch.eye(2).view(1, 2, 1, 2)
-    expected = (1 - 0.5**0.5) ** 2
-    label = torch.zeros(1, 1, 2, dtype=torch.long)
-    assert distil(student, torch.ones(1, 5, 1, 2), label, weight=1).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_class_has_its_own_centre_in_every_image(distil, random, label) -> None:
@@ -103,14 +82,6 @@ def test_ignored_positions_add_nothing_but_count_in_the_mean(distil, random, lab
 def test_a_class_at_one_position_costs_nothing(distil, random) -> None:
     label = torch.tensor([[[0, 1], [2, 3]]])
     assert distil(random(1, 3, 2, 2), random(1, 5, 2, 2), label).item() == pytest.approx(0, abs=1e-10)
-
-
-def test_all_pixels_ignored_give_zero_that_is_connected(distil, random) -> None:
-    student = random(2, 3, *GRID).requires_grad_()
-    value = distil(student, random(2, 5, *GRID), torch.full((2, 8, 8), 255))
-    value.backward()
-    assert value == 0
-    assert not student.grad.any()
 
 
 def test_gradient_flows_through_the_centres(distil, random) -> None:
@@ -136,24 +107,3 @@ def test_the_student_is_resized_to_the_teachers_grid(grid: tuple[int, int], dist
     student, teacher = random(2, 3, *grid), random(2, 5, *GRID)
     expected = 20 * error(bilinear(student.numpy(), GRID), teacher.numpy(), label.numpy())
     assert distil(student, teacher, label).item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_silent_and_loud_maps_give_finite_gradients(scale: float, distil, random, label) -> None:
-    student = (scale * random(2, 3, *GRID)).requires_grad_()
-    value = distil(student, 1e4 * random(2, 5, *GRID), label)
-    value.backward()
-    assert torch.isfinite(value)
-    assert torch.isfinite(student.grad).all()
-    assert scale == 0 or student.grad.abs().sum() > 0
-
-
-def test_the_papers_recipe_adds_logit_distillation(make_pair, make_batch, fake, random) -> None:
-    method = IFVD(IFVDConfig(preset="published"), make_pair())
-    fit, joint = method.stages()
-    assert (fit.phase, joint.parts) == (Phase.FIT_TEACHER, STUDENT | TEACHER)
-    ours, theirs = random(2, 4, 2, 2), random(2, 4, 2, 2)
-    terms = method.loss(make_batch(), fake(ours, random(2, 3, 2, 2)), fake(theirs, random(2, 5, 2, 2)))
-    p, q = theirs.double().softmax(1), ours.double().softmax(1)
-    assert terms["logit_kd"].item() == pytest.approx((p * (p.log() - q.log())).sum(1).mean().item(), rel=1e-5)
-    assert set(terms) == {"task", "ifvd", "logit_kd"}

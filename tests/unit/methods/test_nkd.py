@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kdbench.methods.nkd import NKD, NKDConfig
-from pydantic import ValidationError
 from torch import Tensor
 
-from kdbench.types import STUDENT, TEACHER, Batch, Phase
+from kdbench.types import Batch
 
 CLASSES = 4
 
@@ -56,22 +55,6 @@ def case(random) -> tuple[Tensor, Tensor, Tensor]:
     return 2 * random(2, CLASSES, 3, 5), 2 * random(2, CLASSES, 3, 5), label.where(random(2, 3, 5) < 0.5, 255)
 
 
-def test_defaults_are_the_published_ones() -> None:
-    assert NKDConfig().model_dump() == {"gamma": 1.5, "temperature": 1.0}
-
-
-@pytest.mark.parametrize("config", [{"temperature": 0}, {"gamma": -1}])
-def test_knobs_are_held_to_their_limits(config: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        NKDConfig(**config)
-
-
-def test_stages_fit_the_teacher_then_train_the_whole_student(make_pair) -> None:
-    fit, joint = NKD(NKDConfig(), make_pair()).stages()
-    assert fit.phase == Phase.FIT_TEACHER
-    assert (joint.phase, joint.trains, joint.parts) == (Phase.TASK, STUDENT, STUDENT | TEACHER)
-
-
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_values_equal_a_loop_over_labelled_pixels(temperature: float, distil, case) -> None:
     target, rest = distil(*case, gamma=2.5, temperature=temperature)
@@ -108,25 +91,3 @@ def test_the_coarser_logits_are_brought_to_the_finer_grid(distil, case, random, 
     coarse = random(2, CLASSES, 2, 3)
     expected = parts(student.numpy(), bilinear(coarse.numpy(), (3, 5)), label.numpy(), 1.0)
     assert [term.item() for term in distil(student, coarse, label, gamma=1)] == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("scale", [1, 1e4])
-def test_terms_and_gradients_are_finite(scale: float, distil, case) -> None:
-    student, teacher, label = case
-    student = (scale * student).requires_grad_()
-    total = sum(distil(student, scale * teacher, label))
-    total.backward()
-    assert torch.isfinite(total)
-    assert torch.isfinite(student.grad).all()
-    reached = student.grad.abs().sum(1) > 0
-    assert not reached[label == 255].any()
-    assert scale > 1 or reached[label != 255].all()
-
-
-def test_all_pixels_ignored_give_a_zero_that_is_connected(distil, case) -> None:
-    student, teacher, label = case
-    student.requires_grad_()
-    target, rest = distil(student, teacher, torch.full_like(label, 255))
-    (target + rest).backward()
-    assert target == rest == 0
-    assert torch.equal(student.grad, torch.zeros_like(student))

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods.srrl import SRRL, SRRLConfig, linear
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdbench.losses import LevelProjectors
-from kdbench.types import STUDENT, TEACHER, Features, FeatureSpec, Part, Phase, SegOutput
+from kdbench.types import Features, FeatureSpec, SegOutput
 
 CLASSES = 4
 
@@ -63,19 +62,6 @@ def expected(projected: list[np.ndarray], teacher: Any) -> tuple[float, float]:
         for levels in (projected, goals)
     )
     return sum(means) / len(means), ((ours - theirs) ** 2).mean()
-
-
-def test_defaults_are_the_published_ones() -> None:
-    assert SRRLConfig().model_dump() == {"feature_weight": 1.0, "logit_weight": 1.0}
-    with pytest.raises(ValidationError):
-        SRRLConfig(logit_weight=-1)
-
-
-def test_stages_fit_the_teacher_then_train_student_and_projectors(make_pair) -> None:
-    fit, joint = SRRL(SRRLConfig(), make_pair(levels=4)).stages()
-    assert fit.trains == {Part.TEACHER_DECODER}
-    assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"projectors"})
-    assert joint.parts == STUDENT | TEACHER
 
 
 def test_the_plain_student_is_deployed(make_pair) -> None:

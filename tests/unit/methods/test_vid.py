@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 from kdbench.methods.vid import VID, VIDConfig
-from pydantic import ValidationError
 from torch import Tensor
-
-from kdbench.types import STUDENT, Part, Phase
 
 
 def likelihood(method: VID, number: int, student: np.ndarray, teacher: np.ndarray, resize=None) -> float:
@@ -44,22 +41,6 @@ def distil(make_batch, fake):
     return run
 
 
-def test_defaults_are_the_published_ones() -> None:
-    assert VIDConfig().model_dump() == {"weight": 1.0, "variance": 5.0}
-
-
-@pytest.mark.parametrize("config", [{"weight": -1}, {"variance": 0}])
-def test_knobs_have_limits(config: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        VIDConfig(**config)
-
-
-def test_one_joint_stage_that_needs_no_teacher_decoder(make_pair) -> None:
-    (joint,) = VID(VIDConfig(), make_pair(levels=2)).stages()
-    assert (joint.phase, joint.trains) == (Phase.TASK, STUDENT | {"gaussians"})
-    assert joint.parts == STUDENT | {Part.TEACHER_ENCODER}
-
-
 @pytest.mark.parametrize("variance", [0.01, 5.0, 2000.0])
 def test_variances_begin_at_the_given_value(variance: float, make_pair) -> None:
     (gaussian,) = VID(VIDConfig(variance=variance), make_pair(3, 5)).gaussians
@@ -84,13 +65,6 @@ def test_value_equals_a_sum_over_levels_and_channels(
     assert distil(method, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_target_that_is_hit_costs_half_the_logarithm_of_the_variance(make_pair, distil, random) -> None:
-    method = VID(VIDConfig(variance=0.5), make_pair(3, 5))
-    student = random(2, 3, 2, 3)
-    target = method.gaussians[0].mean(student).detach()
-    assert distil(method, [student], [target]).item() == pytest.approx(math.log(0.5) / 2, rel=1e-4)
-
-
 def test_the_variance_of_a_channel_is_trained_towards_its_squared_error(make_pair, distil, random) -> None:
     method = VID(VIDConfig(), make_pair(3, 2))
     student = random(2, 3, 4, 8)
@@ -111,22 +85,3 @@ def test_the_shallowest_levels_of_a_deeper_teacher_are_left_out(make_pair, disti
     value = distil(method, ours, theirs).item()
     assert distil(method, ours, [theirs[0] + 1, *theirs[1:]]).item() == value
     assert distil(method, ours, [theirs[0], theirs[1] + 1, theirs[2]]).item() != value
-
-
-def test_gradient_reaches_student_and_all_adapters(make_pair, distil, random) -> None:
-    method = VID(VIDConfig(), make_pair(3, 5))
-    student = random(2, 3, 4, 8).requires_grad_()
-    distil(method, [student], [random(2, 5, 4, 8)]).backward()
-    assert student.grad.abs().sum() > 0
-    assert all(parameter.grad.abs().sum() > 0 for parameter in method.parameters())
-
-
-def test_extreme_features_and_scales_without_a_labelled_pixel_are_finite(make_pair, distil, random) -> None:
-    method = VID(VIDConfig(), make_pair(3, 2))
-    with torch.no_grad():
-        method.gaussians[0].scale.copy_(torch.tensor([-1e4, 1e4]))
-    student = (1e4 * random(2, 3, 4, 8)).requires_grad_()
-    value = distil(method, [student], [1e4 * random(2, 2, 4, 8)], label=255)
-    value.backward()
-    assert torch.isfinite(value)
-    assert torch.isfinite(student.grad).all()
