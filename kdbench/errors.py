@@ -1,5 +1,4 @@
-"""The one exception that a user is meant to read (what was asked, what exists, the nearest name, the repair), and how
-others are told."""
+"""KdbenchError, whose text tells a user what was asked, what exists and how to mend it."""
 
 from __future__ import annotations
 
@@ -9,14 +8,14 @@ from difflib import get_close_matches
 
 
 class KdbenchError(Exception):
-    """A request that cannot be served, or a run that cannot go on; printed without a traceback."""
+    """A wrong request, or a run that cannot go on. The command line prints it without a traceback."""
 
     status = 2
-    """The exit status: the request was wrong."""
+    """Exit status of the command line: the request was wrong."""
 
 
 def describe(error: BaseException) -> str:
-    """An error in words: of a KdbenchError its own, of others also the line of code that they come from."""
+    """Return an error's text; that of another exception than KdbenchError names the line of code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, KdbenchError) or not frames:
         return str(error) or type(error).__name__
@@ -27,7 +26,7 @@ def describe(error: BaseException) -> str:
 
 
 def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "") -> KdbenchError:
-    """An error for a name that does not exist, with the names that do and the nearest of them."""
+    """Return the error for an unknown name, with the nearest known name and all of them."""
     names = sorted(known)
     # Among names as short as the methods', letters in the wrong order are likelier than other letters.
     near = sorted(get_close_matches(asked, names, n=8, cutoff=0.5), key=lambda name: sorted(name) != sorted(asked))

@@ -1,4 +1,4 @@
-"""Writing so that a reader sees the whole file or none, and a full disk is an error that says what to do."""
+"""Writes files whole or not at all; a full disk is an error that says what to do."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kdbench.errors import KdbenchError
 
 
 class DiskFullError(KdbenchError):
-    """No space is left; the request was right, so the status is that of a failed run."""
+    """No space is left. The request was right, so the status is that of a failed run."""
 
     status = 1
 
 
 @contextlib.contextmanager
 def naming_a_full_disk(path: Path) -> Iterator[None]:
-    """Turns the system's error on a full disk into one that names the file and the repair."""
+    """Turn the system's error on a full disk into one that names the file and the repair."""
     try:
         yield
     except OSError as error:
@@ -35,7 +35,7 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The whole content under the final name, or nothing; the name of the partial file is nobody else's."""
+    """Write a file's whole content, or nothing: readers and other writers never see a part."""
     with naming_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -51,7 +51,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_atomically(path: Path, save: Callable[[BinaryIO], object]) -> None:
-    """As write_atomically, of what a library's own function writes into an open file."""
+    """Write atomically what `save` writes into an open binary file."""
     buffer = io.BytesIO()
     save(buffer)
     write_atomically(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Names for content: a stable digest of any plain value, and random seeds that are a function of what they are for."""
+"""Digests of plain values and of source code, and random seeds derived from their purpose."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Hex digest of a JSON-like value; equal values give equal digests on every machine and in every process."""
+    """Return the hex digest of a JSON-like value, the same on every machine and in every process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()[:length]
 
 
 def code_digest(path: Path) -> str:
-    """Digest of a Python file without its comments, layout and docstrings."""
+    """Return the digest of a Python file without its comments, layout and docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
@@ -26,5 +26,5 @@ def code_digest(path: Path) -> str:
 
 
 def seed_from(*purpose: Any) -> int:
-    """A 63-bit seed that is a function of its purpose, e.g. (run seed, phase, "order", epoch)."""
+    """Return a 63-bit seed for a purpose, e.g. (run seed, phase, "order", epoch)."""
     return int(digest(purpose, 16), 16) >> 1

@@ -1,4 +1,4 @@
-"""Every number of an experiment, in one frozen object. A protocol's id is its name and a version raised by hand."""
+"""Holds every number of an experiment in one frozen object, named by a version that is raised by hand."""
 
 from __future__ import annotations
 
@@ -71,11 +71,12 @@ COPIES_UNIT = 256
 
 
 class Recipe(Frozen):
-    """How one phase trains: AdamW, linear warm-up, then decay.
+    """How one phase trains: AdamW, linear warm-up, then decay of the learning rate.
 
-    schedule: cosine or polynomial (power 0.9) in every step; cosine-epochs-on-time changes between epochs alone;
-    cosine-epochs does so an epoch late, as timm's scheduler in GKD's loop. decay: what weight decay touches. matrices:
-    no vector (biases, norms); timm: the same, but mask tokens decay; mmengine: all but norms and a decoder's queries.
+    schedule: cosine or polynomial (power 0.9) in every step; cosine-epochs-on-time changes between epochs only;
+    cosine-epochs does so an epoch late, as timm's scheduler in GKD's loop. decay: the parameters with weight decay.
+    matrices: none with one dimension (biases, norms); timm: the same, but mask tokens too; mmengine: all but norms and
+    a decoder's queries.
     """
 
     steps: int = 0
@@ -90,33 +91,33 @@ class Recipe(Frozen):
     epochs: int = 0
     """In place of steps."""
     repeats: int = 1
-    """Copies of an image that stand together in an epoch, each seen in a view of its own. The epoch has as many views
-    as the set has images, so it touches one in so many of them (repeated augmentation, Hoffer et al., CVPR 2020)."""
+    """Views of an image in an epoch (repeated augmentation, Hoffer et al., CVPR 2020). The epoch has as many views as
+    the set has images, so it sees one image in `repeats`."""
     min_lr: float = 0.0
-    """Where a cosine ends."""
+    """Learning rate at the end of a cosine."""
     decay: Literal["matrices", "timm", "mmengine"] = "matrices"
     patch: int | None = None
-    """Side of a transformer's patches, brought there from its own; None leaves it."""
+    """Side of a transformer's patches in pixels, to which the encoder is resampled; None leaves its own."""
     augmentation: Annotated[Augmentation | DistillationViews | SegmentationViews, Field(discriminator="kind")] = (
         Augmentation()
     )
 
     def size(self, usual: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of a view; `usual` is the protocol's image size."""
+        """Return height and width of a view. usual: the protocol's image size."""
         return usual if isinstance(self.augmentation, Augmentation) else (self.augmentation.crop,) * 2
 
     def epoch(self, images: int) -> int:
-        """Steps of an epoch over so many images; the last incomplete batch is left out."""
+        """Return the steps of an epoch over a number of images; the last incomplete batch is left out."""
         views = images // COPIES_UNIT * COPIES_UNIT if self.repeats > 1 else images
         return max(1, (views or images) // self.batch)
 
     def length(self, images: int) -> int:
-        """Steps in all."""
+        """Return the steps of the whole phase over a number of images."""
         return self.steps or self.epochs * self.epoch(images)
 
 
 class Evaluation(Frozen):
-    """Sliding windows (height, width) over an image at the protocol's size, and images a forward pass."""
+    """Sliding windows: their size and stride (height, width) in pixels, and images in a forward pass."""
 
     window: tuple[int, int]
     stride: tuple[int, int]
@@ -124,7 +125,7 @@ class Evaluation(Frozen):
 
 
 class Protocol(Frozen):
-    """An experiment's numbers. image_size is (height, width); real images are resized to cover it, ratio kept."""
+    """An experiment's numbers. image_size: (height, width); real images are resized to cover it, ratio kept."""
 
     name: str
     version: int = 1
@@ -140,8 +141,8 @@ class Protocol(Frozen):
     evaluation: Evaluation
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     native: bool = False
-    """Real training images are read at their own size, all of them, and views are cut from that: the experiments of the
-    literature. Otherwise they are resized to cover image_size, and train_images and proxy_images are the most used."""
+    """Whether all real training images are read at their own size and views are cut from that, as in the literature.
+    Otherwise they are resized to cover image_size, and at most train_images and proxy_images of them are used."""
     label_maps: dict[str, str] = {}
     """Data set -> which of its published tables takes stored labels to classes, where it is not the default."""
     most_skipped: int = 10
@@ -153,18 +154,18 @@ class Protocol(Frozen):
     checkpoint_every: int = 50
     """Steps between the points from which a killed stage continues."""
     budget: Literal["published", "equal"] = "published"
-    """paper: every phase at its published length. equal: the phases of a method are stretched or cut, all by one
-    factor, until they take `passes` in all, whatever else is compared."""
+    """published: every phase at its published length. equal: one factor on the steps of all of a method's phases, so
+    that they take `student_forwards` in all."""
     student_forwards: int = 0
-    """Images that go through the student in all of a method's stages on the equal track."""
+    """Images that pass through the student in all of a method's stages under the equal budget."""
     overrides_of: str = ""
-    """The protocol whose terms with the data sets hold (RealData.under), where that is another than itself."""
+    """The protocol whose overrides for data sets hold (RealData.under), where that is another one."""
 
     @property
     def id(self) -> str:
-        """Name, version and the choices of the request, e.g. `mini-v1-equal`.
+        """Return name, version and the request's choices, e.g. `mini-v1-equal`.
 
-        A protocol that differs from the shipped one of its name and version has a hash of what differs behind it.
+        A protocol that differs from the shipped one of its name and version ends in a hash of what differs.
         """
         chosen: list[str] = [self.budget] * (self.budget != "published")
         chosen += [self.resampling] * (self.resampling != "bicubic")
@@ -174,11 +175,11 @@ class Protocol(Frozen):
 
 
 CHOICES = {"summary", "checkpoint_every", "budget", "student_forwards", "resampling", "label_maps"}
-"""Fields that decide no number, or that the id names itself."""
+"""Fields that change no number, or that the id names itself."""
 
 
 def _differences(protocol: Protocol) -> dict[str, Any]:
-    """What a protocol has otherwise than the shipped one of its name; nothing for a shipped one."""
+    """Return the fields in which a protocol differs from the shipped one of its name."""
     shipped = PROTOCOLS.get(protocol.name)
     ours = protocol.model_dump(mode="json", exclude=CHOICES)
     theirs = shipped.model_dump(mode="json", exclude=CHOICES) if shipped else {}
@@ -285,9 +286,10 @@ EQUAL_STUDENT_FORWARDS = {"smoke": 64, "mini": 9600, "paper": 640_000, "paper-te
 def find_protocol(
     name: str, budget: str = "published", label_maps: Mapping[str, str] | None = None, resampling: str = "bicubic"
 ) -> Protocol:
-    """The protocol of that name, on a track, with other label maps and another resampling; each changes its id.
+    """Return the protocol of a name with a budget, label maps and resampling, each of which changes its id.
 
-    An unknown name is an error that lists those that exist; so is a resampling where no patch changes its size.
+    Raises:
+        KdbenchError: an unknown name, or another resampling where no patch changes its size.
     """
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)

@@ -1,4 +1,4 @@
-"""What there is, as tables: methods, benchmarks, pairs, models, protocols, data sets."""
+"""`kdbench list`: methods, benchmarks, pairs, models, protocols, data sets and synthetic domains as tables."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from kdbench.paths import default_reference
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
-NO_ROOM = ("stages", "config", "levels from blocks", "normalised as", "stand-in (mini)", "read inside", "from")
+WIDE = ("stages", "options", "levels from blocks", "normalised as", "toy model (mini)", "read inside", "from")
 """Columns that a terminal is too narrow for; JSON and markdown have them."""
 
 
 def listing(what: str) -> Rows:
-    """The rows of one list."""
+    """Return the rows of one list."""
     return LISTS[what]()
 
 
 def document(what: str) -> str | None:
-    """The page of a list that has one (docs/methods.md)."""
+    """Return the page of a list that has one: docs/methods.md for the methods."""
     if what != "methods":
         return None
-    from kdbench.tools import method_pages as catalogue
+    from kdbench.tools import method_pages
 
-    return catalogue.document(default_reference())
+    return method_pages.document(default_reference())
 
 
 def render(rows: Rows, format_: str) -> str:
-    """Rows as a table, markdown or JSON."""
+    """Render rows as a table for a terminal, markdown or JSON."""
     if format_ == "json":
         return json.dumps(rows, indent=2, ensure_ascii=False)
     if format_ == "markdown":
         return tabulate(rows, headers="keys", tablefmt="github")
-    short = [{key: value for key, value in row.items() if key not in NO_ROOM} for row in rows]
+    short = [{key: value for key, value in row.items() if key not in WIDE} for row in rows]
     return tabulate(short, headers="keys", tablefmt="simple", maxcolwidths=[36] * (len(short[0]) if short else 0))
 
 
@@ -44,7 +44,7 @@ def _methods() -> Rows:
     loaded, broken = load_all(method_names(), _method_row)
     rows: Rows = list(loaded.values())
     for name, error in broken.items():
-        rows.append({"name": name, "idea": f"BROKEN: {error}", "paper": "", "stages": "", "needs": "", "options": ""})
+        rows.append({"name": name, "idea": f"BROKEN: {error}"})
     return rows
 
 
@@ -61,7 +61,7 @@ def _method_row(name: str) -> dict[str, str]:
         "paper": method.paper,
         "stages": stages,
         "needs": needs,
-        "config": "; ".join(
+        "options": "; ".join(
             f"{name} = {field.default} ({field.description})" for name, field in method.Config.model_fields.items()
         ),
     }
@@ -76,18 +76,16 @@ def _benchmarks() -> Rows:
             "sources": ", ".join(domain.name for domain in benchmark.sources),
             "targets": ", ".join(domain.name for domain in benchmark.targets),
             "classes": f"{len(benchmark.labels)} ({benchmark.labels.name})",
-            "data_sources": _worlds(benchmark),
+            "data_sources": _data_sources(benchmark),
         }
         for name, benchmark in loaded.items()
     ]
     for name, error in broken.items():
-        rows.append(
-            {"name": name, "title": f"BROKEN: {error}", "sources": "", "targets": "", "classes": "", "data_sources": ""}
-        )
+        rows.append({"name": name, "title": f"BROKEN: {error}"})
     return rows
 
 
-def _worlds(benchmark: Any) -> str:
+def _data_sources(benchmark: Any) -> str:
     domains = list(benchmark.evaluated())
     served = {"synthetic": all(d.synthetic for d in domains), "real": all(d.real for d in domains)}
     return ", ".join(name for name, served_by in served.items() if served_by)
@@ -113,7 +111,7 @@ def _models() -> Rows:
             "name": role.name,
             "family": role.family,
             **describe_network(role),
-            "stand-in (mini)": ", ".join(f"{key} {value}" for key, value in role.toy.items()),
+            "toy model (mini)": ", ".join(f"{key} {value}" for key, value in role.toy.items()),
         }
         for role in MODELS.values()
     ]

@@ -44,14 +44,14 @@ def test_a_protocol_that_differs_from_the_shipped_one_says_so_in_its_id() -> Non
     assert all(protocol.id.startswith("mini-v1+") for protocol in others)
 
 
-def test_the_equal_track_is_another_protocol_under_the_same_name() -> None:
+def test_the_equal_budget_is_another_protocol_under_the_same_name() -> None:
     for name in PROTOCOLS:
-        paper, equal = find_protocol(name), find_protocol(name, "equal")
-        assert paper is PROTOCOLS[name]
+        published, equal = find_protocol(name), find_protocol(name, "equal")
+        assert published is PROTOCOLS[name]
         assert equal.name == name
         assert equal.id.startswith(f"{name}-v1-equal")
         assert equal.student_forwards > 0
-        assert equal.recipes == paper.recipes
+        assert equal.recipes == published.recipes
 
 
 TASK = {
@@ -65,7 +65,7 @@ AS_RUN = {"repeats": 3, "schedule": "cosine-epochs"}
 AS_WRITTEN = {"repeats": 1, "schedule": "cosine-epochs-on-time"}
 PROXY = {"epochs": 100, "batch": 512, "lr": 5e-4, "patch": 14, **DISTILLATION}
 SOURCE = {"epochs": 300, "batch": 128, "patch": 16, **DISTILLATION}
-SHEET: dict[str, dict[Phase, dict[str, Any]]] = {
+PUBLISHED: dict[str, dict[Phase, dict[str, Any]]] = {
     "paper": {
         Phase.FIT_TEACHER: TASK, Phase.TASK: TASK, Phase.PROXY: PROXY | AS_RUN,
         Phase.SOURCE: SOURCE | AS_RUN | {"lr": 1.25e-4},
@@ -75,20 +75,20 @@ SHEET: dict[str, dict[Phase, dict[str, Any]]] = {
         Phase.SOURCE: SOURCE | AS_WRITTEN | {"lr": 5e-4},
     },
 }  # fmt: skip
-"""Typed from the formula sheet, sections 5.5 and 26: every number of each phase, but its views."""
+"""Every number of each phase but its views: of GKD's released code (paper) and of its text (paper-text)."""
 
 
-@pytest.mark.parametrize("name", SHEET)
-def test_the_papers_recipes_are_those_of_the_formula_sheet(name: str) -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_are_those_of_gkds_code_and_text(name: str) -> None:
     recipes = PROTOCOLS[name].recipes
-    assert set(recipes) == set(SHEET[name])
-    for phase, expected in SHEET[name].items():
+    assert set(recipes) == set(PUBLISHED[name])
+    for phase, expected in PUBLISHED[name].items():
         assert recipes[phase].model_dump(exclude={"augmentation"}) == expected, phase
 
 
-@pytest.mark.parametrize("name", SHEET)
-def test_the_papers_views_and_windows_are_those_of_the_formula_sheet(name: str) -> None:
-    """Sections 5.6, 26.2 and 26.5; hue in degrees, of which OpenCV's 8 bits hold half as many."""
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_views_and_windows_are_those_of_gkds_code(name: str) -> None:
+    """Hue in degrees, of which OpenCV's 8 bits hold half as many."""
     protocol = PROTOCOLS[name]
     views = {phase: recipe.augmentation for phase, recipe in protocol.recipes.items()}
     erased = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "erase": 0.25}
@@ -112,16 +112,16 @@ SIZES = {
     "c2a": {f"acdc-{c}": InputSize(540, 960) for c in ("night", "snow", "fog", "rain")},
     "p2r": {"potsdam-irrg": InputSize(512, 512), "vaihingen-irrg": InputSize(512, 512)},
 }
-"""Section 26.6: at which size the targets are tested, (height, width)."""
+"""Sizes (height, width) at which GKD's code tests the targets."""
 
 
-@pytest.mark.parametrize("course", SIZES)
-def test_the_papers_targets_are_tested_at_the_sizes_of_the_formula_sheet(course: str) -> None:
-    targets = {domain.name: domain.real for domain in load_benchmark(course).targets}
-    for name in SHEET:
-        stated_under = PROTOCOLS[name].overrides_of or name
+@pytest.mark.parametrize("name", SIZES)
+def test_targets_are_tested_at_the_sizes_of_gkds_code(name: str) -> None:
+    targets = {domain.name: domain.real for domain in load_benchmark(name).targets}
+    for protocol in PUBLISHED:
+        stated_under = PROTOCOLS[protocol].overrides_of or protocol
         found = {target: real and real.under_protocol(stated_under).size for target, real in targets.items()}
-        assert found == SIZES[course]
+        assert found == SIZES[name]
 
 
 def test_the_rate_of_the_text_falls_with_the_epochs_and_that_of_the_code_an_epoch_later() -> None:
@@ -135,7 +135,7 @@ def test_the_rate_of_the_text_falls_with_the_epochs_and_that_of_the_code_an_epoc
 
 
 def test_an_epoch_of_the_text_is_one_of_images_and_that_of_the_code_one_of_views() -> None:
-    """GTAV at batch 128: 194 steps of rounded views (section 5.5), each image three times; and 24966 // 128 = 195."""
+    """GTAV at batch 128: 194 steps of rounded views each image three times; and 24966 // 128 = 195."""
     assert PROTOCOLS["paper"].recipes[Phase.SOURCE].epoch(24_966) == 194
     assert PROTOCOLS["paper-text"].recipes[Phase.SOURCE].epoch(24_966) == 195
 
