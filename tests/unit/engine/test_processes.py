@@ -156,10 +156,12 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
     assert not set(keys) & set(alone)
 
 
-BOOKS = """
+TRAINING = """
 import json, sys
 from pathlib import Path
 import torch
+from torch import nn
+from kdbench.engine import memory
 from kdbench.engine.distributed import make_fabric
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import TrainingJob, LossModule, train
@@ -168,7 +170,10 @@ from kdbench.protocol import Recipe
 from kdbench.types import Batch
 
 fabric = make_fabric("cpu", 1, "32-true")
-rank, skipped = fabric.global_rank, []
+rank = fabric.global_rank
+"""
+BOOKS = """
+skipped = []
 weight = torch.nn.Linear(1, 1)
 
 def batches(start):
@@ -196,7 +201,7 @@ Path(f"{sys.argv[1]}-{rank}").write_text(json.dumps(said))
 @pytest.mark.slow
 def test_losses_are_means_over_processes_and_skipped_files_are_their_sum(tmp_path: Path) -> None:
     script = tmp_path / "books.py"
-    script.write_text(BOOKS, encoding="utf-8")
+    script.write_text(TRAINING + BOOKS, encoding="utf-8")
     started(*TWO, str(script), str(tmp_path / "found"), "3")
     one, two = (json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1))
     # Tenths of twenty steps: the mean of steps 2 i and 2 i + 1, five more than in the first process alone.
@@ -209,21 +214,7 @@ def test_losses_are_means_over_processes_and_skipped_files_are_their_sum(tmp_pat
 
 
 MEMORY = """
-import json, sys
-from pathlib import Path
-import torch
-from torch import nn
-from kdbench.engine import memory
-from kdbench.engine.distributed import make_fabric
-from kdbench.engine.store import StageFolder
-from kdbench.engine.trainer import TrainingJob, LossModule, train
-from kdbench.progress import Silent
-from kdbench.protocol import Recipe
-from kdbench.types import Batch
-
 STEPS, SHARE = 4, 4
-fabric = make_fabric("cpu", 1, "32-true")
-rank = fabric.global_rank
 
 def stage(name, holds, norm):
     # holds: step -> images that the second process has memory for; norm: whether there are batch statistics.
@@ -278,7 +269,7 @@ raise SystemExit(9)
 @pytest.mark.slow
 def test_where_the_memory_of_one_process_runs_out_all_agree_on_the_micro_batches(tmp_path: Path) -> None:
     script = tmp_path / "memory.py"
-    script.write_text(MEMORY, encoding="utf-8")
+    script.write_text(TRAINING + MEMORY, encoding="utf-8")
     started(*TWO, str(script), str(tmp_path), expected=1)
     one, two = (json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1))
     for found in (one, two):
