@@ -71,7 +71,7 @@ def class_heat_map(iou: pd.DataFrame, baseline: str | None) -> Figure:
 
     iou: in %, methods x classes.
     """
-    figure = _figure(2.6 + 0.42 * iou.shape[1], 1.1 + LINE * len(iou))
+    figure = _figure(2.6 + 0.42 * iou.shape[1], 1.1 + LINE * max(len(iou), 5))
     style: dict[str, Any] = {"cbar": False, "linewidths": 0.5, "rasterized": True, "yticklabels": True}
     if baseline is None or len(iou) == 1:
         panels = [figure.subplots()]
@@ -83,8 +83,7 @@ def class_heat_map(iou: pd.DataFrame, baseline: str | None) -> Figure:
         panels = list(figure.subplots(2, 1, height_ratios=(1, len(more))))
         seaborn.heatmap(own.rename(short), annot=True, fmt=".0f", cmap="Greys", vmax=250, ax=panels[0], **style)
         seaborn.heatmap(more.rename(short), cmap="vlag_r", vmin=-limit, vmax=limit, ax=panels[1], **style)
-        label = f"points more (blue) or less (red) than {short(baseline)}"
-        figure.colorbar(panels[1].collections[0], ax=panels, pad=0.01, extend="both", label=label)
+        figure.colorbar(panels[1].collections[0], ax=panels, pad=0.01, extend="both", label="points")
         panels[1].set_xticks([])
     for axes in panels:
         axes.set(ylabel="")

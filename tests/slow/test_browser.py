@@ -168,25 +168,7 @@ def test_the_browser_complains_of_nothing_and_asks_nobody(page: str, tmp_path: P
     assert min(found["charts"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("fault", "word"),
-    [
-        ("<script>throw new Error('a fault')</script>", "a fault"),
-        ('<img src="http://127.0.0.1:9/a.png">', "127.0.0.1"),
-        ("<script>fetch('http://127.0.0.1:9/b').catch(() => 0)</script>", "127.0.0.1"),
-    ],
-)
-def test_the_browser_would_complain_of_a_fault(page: str, tmp_path: Path, fault: str, word: str) -> None:
-    console = look(page.replace('<body id="top">', f'<body id="top">{fault}'), tmp_path).console
-    assert any(word in line for line in console)
-
-
 def test_the_page_never_scrolls_sideways_on_a_phone(page: str, tmp_path: Path) -> None:
     found = look(page, tmp_path, PHONE).found
     assert found["width"] == PHONE
     assert found["scroll"] <= PHONE
-
-
-def test_a_wide_thing_would_be_seen_to_scroll(page: str, tmp_path: Path) -> None:
-    wide = page.replace('<body id="top">', '<body id="top"><div style="width: 700px">wide</div>')
-    assert look(wide, tmp_path, PHONE).found["scroll"] > PHONE

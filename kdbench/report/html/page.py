@@ -144,7 +144,7 @@ COSTS = (
 )
 CLASSES = (
     "Means over seeds and over the targets whose labels show the class. With an undistilled student the first line is "
-    "its IoU in %, and colours are differences to it; the table of classes below has the numbers."
+    "its IoU in %, and colours are points more (blue) or less (red); the table of classes below has the numbers."
 )
 SNAPSHOTS = (
     "Mean mIoU at the snapshots of the last stage, means over seeds; boards show the last one. In colour: the teacher, "
