@@ -13,25 +13,25 @@ from kdbench.types import Features, FeatureSpec, Segmentor
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A map (B, C, h, w) at another grid, bilinear, align_corners False; returned as it is where the size fits."""
+    """Resize a map (B, C, h, w) to another grid, bilinear, align_corners False; a map that fits is returned as it is."""
     if map_.shape[-2:] == size:
         return map_
     return F.interpolate(map_, size=size, mode="bilinear", align_corners=False)
 
 
 def resize_as(map_: Tensor, other: Tensor) -> Tensor:
-    """A map at another map's grid."""
+    """Resize a map to another map's grid."""
     return resize(map_, other.shape[-2:])
 
 
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two logit maps at the larger of their grids, so that no prediction is thrown away."""
+    """Resize two logit maps to the larger of their grids, so that no prediction is thrown away."""
     size = tuple(map(max, student.shape[-2:], teacher.shape[-2:]))
     return resize(student, size), resize(teacher, size)
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) along dim, with dim summed away.
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)) along dim, with dim summed away.
 
     In log space, because the log of a softmax underflows to -inf once one entry peaks; in float32 also under autocast.
     """
@@ -71,7 +71,7 @@ def attention(map_: Tensor) -> Tensor:
 
 
 def matched_levels(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
-    """Levels of both side by side, shallow to deep; where one has more, its shallowest are left out."""
+    """Pair the levels of both networks, shallow to deep; where one has more, its shallowest are left out."""
     pairs = zip(reversed(student.levels), reversed(teacher.levels), strict=False)
     return list(pairs)[::-1]
 
@@ -85,7 +85,7 @@ class Projector(nn.Module):
     """Student channels to teacher channels, position by position.
 
     LayerNorm and a linear map for token networks, a 1x1 convolution without bias for convolutional ones: the two
-    forms that the reference implementations use (formula sheet, section 0.2.4).
+    forms of the reference implementations (GKD and Proteus; CIRKD).
     """
 
     def __init__(self, inputs: int, outputs: int, convolutional: bool) -> None:
@@ -105,13 +105,13 @@ def align(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
 
 
 def share(count: int, part: float) -> int:
-    """A part of so many things, rounded down."""
+    """Return floor(count x part)."""
     # Rounded to six digits first, so that 0.29 of 100 is 29 and not the 28 of binary fractions.
     return int(round(count * part, 6))
 
 
 def masked_images(batch: int, probability: float) -> int:
-    """How many images of a batch are masked, the first ones: floor(B p), as in GKD's released code.
+    """Return how many images of a batch are masked, the first ones: floor(B p), as in GKD's released code.
 
     Where that is none, one with chance B p, so that the masked part stays p: a process or a piece that memory holds may
     see one image at a time. Drawn on the processor, because the answer is a size that a GPU would be waited for.
@@ -120,7 +120,7 @@ def masked_images(batch: int, probability: float) -> int:
 
 
 def token_masks(batch: int, grid: tuple[int, int], masked: int, ratio: float, device: torch.device) -> Tensor:
-    """Masks (B, h, w): the first images hide exactly floor(N r) tokens each, drawn uniformly; the rest none."""
+    """Draw masks (B, h, w): the first images hide exactly floor(N r) tokens each, uniformly; the rest none."""
     count = grid[0] * grid[1]
     ranks = torch.rand(batch, count, device=device).argsort(1).argsort(1)
     mask = ranks < share(count, ratio)
@@ -131,7 +131,7 @@ def token_masks(batch: int, grid: tuple[int, int], masked: int, ratio: float, de
 def whole_and_masked(
     student: Segmentor, image: Tensor, mask: Tensor, masked: int, together: bool
 ) -> tuple[Features, Tensor]:
-    """Features of images (B, 3, H, W), and their last map (B, C, h, w) as it is where the mask hides positions.
+    """Return features of images (B, 3, H, W), and their last map (B, C, h, w) where the mask hides positions.
 
     masked: how many images, the first ones, have hidden positions. together: in one batch, in which the others stand
     once, as they look the same both times; not for networks with batch norms, where each pass has its own statistics.
@@ -175,6 +175,6 @@ class LevelProjectors(nn.Module):
 
 
 def shrink(map_: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Mean-pooled by whole steps to the next size that is at least the given one."""
+    """Mean-pool a map by whole steps to the next size that is at least the given one."""
     steps = [max(1, ours // theirs) for ours, theirs in zip(map_.shape[-2:], size, strict=True)]
     return map_ if steps == [1, 1] else F.avg_pool2d(map_, steps)

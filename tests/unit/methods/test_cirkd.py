@@ -148,30 +148,6 @@ def test_the_number_of_slots_is_the_contrast_by_class_and_one_more(make_method, 
     assert asked == [3, 1]
 
 
-def test_memory_starts_with_unit_vectors() -> None:
-    assert torch.allclose(ClassMemory(3, 7, 9).vectors.norm(dim=2), torch.ones(3, 7))
-
-
-def test_a_student_like_the_teacher_costs_nothing(make_method, random, label) -> None:
-    teacher = random(2, WIDTH, *GRID)
-    for value in make_method().terms(labelled(label), features(teacher.clone()), features(teacher)).values():
-        assert value.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_length_of_features_does_not_matter(make_method, random, label) -> None:
-    method, student, teacher = make_method(), random(2, WIDTH, *GRID), random(2, WIDTH, *GRID)
-    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-
-    def run(ours: Tensor, theirs: Tensor) -> list[float]:
-        method.load_state_dict(state)
-        torch.manual_seed(0)
-        return [term.item() for term in method.terms(labelled(label), features(ours), features(theirs)).values()]
-
-    longer = (map_ * random(2, 1, *GRID).exp() for map_ in (student, teacher))
-    with torch.random.fork_rng(devices=[]):
-        assert run(*longer) == pytest.approx(run(student, teacher), rel=1e-4)
-
-
 def test_ignored_positions_are_no_anchors_but_count_within_the_batch(make_method, random, label) -> None:
     method, student = make_method(), random(2, WIDTH, *GRID).requires_grad_()
     terms = method.terms(labelled(label), features(student), features(random(2, WIDTH, *GRID)))
@@ -192,21 +168,6 @@ def test_without_labelled_positions_nothing_is_remembered_and_the_memory_costs_n
     sum(terms.values()).backward()
     assert torch.isfinite(student.grad).all()
     assert all(torch.equal(tensor, method.pixel_queue.state_dict()[name]) for name, tensor in before.items())
-
-
-@pytest.mark.parametrize("grid", [(2, 2), (6, 8)])
-def test_a_student_of_another_grid_is_brought_to_the_teachers(grid, make_method, random, label, bilinear) -> None:
-    method, student, teacher = make_method(), random(2, WIDTH, *grid), random(2, WIDTH, *GRID)
-    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    resized = torch.from_numpy(bilinear(student.numpy(), GRID)).float()
-    values = []
-    with torch.random.fork_rng(devices=[]):
-        for map_ in (student, resized):
-            method.load_state_dict(state)
-            torch.manual_seed(0)
-            terms = method.terms(labelled(label), features(map_), features(teacher))
-            values.append([term.item() for term in terms.values()])
-    assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 def test_a_student_of_another_grid_is_projected_before_it_is_resized(make_method, random, label, bilinear) -> None:

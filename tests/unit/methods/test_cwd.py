@@ -60,16 +60,6 @@ def test_value_equals_a_loop_over_channels(temperature: float, distil, random) -
     assert distil(student, teacher, temperature=temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_feature_divisor_is_the_teachers_channels(make_pair, distil_features, random) -> None:
-    # CIRKD divides by the student's channels: C_t / C_s = 2.375 times as much.
-    student, teacher = random(2, 8, 3, 4), random(2, 19, 3, 4)
-    method = CWD(CWDConfig(target="features", temperature=1), make_pair(8, 19, convolutional=True))
-    weight = method.projector.linear.weight.detach().double().numpy()
-    projected = np.einsum("ts,bshw->bthw", weight, student.double().numpy())
-    expected = 50 * divergence(projected, teacher.numpy(), 1.0)
-    assert distil_features(method, student, teacher).item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_features_are_projected_then_resized_to_the_teachers_grid(make_pair, distil_features, random, bilinear) -> None:
     student, teacher = random(1, 3, 2, 2), random(1, 5, 4, 4)
     method = CWD(CWDConfig(target="features"), make_pair(3, 5))
@@ -99,14 +89,6 @@ def test_both_targets_are_summed_with_their_own_weights(make_pair, make_batch, f
     assert set(terms) == {"task", "cwd_logits", "cwd_features"}
     assert terms["cwd_logits"].item() == pytest.approx(2 * logits, rel=1e-5)
     assert terms["cwd_features"].item() == pytest.approx(7 * features, rel=1e-5)
-
-
-def test_a_constant_on_all_positions_of_a_channel_changes_nothing(distil, random) -> None:
-    student, teacher = random(2, CLASSES, 3, 3), random(2, CLASSES, 3, 3)
-    shifted = distil(student + 5 * random(2, CLASSES, 1, 1), teacher + 5 * random(2, CLASSES, 1, 1))
-    assert shifted.item() == pytest.approx(distil(student, teacher).item(), rel=1e-4)
-    # The positions are what is normalised: a constant on all channels of one position does change it.
-    assert abs(distil(student + random(1, 1, 3, 3), teacher) - distil(student, teacher)) > 1e-2
 
 
 @pytest.mark.parametrize("finer", ["student", "teacher"])

@@ -88,14 +88,6 @@ def test_labels_are_brought_to_the_logits_grid_by_nearest_neighbour(distil, case
     assert distil(student, teacher, finer) == distil(student, teacher, label)
 
 
-def test_the_coarser_logits_are_brought_to_the_finer_grid(distil, case, random, bilinear) -> None:
-    _, teacher, label = case
-    coarse = random(2, CLASSES, 2, 3)
-    expected = parts(bilinear(coarse.numpy(), (3, 5)), teacher.numpy(), label.numpy(), 1.0)
-    values = [term.item() for term in distil(coarse, teacher, label, beta=1)]
-    assert values == pytest.approx(expected, rel=1e-4)
-
-
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.05), (0.025, 0.525), (0.05, 1.0), (0.9, 1.0)])
 def test_the_weight_grows_from_a_twentieth_to_the_whole(progress: float, share: float, distil, case) -> None:
     for early, late in zip(distil(*case, progress=progress), distil(*case), strict=True):

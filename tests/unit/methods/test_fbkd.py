@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.fbkd import FBKD, FBKDConfig, LevelAdapters, NonLocal, spatial_attention
+from kdbench.methods.fbkd import FBKD, FBKDConfig, LevelAdapters, NonLocal
 from torch import Tensor, nn
 
 NAMES = ("feature", "channel", "spatial", "relation")
@@ -115,12 +115,6 @@ def test_values_equal_loops_over_levels_and_positions(
     for name in NAMES:
         expected = WEIGHTS[name] * sum(part[name] for part in parts)
         assert values[name].item() == pytest.approx(expected, rel=1e-4), name
-
-
-def test_attention_has_a_mean_of_one_and_follows_magnitude_and_temperature() -> None:
-    map_ = torch.tensor([math.log(3.0), 0.0]).view(1, 1, 1, 2).expand(2, 3, 1, 2)
-    assert spatial_attention(-map_, 1.0)[0, 0, 0].tolist() == pytest.approx([1.5, 0.5])
-    assert spatial_attention(map_, 0.5)[1, 0, 0].tolist() == pytest.approx([1.8, 0.2])
 
 
 def test_attention_is_no_path_for_gradients(make_pair, distil, random) -> None:

@@ -33,15 +33,6 @@ def test_value_is_one_minus_the_mean_correlation(even: PKD, distil, random) -> N
     assert distil(even, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_scale_and_offset_of_a_channel_change_nothing(even: PKD, distil, random) -> None:
-    student, teacher = random(2, 5, 3, 4), random(2, 5, 3, 4)
-    rescaled = random(1, 5, 1, 1).exp() * student + 5 * random(1, 5, 1, 1)
-    assert distil(even, rescaled, teacher).item() == pytest.approx(distil(even, student, teacher).item(), rel=1e-4)
-    # The statistics are those of the batch: another scale for one image does matter.
-    of_an_image = student * torch.tensor([3.0, 1.0]).view(2, 1, 1, 1)
-    assert abs(distil(even, of_an_image, teacher) - distil(even, student, teacher)) > 1e-2
-
-
 @pytest.mark.parametrize("side", [0, 1])
 def test_constant_channels_are_left_out(side: int, make_pair, even: PKD, distil, random) -> None:
     maps = [random(2, 5, 3, 4), random(2, 5, 3, 4)]
@@ -54,14 +45,6 @@ def test_constant_channels_are_left_out(side: int, make_pair, even: PKD, distil,
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     assert maps[0].grad[:, 2].abs().sum() == 0
     assert torch.isfinite(maps[0].grad).all()
-
-
-def test_constant_maps_cost_nothing(even: PKD, distil, random) -> None:
-    student = torch.ones(2, 5, 3, 4, requires_grad=True)
-    value = distil(even, student, random(2, 5, 3, 4))
-    value.backward()
-    assert value == 0
-    assert torch.equal(student.grad, torch.zeros_like(student))
 
 
 @pytest.mark.parametrize("convolutional", [True, False])

@@ -78,13 +78,6 @@ def test_the_image_of_a_batch_of_one_is_masked_and_counts_in_full(method, make_b
     assert patch.item() == pytest.approx(5 * (squares * hidden[:, :, None]).sum() / (3 * 5), rel=1e-5)
 
 
-def test_without_masked_images_the_patch_loss_is_zero(make_pair, make_batch, sides) -> None:
-    method = Proteus(ProteusConfig(mask_probability=0), make_pair())
-    patch = method.loss(make_batch(5), *sides)["patch"]
-    assert patch.item() == 0
-    assert patch.requires_grad
-
-
 def test_the_teacher_is_never_masked_and_the_student_once(method, make_batch, sides) -> None:
     student, teacher = sides
     method.loss(make_batch(5), *sides)

@@ -127,10 +127,6 @@ def test_a_difference_that_pooling_takes_out_is_divided_by_the_weights_of_all_sc
     assert hierarchical_error(checkers, torch.zeros(2, 3, *grid)).item() == pytest.approx(1 / weights, rel=1e-6)
 
 
-def test_a_constant_difference_counts_alike_at_all_scales() -> None:
-    assert hierarchical_error(torch.full((2, 3, 6, 9), 2.0), torch.zeros(2, 3, 6, 9)).item() == pytest.approx(4)
-
-
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (1.0, 1.0)])
 def test_the_weight_grows_linearly_to_its_full_height(progress: float, share: float, make_pair, distil, random) -> None:
     method = ReviewKD(ReviewKDConfig(warm_up=0.2), make_pair(3, 5))

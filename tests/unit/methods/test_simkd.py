@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdbench.methods.simkd import SimKD, SimKDConfig, bottleneck
+from kdbench.methods.simkd import SimKD, SimKDConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdbench.losses import LevelProjectors
 from kdbench.models.decoders import LightDecoder
 from kdbench.models.segmentor import Segmentor
 from kdbench.types import Features, FeatureSpec, PairSpec
@@ -72,19 +71,6 @@ def test_value_equals_an_explicit_computation(make_pair, distil, random) -> None
     assert distil(method, student, teacher).item() == pytest.approx(3 * sum(errors) / 2, rel=1e-4)
 
 
-def test_projector_narrows_to_a_share_of_the_teachers_width() -> None:
-    shapes = [tuple(p.shape) for p in bottleneck(3, 12, 4).parameters() if p.ndim == 4]
-    assert shapes == [(3, 3, 1, 1), (3, 3, 3, 3), (12, 3, 1, 1)]
-    assert bottleneck(3, 1, 2)[0].out_channels == 1
-
-
-def test_levels_that_are_met_cost_nothing(make_pair, distil, random) -> None:
-    method = SimKD(SimKDConfig(), make_pair(3, 3, levels=2))
-    method.projectors.each = nn.ModuleList([nn.Identity(), nn.Identity()])
-    levels = [random(2, 3, 3, 4) for _ in range(2)]
-    assert distil(method, levels, levels) == 0
-
-
 def test_a_finer_student_is_pooled_before_its_projector(make_pair, distil, random) -> None:
     method, fine, teacher = SimKD(SimKDConfig(), make_pair(3, 6)), random(2, 3, 4, 12), random(2, 6, 2, 4)
     pooled = fine.double().numpy().reshape(2, 3, 2, 2, 4, 3).mean((3, 5))
@@ -97,17 +83,6 @@ def test_a_coarser_student_is_resized_after_its_projector(make_pair, distil, ran
     resized = bilinear(project(method.projectors.each[0], coarse.double().numpy()), (4, 6))
     expected = ((resized - teacher.double().numpy()) ** 2).mean()
     assert distil(method, [coarse], [teacher]).item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(("student", "teacher", "serves"), [(4, 2, [2, 3]), (2, 4, [0, 1, 1, 1]), (3, 3, [0, 1, 2])])
-def test_every_level_of_the_teacher_is_served(student: int, teacher: int, serves: list[int], random) -> None:
-    widths = tuple(range(2, 2 + student))
-    projectors = LevelProjectors(
-        spec(widths, (8,) * student), spec((6,) * teacher, (8,) * teacher), lambda a, b: bottleneck(a, b, 2)
-    )
-    assert [projector[0].in_channels for projector in projectors.each] == [widths[level] for level in serves]
-    maps = projectors([random(2, width, 3, 4) for width in widths], [(3, 4)] * teacher)
-    assert [map_.shape for map_ in maps] == [(2, 6, 3, 4)] * teacher
 
 
 class Encoder(nn.Module):

@@ -75,13 +75,3 @@ def test_the_variance_of_a_channel_is_trained_towards_its_squared_error(make_pai
     distil(method, [student], [target]).backward()
     narrower, wider = method.gaussians[0].scale.grad.tolist()
     assert narrower > 0 > wider
-
-
-def test_the_shallowest_levels_of_a_deeper_teacher_are_left_out(make_pair, distil, random) -> None:
-    student, teacher = make_pair(3, 5, levels=2).student, make_pair(3, 5, levels=3).teacher
-    method = VID(VIDConfig(), type(make_pair())(teacher, student, 4))
-    assert len(method.gaussians) == 2
-    ours, theirs = [random(1, 3, 2, 2) for _ in range(2)], [random(1, 5, 2, 2) for _ in range(3)]
-    value = distil(method, ours, theirs).item()
-    assert distil(method, ours, [theirs[0] + 1, *theirs[1:]]).item() == value
-    assert distil(method, ours, [theirs[0], theirs[1] + 1, theirs[2]]).item() != value

@@ -78,12 +78,6 @@ def test_masks_keep_a_count_that_is_rounded_down(ratio: float, hidden: int) -> N
     assert len({bytes(row.numpy()) for row in mask}) > 1 or hidden in (0, 15)
 
 
-def test_no_hidden_tokens_cost_nothing(make_pair, make_batch, sides) -> None:
-    value = ViTKD(ViTKDConfig(mask_ratio=0), make_pair()).terms(make_batch(), *sides)["generation"]
-    assert value.item() == 0
-    assert value.requires_grad
-
-
 def test_a_student_in_levels_gives_its_two_shallowest(make_batch, random, bilinear) -> None:
     pyramid = FeatureSpec((2, 3, 4, 6), (4, 8, 16, 32), 6, 32, class_token=False)
     method = ViTKD(ViTKDConfig(), PairSpec(FeatureSpec((5,) * 4, (8,) * 4, 5, 8, True), pyramid, 4))
