@@ -13,7 +13,7 @@ from kdbench.types import Features, FeatureSpec, Segmentor
 
 
 def resize(map_: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize a map (B, C, h, w) to another grid, bilinear, align_corners False; a map that fits is returned as it is."""
+    """Resize a map (B, C, h, w) to another grid, bilinear, align_corners False. A map that fits is returned itself."""
     if map_.shape[-2:] == size:
         return map_
     return F.interpolate(map_, size=size, mode="bilinear", align_corners=False)
