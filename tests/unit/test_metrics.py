@@ -1,4 +1,4 @@
-"""Scores from counts against two computations that share nothing with them: loops over pixels, and torchmetrics."""
+"""Scores from counts against loops over pixels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from kdbench.metrics import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, snapshots
 
@@ -51,16 +49,6 @@ def test_iou_equals_a_count_of_pixels(classes: int, present: int) -> None:
     known = [value for value in expected if not math.isnan(value)]
     assert len(known) == present
     assert miou(counts) == pytest.approx(sum(known) / len(known))
-
-
-@pytest.mark.parametrize(("classes", "present"), [(6, 6), (19, 13)])
-def test_iou_equals_torchmetrics(classes: int, present: int) -> None:
-    truth, guess = masks(7, present)
-    metric = MulticlassJaccardIndex(classes, average=None, ignore_index=IGNORE)
-    expected = 100 * metric(torch.from_numpy(guess), torch.from_numpy(truth)).numpy()
-    ours = class_iou(hits(confusion_of(truth, guess, classes)))
-    np.testing.assert_allclose(ours[:present], expected[:present], rtol=1e-5)
-    assert np.isnan(ours[present:]).all()
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
