@@ -9,6 +9,7 @@ import pytest
 
 from kdbench.conformance import sample_pair
 from kdbench.plugins import load_method, method_names
+from kdbench.records import _upgrade
 
 LOGITS = ("fit_teacher", "joint")
 FEATURES = ("joint",)
@@ -72,3 +73,10 @@ def test_defaults_are_the_published_ones(name: str) -> None:
     assert tuple(stage.name for stage in plugin.method(config, sample_pair()).stages()) == stages
     numbers = {key: pytest.approx(v, rel=5e-3) if isinstance(v, float) else v for key, v in options.items()}
     assert config.model_dump() == numbers
+
+
+def test_a_record_made_before_presets_had_their_name_is_read() -> None:
+    old = {"knobs": {"recipe": "paper", "weight": 2.0}, "variant": "recipe=paper,weight=2.0", "zoo": "mini-v1"}
+    resolved = _upgrade({"spec": {"passed": {}, "resolved": old}})["spec"]["resolved"]
+    assert resolved["options"] == {"preset": "published", "weight": 2.0}
+    assert resolved["variant"] == "preset=published,weight=2.0"
