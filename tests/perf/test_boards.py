@@ -14,12 +14,10 @@ import pytest
 from kdbench.benchmark import CITYSCAPES
 from kdbench.metrics import hits
 from kdbench.records import SIDE_FILE, DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
-from kdbench.report.board import boards
-from kdbench.report.entries import load
-from kdbench.report.exports import to_json
-from kdbench.report.extra_tables import DETAILS
-from kdbench.report.formats import render
-from kdbench.report.views import tables
+from kdbench.report.boards import boards
+from kdbench.report.formats import render, to_json
+from kdbench.report.frame import load
+from kdbench.report.tables import EXTRA, tables
 
 pytestmark = pytest.mark.slow
 IMAGES, CLASSES = 48, list(CITYSCAPES.classes)
@@ -33,11 +31,11 @@ METHODS = ("plain", *(f"method{index}" for index in range(24)))
 SEEDS = range(10)
 
 
-def counted(dice: np.random.Generator, name: str, role: str) -> tuple[DomainResult, np.ndarray]:
+def counted(rng: np.random.Generator, name: str, role: str) -> tuple[DomainResult, np.ndarray]:
     """A domain's counts and those of its images; the labels are a function of the domain alone."""
     labels = np.random.default_rng(len(name)).integers(0, 400, (IMAGES, len(CLASSES)))
-    right = dice.binomial(labels, 0.6)
-    wrong = dice.multinomial(1, np.full(len(CLASSES), 1 / len(CLASSES)), (IMAGES, len(CLASSES)))
+    right = rng.binomial(labels, 0.6)
+    wrong = rng.multinomial(1, np.full(len(CLASSES), 1 / len(CLASSES)), (IMAGES, len(CLASSES)))
     matrices = right[..., None] * np.eye(len(CLASSES), dtype=np.int64) + (labels - right)[..., None] * wrong
     last = matrices.sum(0)
     earlier = np.stack([hits(np.roll(last, shift, axis=1))[:2] for shift in (3, 2, 1)])
@@ -70,10 +68,10 @@ def record(domains: list[DomainResult], benchmark: str, method: str, seed: int) 
 
 def made(folder: Path) -> None:
     """1,000 records with their side files: four benchmarks of three sources, 25 methods, ten seeds."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for benchmark, method, seed in product(DOMAINS, METHODS, SEEDS):
         source, targets = DOMAINS[benchmark]
-        held = [*(counted(dice, name, "target") for name in targets), counted(dice, source, "source")]
+        held = [*(counted(rng, name, "target") for name in targets), counted(rng, source, "source")]
         cell = record([domain for domain, _ in held], benchmark, method, seed)
         path = folder / cell.path()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +89,8 @@ def test_a_board_of_1000_records(benchmark, tmp_path: Path, side_files: bool, fo
 
     def text() -> str:
         loaded = load(tmp_path, None)
-        assert len(loaded.entries) == 1000
-        found = boards(loaded.entries)
-        return to_json(found) if format == "json" else render("table", tables(found, DETAILS))
+        assert loaded.frame.cell.nunique() == 1000
+        found = boards(loaded.frame)
+        return to_json(found) if format == "json" else render("table", tables(found, EXTRA))
 
     assert "method23" in benchmark.pedantic(text, rounds=2)
