@@ -125,7 +125,7 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
     scores = _scores(by_seed)
     rows = _rows(methods, last, targets, sources).assign(footnote=_footnotes(methods, reasons))
     order = _order(rows)
-    rows, scores = rows.loc[order], scores.loc[order]
+    rows, scores = rows.loc[order].rename_axis("method"), scores.loc[order].rename_axis("method")
     comparison = compare_rows(rows.role, scores)
     ranked = competing(rows.role, scores, comparison)
     known = measured[measured.label.isin(order[rows["mean"].notna()])]
@@ -153,7 +153,7 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
             pareto=order.isin(pareto_front(rows["mean"].where(ranked), rows.train_flops)),
         ),
         targets=_targets(methods, by_seed).loc[order].rename(columns=shown),
-        by_seed=by_seed.rename(columns=shown),
+        by_seed=by_seed.rename(columns=shown).rename_axis(["method", "seed"]),
         scores=scores,
         classes=_classes(methods, last["labelled_iou"][targets], cell.classes).loc[order],
         snapshots=snapshots,
@@ -165,14 +165,14 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
     )  # fmt: skip
 
 
-def _last(measured: pd.DataFrame, cells: pd.DataFrame, domains: list[str], blank: set[str]) -> pd.DataFrame:
-    """Spread what the last snapshots measured: (label, seed) x (measure, domain); blank methods are missing."""
+def _last(measured: pd.DataFrame, cells: pd.DataFrame, domains: list[str], blank: set[str]) -> dict[str, pd.DataFrame]:
+    """Spread what the last snapshots measured, (label, seed) x domain by measure; blank methods are missing."""
     known = measured[measured["last"] & ~measured.label.isin(blank)]
-    measures = ["miou", "accuracy", "labelled_iou"]
-    wide = known.pivot(index=["label", "seed"], columns="domain", values=measures)
     rows = pd.MultiIndex.from_frame(cells[["label", "seed"]])
-    # A column at least, where every cell failed: an empty product has not even the measures.
-    return wide.reindex(index=rows, columns=pd.MultiIndex.from_product([measures, domains or ["none"]]))
+    return {
+        measure: known.pivot(index=["label", "seed"], columns="domain", values=measure).reindex(rows, columns=domains)
+        for measure in ("miou", "accuracy", "labelled_iou")
+    }
 
 
 def _scores(by_seed: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +195,7 @@ def _targets(methods: Methods, by_seed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(means, orient="index", columns=by_seed.columns, dtype=float)
 
 
-def _rows(methods: Methods, last: pd.DataFrame, targets: list[str], sources: list[str]) -> pd.DataFrame:
+def _rows(methods: Methods, last: dict[str, pd.DataFrame], targets: list[str], sources: list[str]) -> pd.DataFrame:
     """Average over seeds: what Board.rows says, as far as one method alone has it."""
     tested, right = last["miou"].astype(float), last["accuracy"][targets].astype(float)
     accuracy = {label: mean_of(values.ravel()) for label, values in _by_method(methods, right)}
@@ -476,7 +476,7 @@ def _summary(found: Sequence[Board]) -> Summary:
         }
     table = pd.DataFrame.from_dict(rows, orient="index").astype({"mean": float, "deviation": float, "mean_rank": float})
     order = _order(table)
-    table, wide = table.loc[order], pd.DataFrame(scores).T.loc[order]
+    table, wide = table.loc[order].rename_axis("method"), pd.DataFrame(scores).T.loc[order]
     comparison = compare_rows(table.role, wide)
     return Summary(
         boards=tuple(found),

@@ -187,8 +187,7 @@ def to_csv(boards: Sequence[Board]) -> str:
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
     """Write a frame as CSV; several values in one cell, as seeds, are separated by spaces."""
-    objects = frame.select_dtypes(object).columns
-    return str(frame.assign(**{name: frame[name].map(_joined) for name in objects}).to_csv(index=False))
+    return str(frame.astype(object).map(_joined).to_csv(index=False))
 
 
 def _joined(value: Any) -> Any:

@@ -361,8 +361,8 @@ def _selection_tables(board: Board) -> Iterator[Table]:
     chosen, nobody = board.selection, pd.Series(False, board.rows.index)
 
     def by(rule: str, column: str) -> pd.Series:
-        held = chosen[chosen.index.get_level_values("rule") == rule]
-        return held[column].droplevel("rule").reindex(board.rows.index)
+        rows = pd.MultiIndex.from_product([board.rows.index, [rule]])
+        return chosen[column].reindex(rows).droplevel(1).astype(float)
 
     yield Table(
         f"{board.benchmark}: rules of selection",

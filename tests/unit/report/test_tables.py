@@ -1,16 +1,18 @@
-"""What boards show: columns, marks, ranks, footnotes, differences, classes, rules of selection, summaries."""
+"""What tables show: columns, marks, ranks, footnotes, differences, classes, rules of selection, costs, summaries."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from kdbench.records import Record, StageResult
-from kdbench.report.board import boards
-from kdbench.report.entries import Entry
-from kdbench.report.images import Interval
-from kdbench.report.table import Table, number, signed, signs, spread
-from kdbench.report.views import tables
+from kdbench.report.boards import boards
+from kdbench.report.frame import Entry, to_frame
+from kdbench.report.tables import EXTRA, Table, number, result_line, signed, signs, tables
+from kdbench.units import amount
 
 STEPS = (0.0, 0.5, 0.2, 0.9, 0.4)
 
@@ -19,8 +21,8 @@ STEPS = (0.0, 0.5, 0.2, 0.9, 0.4)
 def runs(make_record):
     """Records of (method, mIoU) rows over seeds; the seeds scatter alike, each row a little in its own way."""
 
-    def of(rows: dict[str, float], seeds: int = 5, roles: dict[str, str] | None = None, **cell) -> list[Record]:
-        roles = {"plain": "undistilled", "teacher": "teacher"} | (roles or {})
+    def of(rows: dict[str, float], seeds: int = 5, **cell) -> list[Record]:
+        roles = {"plain": "undistilled", "teacher": "teacher"}
         return [
             make_record(
                 {"cityscapes": value + STEPS[seed] + 0.1 * STEPS[(seed + order) % 5]},
@@ -38,7 +40,7 @@ def runs(make_record):
 
 def shown(records: list[Record], *also: str) -> dict[str, Table]:
     """Tables by title, of records that are not from the committed folder."""
-    found = tables(boards(map(Entry, records)), also)
+    found = tables(boards(to_frame(map(Entry, records))), also)
     assert len({table.title for table in found}) == len(found)
     return {table.title: table for table in found}
 
@@ -47,15 +49,14 @@ def ranking(*records: Record) -> Table:
     return next(iter(shown(list(records)).values()))
 
 
-def column(table: Table, title: str) -> dict[str, str]:
-    """A column's texts by method."""
+def column(table: Table, title: str, part: str = "text") -> dict[str, object]:
+    """A column's cells by method: their text, value, deviation or place."""
     first, index = table.header.index("method"), table.header.index(title)
-    return {line[first].text: line[index].text for line in table.lines}
+    return {line[first].text: getattr(line[index], part) for line in table.lines}
 
 
-def places(table: Table, title: str) -> dict[str, int]:
-    first, index = table.header.index("method"), table.header.index(title)
-    return {line[first].text: line[index].place for line in table.lines}
+def texts(table: Table) -> list[list[str]]:
+    return [[cell.text for cell in line] for line in table.lines]
 
 
 def differences(records: list[Record]) -> Table:
@@ -69,24 +70,25 @@ def test_columns_of_one_and_of_several_targets(make_record) -> None:
     assert two.header == (
         "method", "seeds", "mean", "synthetic acdc-night-like", "synthetic acdc-snow-like", "worst", source, "gap"
     )  # fmt: skip
-    assert [cell.text for cell in two.lines[0]] == ["gkd", "1", "40.0", "30.0", "50.0", "30.0", "60.0", "20.0"]
+    assert texts(two) == [["gkd", "1", "40.0", "30.0", "50.0", "30.0", "60.0", "20.0"]]
+    assert [column.words for column in two.columns] == [True] + [False] * 7
+    assert ranking(make_record(sources={})).header[-2:] == ("source", "gap")
 
 
 def test_numbers_as_displayed(make_record) -> None:
     table = ranking(make_record({"cityscapes": 40.0}, {"gtav": 40.0}), make_record(error="no", method="z"))
-    assert [[cell.text for cell in line] for line in table.lines] == [
-        ["gkd", "1", "40.0", "40.0", "0.0"], ["z*", "1", "", "", ""]
-    ]  # fmt: skip
-    assert (number(-0.04), number(None), signed(-0.04), signed(0.06), signed(-1), signed(None)) == (
+    assert texts(table) == [["gkd", "1", "40.0", "40.0", "0.0"], ["z*", "1", "", "", ""]]
+    assert (number(-0.04), number(None), signed(-0.04), signed(0.06), signed(-1), signed(float("nan"))) == (
         "0.0", "", "0.0", "+0.1", "-1.0", ""
     )  # fmt: skip
-    assert (spread(20.04, 0.45), spread(20.0, None), spread(None, None)) == ("20.0 ± 0.5", "20.0", "")
 
 
-def test_without_a_source_to_validate_on_there_is_no_gap(make_record) -> None:
-    table = ranking(make_record(sources={}))
-    assert table.header[-2:] == ("source", "gap")
-    assert [cell.text for cell in table.lines[0]][-2:] == ["", ""]
+def test_a_cell_keeps_value_deviation_and_text_together(runs) -> None:
+    table = ranking(*runs({"a": 45}))
+    (cell,) = (line[table.header.index("synthetic cityscapes-like")] for line in table.lines)
+    assert cell.text == f"{cell.value:.1f} ± {cell.deviation:.1f}"
+    assert cell.value == pytest.approx(45.44, abs=0.1)
+    assert cell.value != round(cell.value, 1)
 
 
 def test_best_and_second_student_of_a_column(make_record) -> None:
@@ -96,9 +98,10 @@ def test_best_and_second_student_of_a_column(make_record) -> None:
         make_record({"cityscapes": 40.0}, {"gtav": 60.0}, method="a"),
         make_record({"cityscapes": 30.0}, {"gtav": 70.0}, method="b"),
     )
-    assert places(table, "synthetic cityscapes-like") == {"teacher": 0, "plain, undistilled": 1, "a": 2, "b": 0}
-    assert list(places(table, "source: synthetic gtav-like").values()) == [0, 1, 0, 2]
-    assert places(table, "gap") == {"teacher": 0, "plain, undistilled": 2, "a": 1, "b": 2}
+    city = column(table, "synthetic cityscapes-like", "place")
+    assert city == {"teacher": 0, "plain, undistilled": 1, "a": 2, "b": 0}
+    assert list(column(table, "source: synthetic gtav-like", "place").values()) == [0, 1, 0, 2]
+    assert column(table, "gap", "place") == {"teacher": 0, "plain, undistilled": 2, "a": 1, "b": 2}
 
 
 def test_equal_numbers_on_the_page_share_a_mark(make_record, make_domain) -> None:
@@ -107,7 +110,7 @@ def test_equal_numbers_on_the_page_share_a_mark(make_record, make_domain) -> Non
         return make_record(domains=[make_domain("cityscapes", "target", confusion)], method=method)
 
     table = ranking(record("a", 70_000), record("b", 70_001), record("c", 60_000), record("d", 50_000))
-    assert places(table, "synthetic cityscapes-like") == {"b": 1, "a": 1, "c": 2, "d": 0}
+    assert column(table, "synthetic cityscapes-like", "place") == {"b": 1, "a": 1, "c": 2, "d": 0}
 
 
 def test_one_student_alone_is_not_marked(make_record) -> None:
@@ -130,48 +133,50 @@ def test_one_seed_beside_five_is_marked_and_neither_ranked_nor_best(runs, make_r
     table = ranking(*runs({"plain": 40, "a": 45, "b": 43}), make_record({"cityscapes": 90.0}, method="lucky"))
     assert column(table, "rank") == {"plain, undistilled": "3", "lucky*": "", "a": "1", "b": "2"}
     assert column(table, "seeds")["lucky*"] == "1"
-    assert places(table, "synthetic cityscapes-like") == {"plain, undistilled": 0, "lucky*": 0, "a": 1, "b": 2}
+    city = column(table, "synthetic cityscapes-like", "place")
+    assert city == {"plain, undistilled": 0, "lucky*": 0, "a": 1, "b": 2}
     assert table.notes == ("* seed 0 where the ranking has seeds 0, 1, 2, 3, 4: not ranked",)
 
 
-def test_remarks_share_a_sign_where_they_are_the_same(make_record) -> None:
-    records = [make_record(method=name, footnote="odd") for name in ("a", "b")]
-    table = tables(boards([*map(Entry, records), Entry(make_record(error="no memory"), reference=True)]))[0]
+def test_footnotes_share_a_sign_where_they_are_the_same(make_record) -> None:
+    records = [Entry(make_record(method=name, footnote="odd")) for name in ("a", "b")]
+    failed = Entry(make_record(error="no memory"), reference=True)
+    table = tables(boards(to_frame([*records, failed])))[0]
     assert list(column(table, "seeds")) == ["a*", "b*", "gkd°†"]
     assert table.notes[:3] == ("* odd", "† failed: no memory", "° committed reference")
+    assert list(signs(f"footnote {i}" for i in range(7)).values()) == ["*", "†", "‡", "§", "¶", "**", "††"]
 
 
-def test_signs_do_not_run_out() -> None:
-    assert list(signs(f"remark {i}" for i in range(7)).values()) == ["*", "†", "‡", "§", "¶", "**", "††"]
+def test_engine_versions_that_differ_are_a_note_of_the_ranking(make_record) -> None:
+    records = [make_record(method=name) for name in ("a", "b")]
+    records[0].run.versions["engine"] = "2"
+    assert "Made with different versions of the engine: 2: a; unknown: b." in ranking(*records).notes
 
 
 def test_differences_to_the_undistilled_student(runs) -> None:
     table = differences(runs({"teacher": 60, "plain": 40, "a": 45, "b": 35}))
     assert table.header == (
-        "method", "difference", "95 % over seeds (df)", "p", "verdict", "to the best", "p", "verdict", "retained"
+        "method", "difference", "95 % over seeds (df)", "p", "verdict", "to the best", "p", "verdict", "gap recovered"
     )  # fmt: skip
-    rows = {line[0].text: [cell.text for cell in line[1:]] for line in table.lines}
-    assert list(rows) == ["a", "b"]
-    assert (rows["a"][0], rows["a"][3], rows["a"][7]) == ("+5.0", "better", "25 %")
-    assert rows["a"][1].startswith("+4.")
-    assert rows["a"][1].endswith(" (4)")
-    assert rows["a"][4:7] == ["", "", ""]
-    assert (rows["b"][3], rows["b"][4], rows["b"][6]) == ("worse", "-10.0", "worse")
+    assert [column.words for column in table.columns] == [True, False, False, False, True, False, False, True, False]
+    (a, *ours), (b, *theirs) = texts(table)
+    assert (a, ours[0], ours[3], ours[7]) == ("a", "+5.0", "better", "25 %")
+    assert ours[1].startswith("+4.")
+    assert ours[1].endswith(" (4)")
+    assert ours[4:7] == ["", "", ""]
+    assert (b, theirs[3], theirs[4], theirs[6]) == ("b", "worse", "-10.0", "worse")
     assert "the best: a" in table.about
     assert any(note.startswith("5 paired seeds with this scatter resolve") for note in table.notes)
 
 
-def test_one_seed_has_differences_and_nothing_else(runs) -> None:
+def test_few_seeds_have_no_verdict(runs) -> None:
     table = differences(runs({"plain": 40, "a": 45, "b": 35}, seeds=1))
     assert table.header == ("method", "difference", "to the best")
     assert table.notes == ("Not resolvable: a verdict needs 5 paired seeds.",)
-
-
-def test_three_seeds_have_intervals_and_no_verdict(runs) -> None:
     table = differences(runs({"plain": 40, "a": 45, "b": 35}, seeds=3))
     assert "verdict" not in table.header
     assert table.notes[0] == "Not resolvable: a verdict needs 5 paired seeds."
-    assert all(line[2].text.endswith(" (2)") for line in table.lines)
+    assert all(text.endswith(" (2)") for text in column(table, "95 % over seeds (df)").values())
 
 
 def test_a_verdict_beside_rows_without_one_says_so(runs, make_record) -> None:
@@ -186,10 +191,10 @@ def test_without_an_undistilled_student_differences_are_to_the_best(runs) -> Non
     assert column(table, "to the best") == {"b": "-10.0"}
 
 
-def test_a_teacher_that_is_not_ahead_leaves_nothing_to_retain(runs) -> None:
+def test_a_teacher_that_is_not_ahead_leaves_no_gap_to_recover(runs) -> None:
     table = differences(runs({"teacher": 39, "plain": 40, "a": 45}))
-    assert "retained" not in table.header
-    assert "Nothing to retain: the teacher is not found ahead of plain." in table.notes
+    assert "gap recovered" not in table.header
+    assert "No gap to recover: the teacher is not found ahead of plain." in table.notes
 
 
 @pytest.mark.parametrize("alone", [["teacher"], ["a"], ["plain"], ["teacher", "plain"]])
@@ -197,15 +202,15 @@ def test_nobody_to_compare_gives_no_differences(runs, alone: list[str]) -> None:
     assert list(shown(runs(dict.fromkeys(alone, 40.0)))) == ["g2c: synthetic likeness of GTAV to Cityscapes"]
 
 
-def test_intervals_over_images_have_a_column_of_their_own(runs) -> None:
-    from dataclasses import replace
-
-    (board,) = boards(map(Entry, runs({"plain": 40, "a": 45})))
-    board = replace(board, over_images={"a": Interval(4.0, 6.0)}, faults=("a file is damaged",))
+def test_intervals_over_images_have_a_column_of_their_own(runs, board_of) -> None:
+    interval = pd.DataFrame({"low": 4.0, "high": 6.0}, ["a"])
+    board = replace(
+        board_of(*runs({"plain": 40, "a": 45})), over_images=interval, faults=("a file is damaged", "one more")
+    )
     table = tables([board])[1]
     assert column(table, "95 % over images") == {"a": "+4.0 to +6.0"}
     assert "bootstrap" in table.about
-    assert table.notes[-1] == "1 of the files of counts by image cannot be used; the first: a file is damaged"
+    assert table.notes[-1] == "2 of the files of counts by image cannot be used; the first: a file is damaged"
 
 
 def test_classes_gained_and_lost(make_record, make_domain) -> None:
@@ -223,14 +228,14 @@ def test_classes_gained_and_lost(make_record, make_domain) -> None:
     assert column(table, "largest losses") == {"plain, undistilled": "", "a": "sky -19.0", "b": ""}
     by_class = found["g2c: IoU by class"]
     assert by_class.header == ("class", "plain, undistilled", "b", "a")
-    assert [[cell.text for cell in line] for line in by_class.lines] == [
+    assert texts(by_class) == [
         ["road", "33.3", "98.0", "50.0"], ["building", "33.3", "98.0", "54.5"], ["sky", "33.3", "98.0", "14.3"]
     ]  # fmt: skip
 
 
-def test_many_methods_stand_in_several_tables_of_classes(make_record) -> None:
+def test_many_methods_stand_in_several_tables_of_classes(make_record, boards_of) -> None:
     records = [make_record(method=f"m{index}") for index in range(9)]
-    found = [table for table in tables(boards(map(Entry, records)), {"classes"}) if table.header[0] == "class"]
+    found = [table for table in tables(boards_of(*records), {"classes"}) if table.header[0] == "class"]
     assert [name for table in found for name in table.header[1:]] == [f"m{index}" for index in range(9)]
     assert max(len(table.header) for table in found) == 8
 
@@ -238,40 +243,38 @@ def test_many_methods_stand_in_several_tables_of_classes(make_record) -> None:
 def test_rules_of_selection_stand_apart(make_record) -> None:
     title = "g2c: rules of selection"
     assert title not in shown([make_record()])
-    table = shown([make_record()], "selection")[title]
+    table = shown([make_record(), make_record(error="stopped", method="kd")], "selection")[title]
     assert table.header == ("method", "last", "best on the source", "oracle", "oracle's gap")
-    assert [cell.text for cell in table.lines[0]][1] == "40.0"
+    assert [line[1] for line in texts(table)] == ["40.0", ""]
 
 
-def test_summaries_and_families_come_last(make_record) -> None:
+@pytest.mark.parametrize("name", EXTRA)
+def test_a_board_of_failures_alone_has_every_table(make_record, name: str) -> None:
+    found = shown([make_record(error="stopped")], name)
+    assert {table.lines[0][table.header.index("method")].text.rstrip("*") for table in found.values()} == {"gkd"}
+    assert len(found) == 2
+
+
+def test_summaries_come_last(make_record) -> None:
     records = [
         make_record(
-            {name: 40.0 + len(method)},
-            {source: 60.0},
-            benchmark=name,
-            method=method,
-            seed=seed,
-            student=student,
-            family=family,
+            {name: 40.0 + len(method)}, {source: 60.0}, benchmark=name, method=method, seed=seed,
             role="undistilled" if method == "plain" else "distilled",
         )
         for name, source in (("g2c", "gtav"), ("g2b", "gtav"), ("c2a", "cityscapes"))
-        for method in ("plain", "a")
-        for student, family in (("resnet50", "F2L"), ("dinov2-s", "F2F"))
+        for method in ("plain", "a", *(["partial"] if name == "g2c" else []))
         for seed in range(5)
-    ]
-    found = tables(boards(map(Entry, records)))
-    summary = next(table for table in found if table.title == "3 benchmarks: average over 2 sources")
+    ]  # fmt: skip
+    found = shown(records)
+    assert list(found)[-2:] == [
+        "3 benchmarks: average over 2 sources", "3 benchmarks: differences to plain, the undistilled student"
+    ]  # fmt: skip
+    summary = found["3 benchmarks: average over 2 sources"]
     assert summary.header == (
         "rank", "method", "seeds", "average", "synthetic cityscapes-like", "synthetic gtav-like", "mean rank"
     )  # fmt: skip
     assert "synthetic gtav-like: g2b, g2c" in summary.about
-    families = found[-1]
-    assert families.header == ("method", "F2F", "gain F2F", "F2L", "gain F2L")
-    assert [[cell.text for cell in line] for line in families.lines] == [
-        ["plain", "45.0", "", "45.0", ""], ["a", "41.0", "-4.0", "41.0", "-4.0"]
-    ]  # fmt: skip
-    assert "mini:dinov2-l -> mini:resnet50" in families.about
+    assert "Left out, since not all benchmarks have them: partial." in summary.notes
 
 
 def test_costs_and_the_front_stand_apart(make_record) -> None:
@@ -288,9 +291,27 @@ def test_costs_and_the_front_stand_apart(make_record) -> None:
         )
     ]  # fmt: skip
     table = shown(records, "costs")["g2c: costs"]
-    column = {title: [line[place].text for line in table.lines] for place, title in enumerate(table.header)}
-    assert column["method"] == ["alone, undistilled", "a", "b"]
-    assert column["Pareto"] == ["yes", "yes", ""]
-    assert column["training"] == ["2 MFLOP", "3 MFLOP", "4 MFLOP"]
-    assert column["time"] == ["0:00:20"] * 3
-    assert not {"memory", "latency", "inference"} & set(column)
+    assert column(table, "Pareto") == {"alone, undistilled": "yes", "a": "yes", "b": ""}
+    assert list(column(table, "training").values()) == ["2 MFLOP", "3 MFLOP", "4 MFLOP"]
+    assert list(column(table, "student forwards", "value").values()) == [8] * 3
+    assert list(column(table, "time").values()) == ["0:00:20"] * 3
+    assert not {"memory", "latency", "inference"} & set(table.header)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.0, "12 B"), (3.25e12, "3.25 TB"), (1e22, "10 ZB"), (999.0, "999 B"), (0.0067, "6.7 mB"), (0.0, "0 B"),
+        (999.6e9, "1 TB"), (0.9996, "1 B"),
+    ],
+)  # fmt: skip
+def test_amounts_have_prefixes(value: float, text: str) -> None:
+    assert amount(value, "B") == text
+
+
+def test_a_cell_on_a_line(make_record) -> None:
+    line = result_line(make_record({"acdc-night": 30.0, "acdc-snow": 50.0}, benchmark="c2a"), cached=False)
+    for part in ("c2a", "mini:dinov2-l -> mini:resnet50", "gkd", "mIoU  40.0 ( 30.0  50.0)", "source  60.0", "61 s"):
+        assert part in line
+    assert result_line(make_record(), cached=True).endswith("done before")
+    assert result_line(make_record(error="stopped"), cached=False).endswith("FAILED: stopped")
