@@ -196,7 +196,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
     "module",
     [
         "kdbench.cli",
-        "kdbench.report.board",
+        "kdbench.report.boards",
         "kdbench.report.frame",
         "kdbench.report.formats",
         "kdbench.protocol",

@@ -50,12 +50,6 @@ def render(format: str, tables: Sequence[Table], colour: bool = False) -> str:
     return _plain(tables, COLOURED) if colour and format == "table" else FORMATS[format](tables)
 
 
-def alignment(table: Any) -> list[str]:
-    """Tell left or right for every column of a table of the page."""
-    columns = zip(*table.lines, strict=True) if table.lines else [() for _ in table.header]
-    return ["left" if any(re.match(r"[^\W\d_]", cell.text) for cell in column) else "right" for column in columns]
-
-
 def _wrapped(table: Table) -> list[str]:
     """Break titles to the width of what stands below them, or of their longest part."""
     widths = [max((len(cell.text) for cell in column.cells), default=0) for column in table.columns]

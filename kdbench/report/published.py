@@ -118,7 +118,7 @@ def _measured(number: dict[str, Any], boards: Sequence[Board]) -> list[dict[str,
 def _comparable(number: dict[str, Any], board: Board) -> bool:
     """On real images under the paper's protocol. A teacher's own row stands on the boards of all its students."""
     method, pair = number["measured_as"], number["pair"]
-    if method not in board.rows.index:
+    if not method or method not in board.rows.index:
         return False
     teacher = board.rows.role[method] == "teacher" and pair.partition(":")[0] == board.pair.partition(":")[0]
     return (
