@@ -76,7 +76,8 @@ def test_defaults_are_the_published_ones(name: str) -> None:
 
 
 def test_a_record_made_before_presets_had_their_name_is_read() -> None:
-    old = {"knobs": {"recipe": "paper", "weight": 2.0}, "variant": "recipe=paper,weight=2.0", "zoo": "mini-v1"}
+    options = {"recipe": "paper", "weight": 2.0}
+    old = {"knobs": options, "variant": "recipe=paper,weight=2.0", "zoo": "mini-v1", "protocol_id": "mini-v1"}
     resolved = _upgrade({"spec": {"passed": {}, "resolved": old}})["spec"]["resolved"]
     assert resolved["options"] == {"preset": "published", "weight": 2.0}
     assert resolved["variant"] == "preset=published,weight=2.0"
