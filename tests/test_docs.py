@@ -109,10 +109,11 @@ def test_the_paths_of_the_trees_are_those_that_are_read() -> None:
             assert ours.groupdict() == theirs.groupdict()
 
 
-def test_the_scores_of_the_mini_page_are_those_of_the_committed_boards() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/mini.md"])
+def test_the_scores_of_a_page_are_those_of_the_committed_boards(page: str) -> None:
     found = boards(read(None, ROOT / "results" / "reference" / MINI.id).frame)
     committed = {(board.pair, board.benchmark): board.rows for board in found}
-    tables = re.findall(r"([^\n](?:[^\n]|\n(?!\n))*)\n\n(\| row \|(?:.|\n(?!\n))*)", text_of("docs/mini.md"))
+    tables = re.findall(r"([^\n](?:[^\n]|\n(?!\n))*)\n\n(\| row \|(?:.|\n(?!\n))*)", text_of(page))
     assert tables
     for before, table in tables:
         pair = ":".join(re.findall(r"mini:([\w-]+)", before))

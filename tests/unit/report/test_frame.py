@@ -109,7 +109,7 @@ def folder(tmp_path: Path, make_record, write) -> Path:
         ({"benchmarks": ["g2b"]}, "benchmark", {"g2b"}),
         ({"pairs": ["dinov2-l:resnet18"]}, "pair", {"dinov2-l:resnet18", "dinov2-l"}),
     ],
-    ids=str,
+    ids=["protocol", "protocol id", "benchmark", "pair"],
 )
 def test_filters(folder: Path, asked: dict, column: str, held: set[str]) -> None:
     assert set(load(folder, None, **asked).frame[column]) == held
