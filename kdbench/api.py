@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from kdbench.benchmark import Benchmark
 from kdbench.errors import KdbenchError, unknown
+from kdbench.files import default_results, default_store
 from kdbench.models.registry import NAMED_PAIRS
-from kdbench.paths import default_results, default_store
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names, normal
 from kdbench.protocol import find_protocol
 from kdbench.records import Record
@@ -78,9 +78,6 @@ def make_request(note: Callable[[str], object], **options: Any) -> RunSpec:
     }
     for name, names in everything.items():
         fields[name] = _listed(fields.get(name, "all"), names)
-    fields["seeds"] = _seeds(fields.get("seeds", "0"))
-    for name in ("settings", "label_maps"):
-        fields[name] = _assignments(fields.get(name, ()))
     fields["watch"] = _trackers(fields.get("watch"), note)
     fields = {"results": default_results(), "store": default_store()} | fields
     try:
@@ -94,16 +91,6 @@ def _listed(value: Any, everything: Callable[[], Iterable[str]]) -> tuple[str, .
     if isinstance(value, str | Path):
         return tuple(everything()) if str(value).strip() == "all" else split_list(str(value))
     return tuple(str(each) for each in value)
-
-
-def _seeds(value: Any) -> Any:
-    return str(value) if isinstance(value, str | int) else tuple(value)
-
-
-def _assignments(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: str(each) for name, each in value.items()}
-    return [value] if isinstance(value, str) else list(value)
 
 
 def _trackers(watch: Any, note: Callable[[str], object]) -> tuple[str, ...]:

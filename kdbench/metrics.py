@@ -52,12 +52,6 @@ def labelled_iou(domain: DomainResult) -> np.ndarray:
     return np.where(domain.confusion.sum(1) > 0, class_iou(hits(domain.confusion)), np.nan)
 
 
-def pixel_accuracy(confusion: np.ndarray) -> float:
-    """Return the share of labelled pixels that are right, in percent."""
-    total = confusion.sum()
-    return float(100.0 * np.trace(confusion) / total) if total else float("nan")
-
-
 def domain_miou(domain: DomainResult) -> float:
     """Return the mIoU of a domain in percent at the last snapshot."""
     return miou(hits(domain.confusion))

@@ -1,4 +1,4 @@
-"""Names in files, and as shown: a toy model or synthetic domain never goes by the bare name of the real thing."""
+"""Names and amounts as shown: a toy model or synthetic domain never goes by the bare name of the real thing."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ def domain_name(name: str, data_source: str) -> str:
 def benchmark_title(title: str, data_source: str) -> str:
     """Return a benchmark's title, marked where its domains are synthetic."""
     return title if data_source == REAL else f"synthetic likeness of {title}"
+
+
+def amount(number: float, unit: str) -> str:
+    """Format a number from a thousandth on: 3.2 T, 41 G, 6.7 m."""
+    number *= 1000
+    for prefix in ("m", "", "k", "M", "G", "T", "P", "E"):
+        shown = f"{number:.3g}"
+        # What is rounded to a thousand has the next prefix.
+        if float(shown) < 1000 and (prefix != "m" or number):
+            return f"{shown} {prefix}{unit}"
+        number /= 1000
+    return f"{number:.3g} Z{unit}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 
-class Progress(Protocol):
-    """Listens to long work: begin, advance many times, end."""
+class Progress:
+    """Listens to long work: begin, advance many times, end. This one shows nothing."""
 
     def begin(self, what: str, total: int) -> None:
         """A piece of work with a known number of steps starts."""
@@ -22,17 +21,4 @@ class Progress(Protocol):
         """Something worth a line."""
 
 
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self, done: int, losses: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
+Silent = Progress

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -63,9 +63,9 @@ def parse_settings(texts: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 
 def _parse_assignments(texts: Sequence[str] | Mapping[str, str], flag: str, form: str) -> dict[str, str]:
     if isinstance(texts, Mapping):
-        return dict(texts)
+        return {name: str(value) for name, value in texts.items()}
     assigned = {}
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
         name, _, value = text.partition("=")
         if not (name and value):
             raise KdbenchError(f"{flag} {text}: write {form}.")
@@ -73,12 +73,12 @@ def _parse_assignments(texts: Sequence[str] | Mapping[str, str], flag: str, form
     return assigned
 
 
-def _parsed(parse: Callable[[str], Any]) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
-
-
-Names = Annotated[tuple[str, ...], _parsed(split_list)]
-Seeds = Annotated[tuple[int, ...], _parsed(parse_seeds)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda names: split_list(names) if isinstance(names, str) else names)
+]
+Seeds = Annotated[
+    tuple[int, ...], BeforeValidator(lambda seeds: parse_seeds(str(seeds)) if isinstance(seeds, str | int) else seeds)
+]
 _AsTexts = PlainSerializer(lambda assigned: [f"{name}={value}" for name, value in assigned.items()])
 
 

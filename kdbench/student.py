@@ -18,9 +18,9 @@ from kdbench.engine.grid import recorded_cell
 from kdbench.engine.plan import RunContext, recorded_plan
 from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError
+from kdbench.files import default_store
 from kdbench.models.toy import ToyModels
 from kdbench.models.weights import PretrainedModels
-from kdbench.paths import default_store
 from kdbench.progress import Silent
 from kdbench.protocol import Protocol, find_protocol
 from kdbench.records import Record, read_record

@@ -22,13 +22,10 @@ WITH_DATA_SET_NAMES = ("kdbench.data.datasets", "kdbench.benchmark", "kdbench.to
 SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files", "kdbench.progress")
 ARROWS = {
     "kdbench.errors": (),
-    "kdbench.threads": (),
     "kdbench.identity": (),
     "kdbench.progress": (),
     "kdbench.files": ("kdbench.errors",),
     "kdbench.types": (),
-    "kdbench.paths": (),
-    "kdbench.units": (),
     "kdbench.names": ("kdbench.identity",),
     "kdbench.benchmark": ("kdbench.errors",),
     "kdbench.losses": ("kdbench.errors", "kdbench.types"),
@@ -44,12 +41,12 @@ ARROWS = {
     "kdbench.models": (*SMALL, "kdbench.types"),
     "kdbench.data": (*SMALL, "kdbench.synthetic", "kdbench.benchmark", "kdbench.protocol", "kdbench.types"),
     "kdbench.report": (
-        *SMALL, "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.units", "kdbench.pictures",
+        *SMALL, "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.pictures",
         "kdbench.samples", "kdbench.benchmark", "kdbench.protocol",
     ),
     "kdbench.engine": (
         *SMALL, "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol", "kdbench.spec",
-        "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.units", "kdbench.pictures", "kdbench.samples",
+        "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.pictures", "kdbench.samples",
         "kdbench.method", "kdbench.types", "kdbench.benchmark",
     ),
     "kdbench.conformance": (
@@ -59,7 +56,7 @@ ARROWS = {
     "kdbench.integrations": ("kdbench",),
     "kdbench.api": ("kdbench",),
     "kdbench.student": (
-        *SMALL, "kdbench.api", "kdbench.engine", "kdbench.data", "kdbench.models", "kdbench.paths", "kdbench.protocol",
+        *SMALL, "kdbench.api", "kdbench.engine", "kdbench.data", "kdbench.models", "kdbench.protocol",
         "kdbench.records", "kdbench.spec",
     ),
     "kdbench.cli": ("kdbench",),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from kdbench.cli.shared import Results, complain, out
 from kdbench.errors import KdbenchError
-from kdbench.files import write_atomically
-from kdbench.paths import default_reference, default_results
+from kdbench.files import default_reference, default_results, write_atomically
 from kdbench.spec import split_list
 
 if TYPE_CHECKING:
@@ -48,59 +47,54 @@ def leaderboard(
         raise KdbenchError(f"--results {results} is no folder. Leave it out for the records of this checkout's runs.")
     if include_images and (published or format_ != "html"):
         raise KdbenchError("--include-images is for the page of boards: add --format html, without --published.")
-    asked = Asked(results or default_results(), protocol, _names(benchmark), _names(pair))
+    asked = BoardRequest(results or default_results(), protocol, _names(benchmark), _names(pair), format_, output)
     if published:
-        print_published(asked, Output(format_, output))
+        print_published(asked)
     else:
         flags = {"classes": classes, "selection": selection, "costs": costs}
-        also = {name for name, wanted in flags.items() if wanted}
-        print_boards(asked, Output(format_, output), also, include_images)
+        print_boards(asked, {name for name, wanted in flags.items() if wanted}, include_images)
 
 
-class Asked(NamedTuple):
-    """Of which records boards are made: of all where something is None."""
+@dataclass(frozen=True)
+class BoardRequest:
+    """Of which records boards are made (of all where something is None), in which format, and for which file.
+
+    Without a file they go to the terminal.
+    """
 
     results: Path
     protocol: str | None = None
     benchmarks: list[str] | None = None
     pairs: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Output:
-    """How boards are written and where: to a file, or to the terminal."""
-
     format: Format = "table"
     file: Path | None = None
     terminal: Console = field(default_factory=Console)
 
     def render(self, tables: Sequence[Table]) -> str:
-        """Tables in the format, with colours on a terminal."""
+        """Return tables in the format, with colours on a terminal."""
         from kdbench.report.formats import render
 
         return render(self.format, tables, self.file is None and self.terminal.is_terminal)
 
     def deliver(self, text: str, faults: Sequence[str]) -> None:
-        """Writes the text, and to the errors what was left out of it."""
+        """Write the text, and to the errors what was left out of it."""
         for fault in faults:
             complain(fault)
         if self.file is None:
             out(text)
-        else:
-            try:
-                write_atomically(self.file, (text.rstrip("\n") + "\n").encode())
-            except OSError as error:
-                raise KdbenchError(
-                    f"--output '{self.file}' cannot be written: {error.strerror}. Name a file."
-                ) from error
-            out(f"written: {self.file}")
+            return
+        try:
+            write_atomically(self.file, (text.rstrip("\n") + "\n").encode())
+        except OSError as error:
+            raise KdbenchError(f"--output '{self.file}' cannot be written: {error.strerror}. Name a file.") from error
+        out(f"written: {self.file}")
 
 
 def _names(text: str | None) -> list[str] | None:
     return None if text in (None, "all") else list(split_list(text))
 
 
-def print_boards(asked: Asked, output: Output, also: Collection[str] = (), include_images: bool = False) -> None:
+def print_boards(asked: BoardRequest, also: Collection[str] = (), include_images: bool = False) -> None:
     """Write the boards of all records; also: what is shown besides, by its name in EXTRA."""
     from kdbench.report import boards, formats, frame, tables
 
@@ -108,33 +102,33 @@ def print_boards(asked: Asked, output: Output, also: Collection[str] = (), inclu
         asked.results, default_reference(), protocol=asked.protocol, benchmarks=asked.benchmarks, pairs=asked.pairs
     )
     found = boards.boards(loaded.frame)
-    if output.format in formats.EXPORTS:
-        text = formats.EXPORTS[output.format](found)
-    elif output.format == "html":
+    if asked.format in formats.EXPORTS:
+        text = formats.EXPORTS[asked.format](found)
+    elif asked.format == "html":
         from kdbench.report.html import page
 
         text = page.to_html(found, include_images)
     else:
-        text = output.render(tables.tables(found, also))
-    output.deliver(text, loaded.faults)
+        text = asked.render(tables.tables(found, also))
+    asked.deliver(text, loaded.faults)
 
 
-def print_published(asked: Asked, output: Output) -> None:
+def print_published(asked: BoardRequest) -> None:
     """Write published numbers, with what was measured for them, if anything was."""
     from kdbench.report import boards, frame, published
 
     numbers = published.choose(published.read_published(), asked.protocol, asked.benchmarks, asked.pairs)
     loaded = frame.read(asked.results, default_reference())
     matches = published.match(numbers, boards.boards(loaded.frame))
-    if output.format in published.EXPORTS:
-        text = published.EXPORTS[output.format](matches)
-    elif output.format == "html":
+    if asked.format in published.EXPORTS:
+        text = published.EXPORTS[asked.format](matches)
+    elif asked.format == "html":
         from kdbench.report.html import page
 
         text = page.tables_to_html(published.published_tables(matches))
     else:
-        text = output.render(published.published_tables(matches))
-    output.deliver(text, loaded.faults)
+        text = asked.render(published.published_tables(matches))
+    asked.deliver(text, loaded.faults)
 
 
 def list_(
@@ -145,7 +139,11 @@ def list_(
     format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
 ) -> None:
     """What there is: methods, benchmarks, pairs, models, protocols, data sets or the built-in world's domains."""
-    from kdbench.cli.listing import document, listing, render
+    if what == "methods" and format_ == "markdown":
+        from kdbench.tools import method_pages
 
-    page = document(what) if format_ == "markdown" else None
-    out(page or render(listing(what), format_))
+        out(method_pages.document(default_reference()))
+        return
+    from kdbench.cli.listing import listing, render
+
+    out(render(listing(what), format_))

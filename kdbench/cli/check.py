@@ -10,7 +10,7 @@ import typer
 
 from kdbench.cli.shared import Results, out
 from kdbench.errors import KdbenchError
-from kdbench.paths import default_reference, default_results
+from kdbench.files import default_reference, default_results
 
 if TYPE_CHECKING:
     from kdbench.tools.ci_checks.result import CheckResult

@@ -5,36 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from kdbench.progress import Progress
 
 SILENT_SECONDS = 30
 """How long lines say nothing of work that goes on."""
 
 
-class Bars:
+class Bars(Progress):
     """Shows a bar for the work at hand, with the latest losses."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}", style="dim", markup=False),
+        self._progress = rich.Progress(
+            rich.TextColumn("{task.description}", markup=False),
+            rich.BarColumn(bar_width=24),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[losses]}", style="dim", markup=False),
             console=console,
             transient=True,
         )
-        self._task: TaskID | None = None
+        self._task: rich.TaskID | None = None
 
     def begin(self, what: str, total: int) -> None:
         """Start a bar."""
@@ -58,7 +52,7 @@ class Bars:
         _print(self._progress.console, text)
 
 
-class Lines:
+class Lines(Progress):
     """Prints a line when a piece of work ends, and one now and then while it goes on."""
 
     def __init__(self, console: Console) -> None:
@@ -87,7 +81,7 @@ class Lines:
         _print(self._console, text)
 
 
-def progress_for(console: Console) -> Bars | Lines:
+def progress_for(console: Console) -> Progress:
     """Return bars on a terminal, lines elsewhere."""
     return Bars(console) if console.is_terminal else Lines(console)
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kdbench.api import servable_benchmarks
 from kdbench.cli.shared import DataRoot, StoreOption, needed, out, resumable
 from kdbench.errors import KdbenchError, unknown
-from kdbench.paths import default_store
+from kdbench.files import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
 

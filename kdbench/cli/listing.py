@@ -8,7 +8,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kdbench.paths import default_reference
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names
 
 Rows = list[dict[str, str]]
@@ -19,15 +18,6 @@ WIDE = ("stages", "options", "levels from blocks", "normalised as", "toy model (
 def listing(what: str) -> Rows:
     """Return the rows of one list."""
     return LISTS[what]()
-
-
-def document(what: str) -> str | None:
-    """Return the page of a list that has one: docs/methods.md for the methods."""
-    if what != "methods":
-        return None
-    from kdbench.tools import method_pages
-
-    return method_pages.document(default_reference())
 
 
 def render(rows: Rows, format_: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kdbench.cli.shared import Device, StoreOption, out
 from kdbench.errors import KdbenchError
-from kdbench.paths import default_store
+from kdbench.files import default_store
 from kdbench.spec import split_list
 
 app = typer.Typer(no_args_is_help=True, help="Toy models: pretrain and verify them.", rich_markup_mode=None)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kdbench import __version__
 from kdbench.api import make_request
-from kdbench.cli.boards import Asked, Output, print_boards
+from kdbench.cli.boards import BoardRequest, print_boards
 from kdbench.cli.shared import DataRoot, Device, Results, StoreOption, complain, out, resumable
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Protocol
@@ -117,8 +117,8 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
             succeeded.append(done.cell)
         console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
     console.print()
-    asked = Asked(spec.results, context.protocol.id, [cell.id.benchmark for cell in cells], list(spec.pairs))
-    print_boards(asked, Output(terminal=console))
+    benchmarks = [cell.id.benchmark for cell in cells]
+    print_boards(BoardRequest(spec.results, context.protocol.id, benchmarks, list(spec.pairs), terminal=console))
     if pictures:
         from kdbench.engine.pictures import write_pictures
 

@@ -104,26 +104,21 @@ class InferenceCost(NamedTuple):
 @torch.no_grad()
 def inference_of(context: RunContext, model: nn.Module) -> InferenceCost:
     """Measure what is deployed; where its code fails on a blank image, note that and return nothing known."""
+    device, times = context.fabric.device, []
+    image = torch.zeros(1, 3, *context.protocol.image_size, device=device)
     try:
-        return _inference(context, model)
+        with context.fabric.autocast():
+            with counted() as counter:
+                class_scores(model, image, context.protocol.evaluation)
+            for _ in range(TIMED):
+                started = time.perf_counter()
+                class_scores(model, image, context.protocol.evaluation)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(1000 * (time.perf_counter() - started))
     except Exception as error:  # hours of training are not lost for it
         context.progress.note(f"inference is not measured ({error})")
         return InferenceCost()
-
-
-def _inference(context: RunContext, model: nn.Module) -> InferenceCost:
-    device = context.fabric.device
-    image = torch.zeros(1, 3, *context.protocol.image_size, device=device)
-    with context.fabric.autocast():
-        with counted() as counter:
-            class_scores(model, image, context.protocol.evaluation)
-        times = []
-        for _ in range(TIMED):
-            started = time.perf_counter()
-            class_scores(model, image, context.protocol.evaluation)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(1000 * (time.perf_counter() - started))
     return InferenceCost(counter.get_total_flops(), round(min(times), 3))
 
 
@@ -137,23 +132,6 @@ def counted() -> Iterator[FlopCounterMode]:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class PeakMemory:
-    """Measures the most memory that tensors take on a GPU from its making on.
-
-    A CPU's is not known: its process holds the libraries and whatever ran in it before.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-
-    @property
-    def megabytes(self) -> float | None:
-        """The peak so far, in MiB."""
-        return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1) if self._device.type == "cuda" else None
 
 
 class SavedTensors:

@@ -59,10 +59,18 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
+def gpu_memory(device: torch.device) -> float | None:
+    """Return the most MiB that tensors took on a GPU since torch.cuda.reset_peak_memory_stats; None on a CPU.
+
+    A CPU's is not known: its process holds the libraries and whatever ran in it before.
+    """
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None
+
+
 def peak_memory(device: torch.device) -> float:
     """Return the largest memory so far in MiB: of tensors on a GPU, else of this process."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    if found := gpu_memory(device):
+        return found
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 

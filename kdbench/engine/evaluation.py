@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,29 +28,26 @@ from kdbench.types import IGNORE, TEACHER, Part, SegOutput
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class CellScores:
-    """An evaluated cell. per_image: domain -> hits (N, 3, K) of its images at the last snapshot."""
+def evaluate_cell(
+    context: RunContext, plan: Plan, event_log: EventLog
+) -> tuple[list[DomainResult], dict[str, np.ndarray]]:
+    """Count pixels of all snapshots on all domains; the stages have to be done. Stored counts are not taken again.
 
-    domains: list[DomainResult]
-    per_image: dict[str, np.ndarray]
-
-
-def evaluate_cell(context: RunContext, plan: Plan, event_log: EventLog) -> CellScores:
-    """Count pixels of all snapshots on all domains; the stages have to be done. Stored counts are not taken again."""
+    Returns the domains' results, and by domain hits (N, 3, K) of its images at the last snapshot.
+    """
     domains, last = context.data_sources.evaluated(plan.cell.benchmark), plan.stages[-1]
-    scores = CellScores([], {})
+    results: list[DomainResult] = []
+    per_image: dict[str, np.ndarray] = {}
     context.progress.begin(f"{plan.cell.id.name} · testing", len(domains))
     try:
         for done, domain in enumerate(domains, 1):
-            result, per_image = _evaluate_domain(context, plan, domain)
-            scores.domains.append(result)
-            scores.per_image[domain.name] = per_image
+            result, per_image[domain.name] = _evaluate_domain(context, plan, domain)
+            results.append(result)
             event_log.validation(result, last.stage.name, last.snapshots, plan.steps_before(last))
             context.progress.advance(done, {})
     finally:
         context.progress.end()
-    return scores
+    return results, per_image
 
 
 def deploy(context: RunContext, plan: Plan, snapshot: int = -1) -> nn.Module:

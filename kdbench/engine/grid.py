@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from kdbench.models.weights import ModelSource, PretrainedModels
 from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
-from kdbench.records import SIDE_FILE, CellId, Record, Resolved, read_record
+from kdbench.records import SIDE_FILE, Record, Resolved, read_record
 from kdbench.spec import RunSpec, assign_settings, make_config, variant
 
 
@@ -53,13 +53,8 @@ class Done:
     cached: bool
 
 
-@dataclass(frozen=True)
-class MethodVariant:
-    """A method with its options and the variant's name; without a method, the teacher's own method."""
-
-    plugin: MethodPlugin | None = None
-    config: MethodConfig = field(default_factory=MethodConfig)
-    name: str = ""
+MethodVariant = tuple[MethodPlugin | None, MethodConfig, str]
+"""A method with its options and the variant's name; None for the teacher's own row."""
 
 
 def make_context(spec: RunSpec, progress: Progress) -> RunContext:
@@ -118,19 +113,17 @@ def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
         context.make_cell(
             benchmark,
             pair.teacher,
-            pair.student if method.plugin else None,
-            method.plugin,
-            method.config,
-            variant=method.name,
+            pair.student if plugin else None,
+            plugin,
+            config,
+            variant=name,
             seed=seed,
             label_fraction=spec.label_fraction,
         )
-        for benchmark, pair, seed, method in itertools.product(benchmarks, pairs, spec.seeds, methods)
+        for benchmark, pair, seed, (plugin, config, name) in itertools.product(benchmarks, pairs, spec.seeds, methods)
     )
-    distinct: dict[CellId, Cell] = {}
-    for cell in cells:
-        distinct.setdefault(cell.id, cell)
-    return list(distinct.values())
+    # Of equal cells the first.
+    return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
 
 
 def recorded_cell(recorded: Resolved) -> Cell:
@@ -154,21 +147,19 @@ def _requested(spec: RunSpec) -> list[MethodVariant]:
     settings = assign_settings(spec.settings, names)
     if spec.label and not any(settings.values()):
         raise KdbenchError(f"--as {spec.label}: a label names what --set changes, and nothing is set.")
-    rows = []
+    rows: list[MethodVariant] = []
     for plugin in plugins:
         config = make_config(plugin, settings[plugin.name])
         label = spec.label if settings[plugin.name] or len(plugins) == 1 else ""
-        rows.append(MethodVariant(plugin, config, variant(config, label)))
+        rows.append((plugin, config, variant(config, label)))
     return rows
 
 
 def _references() -> list[MethodVariant]:
     """Return the teacher and every undistilled method with its defaults; a broken plug-in is no reference."""
     plugins, _ = load_all(method_names(), load_method)
-    return [
-        MethodVariant(),
-        *(MethodVariant(p, make_config(p, {})) for p in plugins.values() if p.method.role == "undistilled"),
-    ]
+    undistilled = [plugin for plugin in plugins.values() if plugin.method.role == "undistilled"]
+    return [(None, MethodConfig(), ""), *((plugin, make_config(plugin, {}), "") for plugin in undistilled)]
 
 
 def _check_label_maps(protocol: Protocol, benchmarks: list[Benchmark]) -> None:

@@ -16,10 +16,9 @@ from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.method import Stage
 from kdbench.models.registry import ModelSpec
-from kdbench.names import domain_name, model_name
+from kdbench.names import amount, domain_name, model_name
 from kdbench.progress import Progress
 from kdbench.types import Phase
-from kdbench.units import amount
 
 
 def check_together(context: RunContext, cells: list[Cell]) -> None:

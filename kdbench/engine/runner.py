@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from kdbench.data.loading import training_batches
-from kdbench.engine.costs import InferenceCost, PeakMemory, inference_of, stage_flops
+from kdbench.engine.costs import InferenceCost, inference_of, stage_flops
 from kdbench.engine.distributed import Failure, all_failures, explain_failures, failure_of, share
-from kdbench.engine.environment import host, peak_memory, revision, versions
+from kdbench.engine.environment import gpu_memory, host, peak_memory, revision, versions
 from kdbench.engine.evaluation import deploy, deployment_source, evaluate_cell
 from kdbench.engine.keys import weights_digest
 from kdbench.engine.parts import Encode, compile_encoder, stage_models
@@ -88,11 +88,11 @@ def run_cell(
         log.open(resolved, started, revision())
         for stage in finish_stages(context, plan, log):
             stages.append(stage)
-        scores = evaluate_cell(context, plan, log)
+        domains, counts = evaluate_cell(context, plan, log)
         model = deploy(context, plan)
-        inference, per_image = inference_of(context, model), scores.per_image
+        inference, per_image = inference_of(context, model), counts
         result = Result(
-            domains=scores.domains,
+            domains=domains,
             stages=[stage.result() for stage in stages],
             parameters=_parameters(plan, model),
             inference_flops=inference.flops,
@@ -185,7 +185,7 @@ def _finish_stage(
                 stage.folder.clear()
         cached: bool = fabric.broadcast(stage.folder.summary is not None)
         if cached:
-            log.stored(stage.stage.name, stage.steps)
+            log.write({"event": "stored", "stage": stage.stage.name, "steps": stage.steps})
         else:
             summary = train_stage(context, plan, stage, flops, log)
             if fabric.is_global_zero:
@@ -229,7 +229,8 @@ def train_stage(
         skipped=skipped,
         most_skipped=context.protocol.most_skipped,
     )  # fmt: skip
-    peak = PeakMemory(fabric.device)
+    if fabric.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(fabric.device)
     summary = train(fabric, job, planned.folder, log.stage(stage.name, plan.steps_before(planned), context.progress))
     idle = [name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]]
     if idle:
@@ -241,7 +242,7 @@ def train_stage(
         update={
             "flops": flops,
             "strides": map_strides,
-            "memory_mb": peak.megabytes,
+            "memory_mb": gpu_memory(fabric.device),
             "versions": versions(fabric.device, context.protocol.precision),
             "revision": revision(),
         }

@@ -130,10 +130,6 @@ class EventLog:
         """Return a listener for a stage's training. before: steps of all earlier stages."""
         return StageProgress(self, name, before, shown)
 
-    def stored(self, stage: str, steps: int) -> None:
-        """Tell that a stage need not be trained."""
-        self.write({"event": "stored", "stage": stage, "steps": steps})
-
     def validation(self, result: DomainResult, stage: str, steps: Sequence[int], before: int) -> None:
         """Tell a domain's mIoU in percent at every snapshot of the last stage, taken after these steps of it."""
         for step, value in zip(steps, mious(snapshots(result)), strict=True):
@@ -183,7 +179,7 @@ class EventLog:
             self._note(f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
 
 
-class StageProgress:
+class StageProgress(Progress):
     """Shows a stage's progress and writes it to the event log."""
 
     def __init__(self, event_log: EventLog, stage: str, before: int, shown: Progress) -> None:

@@ -15,8 +15,8 @@ import seaborn
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from kdbench.names import amount
 from kdbench.report.statistics import pareto_front
-from kdbench.units import amount
 
 ROLES = {"teacher": "#303030", "undistilled": "#d55e00", "distilled": "#0173b2"}
 """Colours of seaborn's colour-blind palette."""

@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 
 from kdbench.metrics import domain_miou, domains, role_miou
-from kdbench.names import model_name
+from kdbench.names import amount, model_name
 from kdbench.records import Record
 from kdbench.report.boards import ORACLE, RULES, Board, Summary, summaries
 from kdbench.report.statistics import ENOUGH, LEVEL, POWER, Comparison
-from kdbench.units import amount
 
 SIGNS = "*†‡§¶"
 REFERENCE = "°"

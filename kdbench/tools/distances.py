@@ -21,12 +21,11 @@ from kdbench.engine.evaluation import evaluate
 from kdbench.engine.keys import key_of
 from kdbench.engine.store import Store
 from kdbench.engine.trainer import LossModule, TrainingJob, train
-from kdbench.files import save_atomically, write_atomically
+from kdbench.files import default_store, save_atomically, write_atomically
 from kdbench.metrics import hits, miou
 from kdbench.models.backbones import TOY_IMAGE_SIZE, build_toy
 from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
-from kdbench.paths import default_store
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Augmentation, Evaluation, Recipe
 from kdbench.types import Batch, Phase

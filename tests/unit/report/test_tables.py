@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdbench.names import amount
 from kdbench.records import Record, StageResult
 from kdbench.report.boards import boards
 from kdbench.report.frame import Entry, to_frame
 from kdbench.report.tables import EXTRA, Table, number, result_line, signed, signs, tables
-from kdbench.units import amount
 
 STEPS = (0.0, 0.5, 0.2, 0.9, 0.4)
 
