@@ -4,7 +4,7 @@
 
 Prints a markdown table; no test asserts a time. The engine's loop as a run has it (bfloat16, the teacher held in it),
 real architectures with random weights, the recipes of protocol paper on one of the four processes that GKD trains with.
-Images lie in the device's memory: reading them is test_reading.py's.
+Images lie in the device's memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from kdbench.engine.costs import PeakMemory, counted
+from kdbench.engine.costs import counted
+from kdbench.engine.environment import gpu_memory
 from kdbench.engine.parts import Networks, cast_products, stage_models
 from kdbench.engine.store import StageFolder
 from kdbench.engine.trainer import LossModule, TrainingJob, train
@@ -92,9 +93,10 @@ def measured(
         return train(fabric, job, StageFolder(folder), Silent())
 
     run(WARM)
-    peak = PeakMemory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     done = run(steps)
-    memory = peak.megabytes
+    memory = gpu_memory(device)
     few = fabric.to_device(batch.micro_batches(recipe.batch // 2)[0])
     with counted() as counter, fabric.autocast():
         torch.stack(list(stage.loss(few, *stage_models(nets, stage)).values())).sum().backward()

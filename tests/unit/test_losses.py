@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr, softmax
-from torch import Tensor, nn
+from torch import nn
 
 from kdbench.errors import KdbenchError
 from kdbench.losses import (
@@ -72,11 +72,6 @@ def test_kl_and_its_gradient_are_finite_at_extreme_logits(entry: float) -> None:
     assert torch.isfinite(student.grad).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_kl_is_in_single_precision(dtype: torch.dtype, random) -> None:
-    assert kl(random(2, 3).to(dtype), random(2, 3).to(dtype), 1, 1).dtype == torch.float32
-
-
 def test_kl_is_in_single_precision_under_autocast(random) -> None:
     student, teacher = random(2, 300), random(2, 300)
     with torch.autocast("cpu", torch.bfloat16):
@@ -89,11 +84,6 @@ def test_resize_is_bilinear_between_pixel_centres() -> None:
     # Two columns to four: their centres lie at -1/4, 1/4, 3/4 and 5/4 of the old ones.
     map_ = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     assert resize(map_, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
-
-
-def test_resize_returns_a_fitting_map_as_it_is(random) -> None:
-    map_ = random(1, 2, 3, 4)
-    assert resize(map_, (3, 4)) is map_
 
 
 @pytest.mark.parametrize(("student", "teacher"), [((4, 6), (2, 3)), ((2, 3), (4, 6)), ((4, 6), (4, 6))])
@@ -139,12 +129,6 @@ def test_token_projector_is_a_layer_norm_and_an_affine_map(random) -> None:
         vector = map_[at].double().numpy()
         normed = (vector - vector.mean()) / np.sqrt(vector.var() + 1e-5)
         assert np.allclose(out[at].detach().numpy(), weight @ (normed * gain + shift) + bias, atol=1e-5)
-
-
-def test_projecting_commutes_with_moving_positions(random) -> None:
-    projector = Projector(3, 5, convolutional=False)
-    map_: Tensor = random(1, 3, 4, 6)
-    assert torch.allclose(projector(map_.flip(-1)), projector(map_).flip(-1), atol=1e-6)
 
 
 def test_pixel_kl_is_a_mean_over_pixels_and_channel_kl_over_channels(random) -> None:

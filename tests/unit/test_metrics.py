@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from kdbench.metrics import class_iou, domain_miou, domains, hits, miou, pixel_accuracy, snapshots
+from kdbench.metrics import class_iou, domain_miou, domains, hits, miou, snapshots
 
 IGNORE = 255
 
@@ -61,16 +61,9 @@ def test_hits_are_true_positives_false_positives_and_false_negatives() -> None:
     np.testing.assert_array_equal(hits(stack), np.stack([hits(matrix) for matrix in stack]))
 
 
-def test_pixel_accuracy_leaves_ignored_pixels_out() -> None:
-    truth, guess = masks(3, 5)
-    right = sum(t == g for t, g in zip(truth.ravel(), guess.ravel(), strict=True) if t != IGNORE)
-    assert pixel_accuracy(confusion_of(truth, guess, 5)) == pytest.approx(100 * right / (truth != IGNORE).sum())
-
-
 def test_nothing_labelled_has_no_score() -> None:
     nothing = np.zeros((3, 3), dtype=np.int64)
     assert math.isnan(miou(hits(nothing)))
-    assert math.isnan(pixel_accuracy(nothing))
 
 
 def test_domains_by_role(make_record, make_domain) -> None:

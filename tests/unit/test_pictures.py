@@ -59,7 +59,3 @@ def test_the_legend_below_the_pictures_shows_every_colour() -> None:
     sheet = contact_sheet([("row", [flat(RED)])], ["column"], legend=legend)
     bottom = box(sheet, RED)[2]
     assert all(box(sheet, colour)[0] >= bottom for _, colour in legend)
-
-
-def test_grey_pictures_are_grey() -> None:
-    assert box(contact_sheet([("depth", [np.full((64, 128), 90, np.uint8)])], ["x"]), (90, 90, 90))

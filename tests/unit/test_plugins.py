@@ -36,13 +36,6 @@ def test_a_file_dropped_into_the_folder_is_a_method_by_its_stem(tmp_path: Path) 
     assert load_method("my-way", tmp_path).name == "my_way"
 
 
-def test_a_path_gives_the_same_as_the_folder(tmp_path: Path) -> None:
-    path = write(tmp_path, "my-way.py", METHOD)
-    by_path, by_name = load_method(str(path)), load_method("my_way", tmp_path)
-    assert by_path.name == by_name.name == "my_way"
-    assert by_path.method.__name__ == by_name.method.__name__
-
-
 def test_two_files_of_one_stem_in_two_places_stay_apart(tmp_path: Path) -> None:
     for folder, idea in (("a", "First."), ("b", "Second.")):
         (tmp_path / folder).mkdir()

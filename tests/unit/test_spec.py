@@ -44,6 +44,7 @@ def test_text_is_parsed(parse: Callable[..., Any], text: Any, parsed: object) ->
     [
         (split_list, " , ", "names nothing"),
         (parse_seeds, "3-1", "seeds are whole numbers"),
+        (parse_seeds, "3-", "seeds are whole numbers"),
         (parse_fraction, "1/0", "write a part of the labelled images"),
         (parse_settings, ["temperature"], "write option=value"),
     ],

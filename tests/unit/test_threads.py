@@ -28,12 +28,6 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(environment: dict
     assert run(f"import kdbench; {SHOW}", **environment) == (expected, "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="optional: libgomp, which shows its settings")
-def test_torch_reads_the_setting() -> None:
-    _, shown = run("import kdbench.cli, torch", OMP_DISPLAY_ENV="TRUE")
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
-
-
 def test_where_torch_is_loaded_already_a_warning_says_once_what_to_do() -> None:
     loaded = "import sys; sys.modules['torch'] = sys; import kdbench, kdbench.errors"
     _, warned = run(loaded)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdbench.engine import costs
-from kdbench.engine.costs import InferenceCost, PeakMemory, SavedTensors, cost_of, counted, inference_of, stage_flops
+from kdbench.engine.costs import InferenceCost, SavedTensors, cost_of, counted, inference_of, stage_flops
 from kdbench.engine.grid import Done
 from kdbench.engine.parts import stage_models
 from kdbench.engine.plan import Cell, RunContext, make_plan
@@ -134,15 +134,6 @@ def test_what_is_deployed_is_counted_and_timed(plan_cells: PlanCells) -> None:
     flops, latency = inference_of(context, model)  # type: ignore[arg-type]
     assert flops == 2 * height * width * 5 * 3 * 3 * 3
     assert latency > 0
-
-
-def test_the_peak_of_a_gpu_begins_anew_and_a_cpus_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {"most": 7 * 2**20}
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=2**20))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
-    peak = PeakMemory(torch.device("cuda"))
-    held["most"] += 2**19
-    assert (peak.megabytes, PeakMemory(torch.device("cpu")).megabytes) == (1.5, None)
 
 
 def test_attention_is_counted_where_torch_would_fuse_it() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -11,15 +10,14 @@ from torch import Tensor, nn
 
 from kdbench.engine import parts
 from kdbench.engine.grid import Done
-from kdbench.engine.parts import Networks, WeightSource, compile_encoder, stage_models
+from kdbench.engine.parts import Networks, WeightSource, compile_encoder
 from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.errors import KdbenchError
-from kdbench.method import Stage, task_loss
 from kdbench.models.backbones import Encoder, build_toy
 from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 from kdbench.protocol import PROTOCOLS
-from kdbench.types import Features, FeatureSpec, Part, Phase
+from kdbench.types import Features, FeatureSpec, Part
 
 CPU, SIZE = torch.device("cpu"), (64, 128)
 Run = Callable[..., list[Done]]
@@ -144,30 +142,6 @@ def test_what_is_held_in_bfloat16_is_the_frozen_teacher_under_mixed_precision(
         assert [names for names in (context.bf16_parts(fit), context.bf16_parts(joint)) if names] == expected
 
 
-def test_the_teachers_own_row_does_not_change_where_it_is_held_in_bfloat16_in_training(
-    run_cells: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
-    smoke = PROTOCOLS["smoke"].model_copy(update={"precision": "bf16-mixed"})
-    monkeypatch.setitem(PROTOCOLS, "smoke", smoke)
-    cast: list[torch.dtype] = []
-    whole = parts.cast_products
-    monkeypatch.setattr(parts, "cast_products", lambda module, dtype: cast.append(dtype) or whole(module, dtype))
-    found = []
-    for folder in ("bf16", "plain"):
-        if folder == "plain":
-            monkeypatch.setattr(RunContext, "bf16_parts", lambda self, stage: frozenset())
-        cast.clear()
-        teacher, student = run_cells(
-            methods=("logit_kd",), references=True, store=tmp_path / folder, results=tmp_path / f"{folder}-results"
-        )[::2]
-        assert (torch.bfloat16 in cast) == (folder == "bf16")
-        assert teacher.record.result is not None, teacher.record.error
-        assert student.record.result is not None, student.record.error
-        found.append([teacher.record.result.domains, student.record.result.domains])
-    for bf16, plain in zip(*found, strict=True):
-        assert [domain.confusion.tolist() for domain in bf16] == [domain.confusion.tolist() for domain in plain]
-
-
 # --- compiled encoders
 
 
@@ -177,9 +151,6 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **options: whole(module, backend="eager"))
     torch.compiler.reset()
-
-
-FIT_STUDENT = Stage("fit", Phase.TASK, trains=frozenset({Part.STUDENT_ENCODER}), loss=task_loss)
 
 
 class Small(Encoder):
@@ -245,18 +216,6 @@ def test_a_backbone_that_cannot_be_compiled_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "compile", lambda module, **options: whole(module, backend=no_compiler))
     with pytest.raises(KdbenchError, match=r"small cannot be compiled here \(.*\)\. Run it without --compile"):
         compile_encoder(Small(), "small", SIZE, torch.float32)
-
-
-@pytest.mark.usefixtures("traced")
-def test_a_loss_sees_what_was_compiled() -> None:
-    network, scaled = Small().eval(), Small("scaled").eval()
-    scaled.load_state_dict(network.state_dict())
-    networks = Networks(segmentor("dinov2-s"), Segmentor(network, nn.Identity()))
-    student, _ = stage_models(networks, FIT_STUDENT, {Part.STUDENT_ENCODER: torch.compile(scaled)})
-    seen = student.encode(images(), hidden(network))
-    expected = network(1.1 * images(), hidden(network))
-    assert torch.allclose(seen.final, expected.final, atol=1e-5)
-    assert student.images == 2
 
 
 def test_a_compiled_run_trains_through_what_was_compiled_and_has_keys_of_its_own(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,20 +118,3 @@ def test_large_pictures_are_kept_smaller_and_fit_each_other(
     # The pixel in the middle of each two by two, as nearest-exact has it.
     assert [s.label.tolist() for s in small.scenes] == [s.label[1::2, 1::2].tolist() for s in large.scenes]
     assert [maps.tolist() for maps in after] == [maps[1::2, 1::2].tolist() for maps in before]
-
-
-def test_few_labels_have_a_folder_of_their_own(draw: Callable[..., list[Path]]) -> None:
-    (sheet,) = draw(methods=("baseline",), label_fraction="1/2")
-    assert sheet.parents[1].name == "p2r@1-2"
-    assert len(list(sheet.parent.glob("*.predictions.npz"))) == 1
-
-
-def test_what_pictures_have_trained_again_keeps_its_operations(draw: Callable[..., list[Path]], tmp_path: Path) -> None:
-    draw(methods=("baseline",), store=tmp_path / "store")
-    shutil.rmtree(tmp_path / "store")
-    for kept in (tmp_path / "results").rglob("*.predictions.npz"):
-        kept.unlink()
-    draw(methods=("baseline",), store=tmp_path / "store")
-    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "store").rglob("stage.json")]
-    assert summaries
-    assert all(summary["flops"] for summary in summaries)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kdbench.engine import grid
-from kdbench.engine.distributed import all_failures, check_shares, gather_interleaved, make_fabric, processes, share
+from kdbench.engine.distributed import check_shares, make_fabric, processes, share
 from kdbench.engine.tracking import SUFFIX
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
@@ -69,13 +69,6 @@ def test_uneven_shares_are_refused_before_any_process_starts(
     monkeypatch.setattr(grid, "make_fabric", lambda *arguments: pytest.fail("processes were started"))
     with pytest.raises(KdbenchError, match=r"3 processes .* fit_teacher has batches of 4, .*Start one of 1, 2, 4"):
         grid.make_context(make_spec(devices=3), Silent())
-
-
-def test_one_process_gathers_what_it_has() -> None:
-    alone: Any = SimpleNamespace(world_size=1)
-    rows = np.arange(6).reshape(3, 2)
-    assert gather_interleaved(alone, rows) is rows
-    assert all_failures(alone, None) == [None]
 
 
 GRADIENTS = """

@@ -118,12 +118,6 @@ def test_as_many_images_as_a_method_asks_for_give_every_term_something(name: str
         assert not silent, f"{name}, stage {stage.name}, with {stage.smallest_batch} images"
 
 
-def test_a_method_that_asks_for_two_images_has_nothing_to_say_of_one() -> None:
-    ((stage, terms),) = own_terms("sp", 1)
-    assert stage.smallest_batch == 2
-    assert terms["sp"] == 0
-
-
 class Small(nn.Module):
     """A loss on a device that holds so many images."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from configparser import ConfigParser
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from lightning.fabric.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdbench.api import _trackers
+from kdbench.api import make_request
 from kdbench.engine import tracking, trainer
 from kdbench.engine.grid import Done, expand, make_context, run_grid
 from kdbench.engine.tracking import SUFFIX, TRACKERS, EventLog, find_trackers, logdir
@@ -155,17 +154,6 @@ def test_a_resumed_run_appends_and_drops_an_unfinished_line(make_spec: MakeSpec,
     assert set(scalars(logdir(spec.results) / place)) == set(curves(events))
 
 
-def test_a_stage_from_the_store_is_one_line(make_spec: MakeSpec, tmp_path: Path) -> None:
-    run(make_spec(results=tmp_path / "first"))
-    spec = make_spec(results=tmp_path / "second")
-    run(spec)
-    events = only(spec)
-    assert [(event["event"], event.get("stage")) for event in events[:4]] == [
-        ("cell", None), ("stored", "proxy"), ("stored", "source"), ("stored", "task"),
-    ]  # fmt: skip
-    assert set(kinds(events[4:-1])) == {"validation"}
-
-
 def test_what_is_done_is_left_alone_and_fresh_or_another_key_begins_anew(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(store=tmp_path / "store")
     run(spec)
@@ -189,34 +177,6 @@ def test_a_failed_cell_says_why(make_spec: MakeSpec, tmp_path: Path) -> None:
     last = only(spec)[-1]
     assert (last["event"], last["error"]) == ("failed", failed.record.error)
     assert "the cable is out" in last["error"]
-
-
-def test_a_cell_that_cannot_be_planned_says_so(make_spec: MakeSpec, tmp_path: Path) -> None:
-    bad = tmp_path / "unplanned.py"
-    bad.write_text(
-        "from kdbench.method import Method\n\n\n"
-        "class Unplanned(Method):\n"
-        "    def stages(self):\n"
-        "        raise OSError('no plan')\n",
-        encoding="utf-8",
-    )
-    spec = make_spec(methods=(str(bad),))
-    run(spec)
-    header, ending = only(spec)
-    assert header["method"] == "unplanned"
-    assert "no plan" in ending["error"]
-
-
-def test_each_line_can_be_read_at_once(make_spec: MakeSpec, tmp_path: Path) -> None:
-    spec, seen = make_spec(store=tmp_path / "store"), []
-
-    class Reader(Silent):
-        def advance(self, done: int, losses: Mapping[str, float]) -> None:
-            seen.append(len(only(spec)))
-
-    run(spec, Reader())
-    # Each report of the first stage finds the header, the stage's beginning and all earlier reports.
-    assert seen[:8] == list(range(2, 10))
 
 
 def test_a_log_that_cannot_be_written_stops_no_run(make_spec: MakeSpec) -> None:
@@ -369,10 +329,6 @@ def test_a_tracker_that_fails_is_left_out_and_named_once(make_spec: MakeSpec, fa
     assert told == [metrics(events) for events in logs(spec).values()]
 
 
-def test_a_request_does_not_change_with_who_looks_on(make_spec: MakeSpec) -> None:
-    assert make_spec(watch=("tensorboard",)).passed() == make_spec().passed()
-
-
 def test_names_are_checked_and_kept_in_order() -> None:
     assert find_trackers("none") == ()
     assert find_trackers("tensorboard") == ("tensorboard",)
@@ -383,8 +339,6 @@ def test_names_are_checked_and_kept_in_order() -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
-
     def without(*missing: str) -> Callable[[str], ModuleSpec | None]:
         return lambda name: None if name in missing else find_spec("json")
 
@@ -394,21 +348,12 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         find_trackers("mlflow,wandb")
     with pytest.raises(KdbenchError, match="pip install tensorboard"):
         find_trackers("tensorboard")
-    assert _trackers(None, notes.append) == ()
-    assert len(notes) == 1
-    assert "tensorboard is not installed" in notes[0]
+    notes: list[str] = []
+    assert make_request(notes.append, method="gkd", pair="dinov2-s:deit-s").watch == ()
+    assert "tensorboard is not installed" in notes.pop()
     monkeypatch.setattr(tracking, "find_spec", without("wandb"))
-    assert _trackers(None, notes.append) == ("tensorboard",)
-    assert len(notes) == 1
-
-
-def test_the_extra_installs_every_tracker() -> None:
-    config = ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    extras = config["options.extras_require"]
-    optional = [name for name in TRACKERS if name != tracking.DEFAULT]
-    assert [line.partition(">")[0] for line in extras["tracking"].split()] == optional
-    assert tracking.DEFAULT in config["options"]["install_requires"]
+    assert make_request(notes.append, method="gkd", pair="dinov2-s:deit-s").watch == ("tensorboard",)
+    assert not notes
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
