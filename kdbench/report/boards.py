@@ -28,7 +28,7 @@ from kdbench.report.statistics import (
     pareto_front,
     resample,
     seeds_of,
-)  # fmt: skip
+)
 
 ROLES = ("teacher", "undistilled", "distilled")
 LAST: Final = "last"
@@ -36,6 +36,8 @@ SOURCE: Final = "best on the source"
 ORACLE: Final = "oracle"
 RULES = (LAST, SOURCE, ORACLE)
 """How one of a run's snapshots is selected. Boards use the last; the oracle looks at the targets: an upper bound."""
+SETTING = ["protocol_id", "protocol", "decoder", "model_set", "data_source", "label_fraction", "family"]
+"""Columns of the frame that all cells of a board share, or its students."""
 Methods = dict[str, pd.DataFrame]
 """The cells of every method (label), in the order of their seeds."""
 NUMBERS = ["mean", "deviation", "worst", "source", "gap", "accuracy"]
@@ -82,6 +84,16 @@ class Board:
     notes: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """How titles of tables begin."""
+        return self.benchmark
+
+    @property
+    def common(self) -> Board:
+        """Itself, as of a summary its first board."""
+        return self
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Teacher and student as displayed; the teacher alone where no student was run."""
         return tuple(model_name(name, self.model_set) for name in self.pair.split(":"))
@@ -114,6 +126,7 @@ def _boards(teacher: str, pairs: dict[str, pd.DataFrame]) -> Iterator[Board]:
 
 def _board(pair: str, frame: pd.DataFrame) -> Board:
     cell, measured = frame.iloc[-1], frame[frame.domain.notna()]
+    setting = cell[SETTING].to_dict()
     cells = frame.drop_duplicates("cell").sort_values(["label", "seed"])
     methods = dict(list(cells.groupby("label")))
     targets, sources = (list(measured.domain[measured.domain_role == role].unique()) for role in ("target", "source"))
@@ -126,32 +139,20 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
     rows = _rows(methods, last, targets, sources).assign(footnote=_footnotes(methods, reasons))
     order = _order(rows)
     rows, scores = rows.loc[order].rename_axis("method"), scores.loc[order].rename_axis("method")
-    comparison = compare_rows(rows.role, scores)
-    ranked = competing(rows.role, scores, comparison)
+    rows, comparison = _compared(rows, scores)
     known = measured[measured.label.isin(order[rows["mean"].notna()])]
     snapshots, selection = _over_snapshots(known, targets, sources)
     over_images, faults = _over_images(comparison, measured[measured["last"]], methods)
     return Board(
-        protocol_id=cell.protocol_id,
-        protocol=cell.protocol,
-        data_source=cell.data_source,
+        **setting | {"family": None if pd.isna(cell.family) else cell.family},
         benchmark=cell.benchmark,
-        label_fraction=cell.label_fraction,
         title=benchmark_title(cell.title, cell.data_source),
         pair=pair,
-        family=None if pd.isna(cell.family) else cell.family,
-        decoder=cell.decoder,
-        model_set=cell.model_set,
         frame=frame,
         data_sources={shown[name]: source for name, source in served.items()},
         validated=tuple(shown[name] for name in sources),
         sources=_trained(cells) or tuple(shown[name] for name in sources),
-        rows=rows.assign(
-            ranked=ranked,
-            rank=comparison.ranks.reindex(order),
-            gap_recovered=comparison.gap_recovered.reindex(order),
-            pareto=order.isin(pareto_front(rows["mean"].where(ranked), rows.train_flops)),
-        ),
+        rows=rows.assign(pareto=order.isin(pareto_front(rows["mean"].where(rows.ranked), rows.train_flops))),
         targets=_targets(methods, by_seed).loc[order].rename(columns=shown),
         by_seed=by_seed.rename(columns=shown).rename_axis(["method", "seed"]),
         scores=scores,
@@ -236,22 +237,24 @@ def _order(rows: pd.DataFrame) -> pd.Index:
     return pd.Index([label for *_, label in sorted(keys)], name="method")
 
 
-def compare_rows(roles: pd.Series, scores: pd.DataFrame) -> Comparison:
-    """Compare a board's students. The baseline is the first undistilled row; one without a variant goes before all."""
-    known = scores.notna().any(axis=1)
-    alone = roles.index[(roles == "undistilled") & known]
-    teacher = roles.index[(roles == "teacher") & known]
-    return compare(
-        scores[known & (roles != "teacher")],
+def _compared(rows: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, Comparison]:
+    """Compare the students; add to the rows who competes (has the seeds of the ranking), ranks and gaps recovered.
+
+    The baseline is the first undistilled row; one without a variant goes before all.
+    """
+    known, teachers = scores.notna().any(axis=1), rows.role == "teacher"
+    alone, teacher = rows.index[(rows.role == "undistilled") & known], rows.index[teachers & known]
+    found = compare(
+        scores[known & ~teachers],
         min(alone, key=lambda method: "[" in method, default=None),
         scores.loc[teacher[0]] if len(teacher) else pd.Series(dtype=float),
     )
-
-
-def competing(roles: pd.Series, scores: pd.DataFrame, found: Comparison) -> pd.Series:
-    """Tell which students compete for ranks and marks: those with the board's seeds."""
-    alike = [bool(found.seeds) and seeds_of(row) == found.seeds for _, row in scores.iterrows()]
-    return (roles != "teacher") & pd.Series(alike, roles.index, dtype=bool)
+    alike = np.array([seeds == found.seeds for seeds in seeds_of(scores)], bool) & bool(found.seeds)
+    return rows.assign(
+        ranked=~teachers & alike,
+        rank=found.ranks.reindex(rows.index),
+        gap_recovered=found.gap_recovered.reindex(rows.index),
+    ), found
 
 
 def _trained(cells: pd.DataFrame) -> tuple[str, ...]:
@@ -315,12 +318,13 @@ def _footnotes(methods: Methods, reasons: dict[str, list[str]]) -> pd.Series:
 
 
 def _engines(methods: Methods) -> Iterator[str]:
-    """Tell which version of the engine ran whom, where they differ; of a record before versions it is unknown."""
+    """Tell which version of the engine ran whom, where known ones differ."""
     made: dict[str, list[str]] = defaultdict(list)
     for label, held in methods.items():
-        made[" and ".join(sorted(set(held.engine_version.fillna("unknown"))))].append(label)
-    if len(made) > 1 or any(" and " in versions for versions in made):
-        each = "; ".join(f"{versions}: {', '.join(made[versions])}" for versions in sorted(made))
+        for version in held.engine_version.dropna().unique():
+            made[version].append(label)
+    if len(made) > 1:
+        each = "; ".join(f"{version}: {', '.join(made[version])}" for version in sorted(made))
         yield f"Made with different versions of the engine: {each}."
 
 
@@ -424,6 +428,16 @@ class Summary:
     comparison: Comparison
 
     @property
+    def name(self) -> str:
+        """How titles of tables begin."""
+        return f"{len(self.boards)} benchmarks"
+
+    @property
+    def benchmark(self) -> str:
+        """All of them."""
+        return " ".join(board.benchmark for board in self.boards)
+
+    @property
     def common(self) -> Board:
         """The first board, for what all have in common; its data source names every version that they used."""
         return replace(self.boards[0], data_source=" and ".join(sorted({board.data_source for board in self.boards})))
@@ -448,50 +462,38 @@ def _summary(found: Sequence[Board]) -> Summary:
     for board in found:
         by_source[", ".join(board.sources)].append(board)
     roles = {method: role for board in found for method, role in board.rows.role.items()}
-    rows, sources, scores = {}, {}, {}
-    for method, role in roles.items():
-        there = [board for board in found if method in board.rows.index]
-        known = [set(held) for board in there if (held := seeds_of(board.scores.loc[method]))]
-        seeds = sorted(set.intersection(*known)) if known else []
-        means = {
-            source: [mean_of(_score(board, method, seed) for board in group) for seed in seeds]
-            for source, group in by_source.items()
-        }
-        every = {
-            seed: mean
-            for seed, *each in zip(seeds, *means.values(), strict=True)
-            if (mean := mean_of(each)) is not None
-        }
-        scores[method] = pd.Series(every, dtype=float)
-        sources[method] = {source: mean_of(values) for source, values in means.items()}
-        rows[method] = {
-            "role": role,
-            "seeds": tuple(every),
-            "mean": mean_of(every.values()),
-            "deviation": deviation(list(every.values())),
-            "mean_rank": mean_of(
-                mean_of(board.rows["rank"].get(method) for board in group) for group in by_source.values()
-            ),
-            "reference": all(board.rows.reference[method] for board in there),
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index").astype({"mean": float, "deviation": float, "mean_rank": float})
-    order = _order(table)
-    table, wide = table.loc[order].rename_axis("method"), pd.DataFrame(scores).T.loc[order]
-    comparison = compare_rows(table.role, wide)
+    seeds = sorted(set().union(*(board.scores.columns for board in found)))
+    held = {board.benchmark: board.scores.reindex(index=list(roles), columns=seeds) for board in found}
+    each = {source: _mean([held[board.benchmark] for board in group]) for source, group in by_source.items()}
+    # A method's seeds are those that all benchmarks have on which it has any.
+    shared = np.logical_and.reduce([known.notna().T | known.isna().all(axis=1) for known in held.values()]).T
+    sources = pd.DataFrame(
+        {source: [mean_of(row[there]) for row, there in zip(means.to_numpy(), shared, strict=True)]
+         for source, means in each.items()}, list(roles), dtype=float,
+    )  # fmt: skip
+    scores = _mean(list(each.values()))
+    every = [row[np.isfinite(row)] for row in scores.to_numpy()]
+    ranks = [_mean([board.rows["rank"].reindex(list(roles)) for board in group]) for group in by_source.values()]
+    rows = pd.DataFrame({
+        "role": roles,
+        "seeds": pd.Series(seeds_of(scores), list(roles)),
+        "mean": pd.Series([mean_of(values) for values in every], list(roles), dtype=float),
+        "deviation": pd.Series([deviation(values) for values in every], list(roles), dtype=float),
+        "mean_rank": _mean(ranks),
+        "reference": pd.concat([board.rows.reference for board in found]).groupby(level=0).all(),
+    })  # fmt: skip
+    order = _order(rows)
+    rows, comparison = _compared(rows.loc[order].rename_axis("method"), scores.loc[order])
     return Summary(
         boards=tuple(found),
         benchmarks={name: tuple(board.benchmark for board in group) for name, group in by_source.items()},
-        rows=table.assign(
-            ranked=competing(table.role, wide, comparison),
-            rank=comparison.ranks.reindex(order),
-            gap_recovered=comparison.gap_recovered.reindex(order),
-        ),
-        sources=pd.DataFrame.from_dict(sources, orient="index", dtype=float).loc[order],
-        scores=wide,
+        rows=rows,
+        sources=sources.loc[order],
+        scores=scores.loc[order],
         comparison=comparison,
     )
 
 
-def _score(board: Board, method: str, seed: int) -> float | None:
-    known = method in board.scores.index and seed in board.scores.columns
-    return float(board.scores.loc[method, seed]) if known else None
+def _mean(parts: Sequence[Any]) -> Any:
+    """Average frames of one shape; missing where one of them is."""
+    return sum(parts[1:], parts[0]) / len(parts)

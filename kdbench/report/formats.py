@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
-from kdbench.report.boards import Board, Summary, summaries
+from kdbench.report.boards import SETTING, Board, Summary, summaries
 from kdbench.report.tables import Table, TableCell
 
 WIDTH = 120
@@ -136,42 +136,29 @@ def export_frame(boards: Sequence[Board]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-SETTING = ["protocol_id", "protocol", "decoder", "model_set", "data_source", "label_fraction", "family"]
-
-
 def _board_frame(board: Board) -> pd.DataFrame:
-    named = {"benchmark": board.benchmark, "title": board.title, "source_domain": ", ".join(board.validated)}
-    images = board.over_images.add_prefix("to_baseline_images_")
     rules = board.selection.unstack("rule").swaplevel(axis=1)
     rules.columns = [f"{rule.replace(' ', '_')}_{column}" for rule, column in rules.columns]
-    return (
-        _rows(board, board, named)
-        .join(
-            [
-                images,
-                rules,
-                board.targets.add_prefix("target "),
-                board.classes.add_prefix("class "),
-                board.scores.add_prefix("seed "),
-            ]
-        )
-        .reset_index()
-    )
+    images, targets = board.over_images.add_prefix("to_baseline_images_"), board.targets.add_prefix("target ")
+    more = [images, rules, targets, board.classes.add_prefix("class ")]
+    return _rows(board, {"title": board.title, "source_domain": ", ".join(board.validated)}, more)
 
 
 def _summary_frame(summary: Summary) -> pd.DataFrame:
-    benchmarks = " ".join(board.benchmark for board in summary.boards)
-    named = {"benchmark": benchmarks, "title": "average over sources"}
-    rows = _rows(summary.common, summary, named)
-    return rows.join([summary.sources.add_prefix("source "), summary.scores.add_prefix("seed ")]).reset_index()
+    return _rows(summary, {"title": "average over sources"}, [summary.sources.add_prefix("source ")])
 
 
-def _rows(common: Board, held: Board | Summary, named: dict[str, str]) -> pd.DataFrame:
-    """Rows of one board or summary with their setting and differences."""
-    setting = {name: getattr(common, name) for name in SETTING} | {"pair": " -> ".join(common.models)} | named
+def _setting(held: Board | Summary) -> dict[str, Any]:
+    common = held.common
+    return {name: getattr(common, name) for name in SETTING} | {"pair": " -> ".join(common.models)}
+
+
+def _rows(held: Board | Summary, named: dict[str, str], more: list[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of one board or summary with their setting, differences, what else there is, and scores by seed."""
+    found, setting = held.comparison, _setting(held) | {"benchmark": held.benchmark} | named
+    differences = [found.to_baseline.add_prefix("to_baseline_"), found.to_best.add_prefix("to_best_")]
     rows = pd.DataFrame(setting, held.rows.index).join(held.rows)
-    found = held.comparison
-    return rows.join([found.to_baseline.add_prefix("to_baseline_"), found.to_best.add_prefix("to_best_")])
+    return rows.join([*differences, *more, held.scores.add_prefix("seed ")]).reset_index()
 
 
 def to_csv(boards: Sequence[Board]) -> str:
@@ -207,22 +194,18 @@ def to_json(boards: Sequence[Board]) -> str:
 
 
 def _found(held: Board | Summary) -> dict[str, Any]:
-    common, found = held.common if isinstance(held, Summary) else held, held.comparison
-    benchmark = " ".join(board.benchmark for board in held.boards) if isinstance(held, Summary) else held.benchmark
-    setting = {name: getattr(common, name) for name in SETTING} | {"pair": " -> ".join(common.models)}
+    found = held.comparison
     minimum = found.minimum._asdict() if found.minimum else None
     compared = {"seeds": found.seeds, "undistilled": found.baseline, "best": found.best, "minimum_detectable": minimum}
-    return {"benchmark": benchmark, **setting, **compared}
+    return {"benchmark": held.benchmark, **_setting(held), **compared}
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Turn a frame into a list of rows, with None for what is missing."""
-    return [{str(name): _plain_value(value) for name, value in row.items()} for row in frame.to_dict(orient="records")]
-
-
-def _plain_value(value: Any) -> Any:
-    """Return a JSON value; a whole number of a column with gaps is an integer again."""
-    return None if isinstance(value, float) and value != value else value
+    return [
+        {str(name): None if isinstance(value, float) and value != value else value for name, value in row.items()}
+        for row in frame.to_dict(orient="records")
+    ]
 
 
 def dumps(content: Any) -> str:

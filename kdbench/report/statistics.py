@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from kdbench.identity import seed_from
-from kdbench.metrics import mean_of, mious
+from kdbench.metrics import mious
 
 LEVEL = 0.05
 """Intervals cover 1 - LEVEL; a corrected p below it is a verdict."""
@@ -50,7 +50,7 @@ def deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def paired_t(differences: Sequence[float]) -> PairedT | None:
+def paired_t(differences: Sequence[float] | np.ndarray) -> PairedT | None:
     """Test paired differences against zero with Student's t; None of fewer than two.
 
     Differences that are all the same leave no doubt: their p is 0, or 1 where they are zero.
@@ -118,19 +118,19 @@ def judge(paired: pd.DataFrame, correct: Correction = holm) -> pd.DataFrame:
         DIFFERENCE by row: the mean, its seeds, and of several seeds the test; p is corrected over all rows.
     """
     rows = {}
-    for name, values in zip(paired.index, paired.to_numpy(float), strict=True):
-        there = np.isfinite(values)
-        if there.any():
-            known = values[there]
+    for name, seeds, values in zip(paired.index, seeds_of(paired), paired.to_numpy(float), strict=True):
+        if seeds:
+            known = values[np.isfinite(values)]
             test = paired_t(known) or PairedT(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
-            rows[name] = (mean_of(known), tuple(paired.columns[there]), *test[1:])
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=DIFFERENCE[:-1])
-    enough = found.seeds.map(len) >= ENOUGH
+            rows[name] = (sum(known) / len(known), seeds, *test[1:])
+    p = np.array([row[-1] for row in rows.values()], float)
+    enough = np.array([len(row[1]) >= ENOUGH for row in rows.values()], bool)
     # Differences that no verdict can be given of are a family apart, or a row begun would weaken all that are complete.
-    for family in (found.index[enough & found.p.notna()], found.index[~enough & found.p.notna()]):
-        found.loc[family, "p"] = correct(list(found.p[family]))
-    judged = [verdict(value, p, len(seeds)) for value, p, seeds in zip(found.value, found.p, found.seeds, strict=True)]
-    return found.assign(verdict=pd.Series(judged, found.index, dtype=object))
+    for family in (enough & np.isfinite(p), ~enough & np.isfinite(p)):
+        p[family] = correct(list(p[family]))
+    judged = [verdict(row[0], each, len(row[1])) for row, each in zip(rows.values(), p, strict=True)]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=DIFFERENCE[:-1])
+    return found.assign(p=p, verdict=pd.Series(judged, found.index, dtype=object))
 
 
 class MinimumDetectable(NamedTuple):
@@ -172,8 +172,12 @@ def compare(scores: pd.DataFrame, baseline: str | None, teacher: pd.Series) -> C
     scores = scores.dropna(how="all")
     baseline = baseline if baseline in scores.index else None
     seeds = usual_seeds(scores)
-    alike = [name for name in scores.index if seeds_of(scores.loc[name]) == seeds]
-    order = sorted(alike, key=lambda name: -mean_of(scores.loc[name, list(seeds)]))  # type: ignore[operator]
+    means = {
+        name: sum(values[np.isfinite(values)]) / len(seeds)
+        for name, held, values in zip(scores.index, seeds_of(scores), scores.to_numpy(), strict=True)
+        if held == seeds
+    }
+    order = sorted(means, key=lambda name: -means[name])
     best = order[0] if order else None
     none = judge(scores.iloc[:0])
     to_baseline = differences(scores, baseline) if baseline else none
@@ -189,14 +193,14 @@ def compare(scores: pd.DataFrame, baseline: str | None, teacher: pd.Series) -> C
     )
 
 
-def seeds_of(scores: pd.Series) -> tuple[int, ...]:
-    """Return the seeds that have a score."""
-    return tuple(scores.index[scores.notna()])
+def seeds_of(scores: pd.DataFrame) -> list[tuple[int, ...]]:
+    """Return the seeds that each row has a score of."""
+    return [tuple(scores.columns[there]) for there in scores.notna().to_numpy()]
 
 
 def usual_seeds(scores: pd.DataFrame) -> tuple[int, ...]:
     """Return the seeds that several rows share, preferring sets of ENOUGH or more; of such sets the most common."""
-    sets = Counter(seeds_of(row) for _, row in scores.iterrows())
+    sets = Counter(seeds_of(scores))
     return max(
         sets, key=lambda seeds: (sets[seeds] > 1, min(len(seeds), ENOUGH), sets[seeds], len(seeds), seeds), default=()
     )
@@ -229,19 +233,16 @@ def _ranks(ordered: pd.DataFrame, baseline: str | None, to_baseline: pd.DataFram
 
 def _gap_recovered(scores: pd.DataFrame, baseline: str, teacher: pd.Series) -> pd.Series:
     """Over the seeds that student, baseline and teacher have; nothing where the teacher is not ahead on them."""
-    advantage, gained = teacher - scores.loc[baseline], scores.drop(index=baseline) - scores.loc[baseline]
+    gained = scores.drop(index=baseline) - scores.loc[baseline]
+    advantage = (teacher.reindex(scores.columns) - scores.loc[baseline]).to_numpy()
     found = {}
-    for name, row in gained.iterrows():
-        known = advantage[row.notna().reindex(advantage.index, fill_value=False)].dropna()
-        if _ahead(known):
-            found[name] = 100 * sum(row[known.index]) / sum(known)
+    for name, row in zip(gained.index, gained.to_numpy(), strict=True):
+        known = np.isfinite(row) & np.isfinite(advantage)
+        test = paired_t(advantage[known])
+        # A share of an advantage that may be none means nothing: with several seeds its interval lies above zero.
+        if test.low > 0 if test else sum(advantage[known]) > 0:
+            found[name] = 100 * sum(row[known]) / sum(advantage[known])
     return pd.Series(found, dtype=float)
-
-
-def _ahead(advantage: pd.Series) -> bool:
-    """A share of an advantage that may be none means nothing: with several seeds its interval lies above zero."""
-    test = paired_t(list(advantage))
-    return test.low > 0 if test else sum(advantage) > 0
 
 
 def _minimum(found: pd.DataFrame) -> MinimumDetectable | None:
@@ -258,9 +259,7 @@ def _minimum(found: pd.DataFrame) -> MinimumDetectable | None:
 def pareto_front(score: pd.Series, cost: pd.Series) -> set[str]:
     """Return the rows that no other beats at once in score (more) and cost (less); a row without one of them is out."""
     there = [(name, s, c) for name, s, c in zip(score.index, score, cost, strict=True) if s == s and c == c]
-    return {
-        name for name, s, c in there if not any(a >= s and b <= c and (a, b) != (s, c) for _, a, b in there)
-    }  # fmt: skip
+    return {name for name, s, c in there if not any(a >= s and b <= c and (a, b) != (s, c) for _, a, b in there)}
 
 
 class Resampled(NamedTuple):

@@ -128,22 +128,17 @@ def labels(rows: pd.DataFrame) -> list[str]:
 def tables(boards: Sequence[Board], also: Collection[str] = ()) -> list[Table]:
     """Every board's own tables with those of EXTRA that are asked for, then those over several boards."""
     own = [table for board in boards for table in (*board_tables(board), *extra_tables(board, also))]
-    return own + [table for summary in summaries(boards) for table in summary_tables(summary)]
+    return own + [table for summary in summaries(boards) for table in board_tables(summary)]
 
 
-def board_tables(board: Board) -> list[Table]:
-    """The ranking of a board and its differences."""
-    return [_ranking(board), *_differences(board.benchmark, board, board.over_images, board.faults)]
+def board_tables(held: Board | Summary) -> list[Table]:
+    """The ranking of a board, or the averages of a summary, and the differences."""
+    return [_ranking(held) if isinstance(held, Board) else _averages(held), *_differences(held)]
 
 
 def extra_tables(board: Board, names: Collection[str]) -> list[Table]:
     """What EXTRA has under these names, in its own order."""
     return [table for name, make in EXTRA.items() if name in names for table in make(board)]
-
-
-def summary_tables(summary: Summary) -> list[Table]:
-    """The averages over benchmarks and their differences."""
-    return [_averages(summary), *_differences(f"{len(summary.boards)} benchmarks", summary)]
 
 
 def _ranking(board: Board) -> Table:
@@ -206,7 +201,7 @@ def _averages(summary: Summary) -> Table:
     sources = "; ".join(f"{name}: {', '.join(benchmarks)}" for name, benchmarks in summary.benchmarks.items())
     missing = ", ".join(summary.rows.index[summary.rows["mean"].isna()])
     return Table(
-        f"{len(summary.boards)} benchmarks: average over {len(summary.benchmarks)} sources",
+        f"{summary.name}: average over {len(summary.benchmarks)} sources",
         summary.common.conditions,
         f"mIoU in %, mean ± standard deviation over seeds. Benchmarks of one source count as one: {sources}",
         (
@@ -225,36 +220,33 @@ def _averages(summary: Summary) -> Table:
     )
 
 
-def _differences(
-    name: str, board: Board | Summary, over_images: pd.DataFrame | None = None, faults: Sequence[str] = ()
-) -> Iterator[Table]:
+def _differences(board: Board | Summary) -> Iterator[Table]:
     """A line for every student that is compared with another; no table where there is none."""
     found = board.comparison
     rows = board.rows[board.rows.index.isin(found.to_baseline.index.union(found.to_best.index))]
     if rows.empty:
         return
     to_baseline, to_best = found.to_baseline.reindex(rows.index), found.to_best.reindex(rows.index)
-    images = None if over_images is None or over_images.empty else over_images.reindex(rows.index)
+    over_images, faults = (board.over_images, board.faults) if isinstance(board, Board) else (pd.DataFrame(), ())
     to = f"{found.baseline}, the undistilled student" if found.baseline else "the best"
     columns = [words("method", labels(rows))]
     if len(found.to_baseline):
         columns.append(numbers("difference", to_baseline.value, signed))
         if to_baseline.low.notna().any():
             columns.append(_intervals(f"{COVERED} over seeds (df)", to_baseline, to_baseline.df))
-    if images is not None:
-        columns.append(_intervals(f"{COVERED} over images", images))
+    if len(over_images):
+        columns.append(_intervals(f"{COVERED} over images", over_images.reindex(rows.index)))
     columns += _tested(to_baseline)
     if len(found.to_best):
         columns += [numbers("to the best", to_best.value, signed), *_tested(to_best)]
     if len(found.gap_recovered):
         recovered = found.gap_recovered.reindex(rows.index)
         columns.append(numbers("gap recovered", recovered, lambda value: f"{value:z.0f} %"))
-    conditions = board.conditions if isinstance(board, Board) else board.common.conditions
     damage = f"{len(faults)} of the files of counts by image cannot be used; the first: " if faults else ""
     yield Table(
-        f"{name}: differences to {to}",
-        conditions,
-        "; ".join(_about_differences(found, images is not None)),
+        f"{board.name}: differences to {to}",
+        board.common.conditions,
+        "; ".join(_about_differences(found, len(over_images) > 0)),
         tuple(columns),
         (*_notes(found, board), *(damage + fault for fault in faults[:1])),
     )

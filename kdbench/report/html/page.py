@@ -15,7 +15,7 @@ from kdbench.report import figures
 from kdbench.report.boards import Board, Summary, summaries
 from kdbench.report.frame import loss_frame
 from kdbench.report.html.gallery import Gallery, make_gallery
-from kdbench.report.tables import EXTRA, Table, board_tables, extra_tables, summary_tables
+from kdbench.report.tables import EXTRA, Table, board_tables, extra_tables
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _summary_sections(found: Sequence[Board]) -> Iterator[Section]:
             group="Over benchmarks",
             short=" → ".join(summary.common.models),
             conditions=summary.common.conditions,
-            tables=summary_tables(summary),
+            tables=board_tables(summary),
             illustrations=list(_summary_figures(summary)),
         )
 

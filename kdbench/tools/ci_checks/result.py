@@ -9,8 +9,6 @@ from typing import Literal
 
 _RESERVED = "%\r\n"
 """Characters that GitHub's workflow commands need escaped in a message; titles and file names need `:` and `,` too."""
-NOWHERE = Path(os.devnull)
-"""A results folder without records, for a reader that should see the reference folder alone."""
 
 
 @dataclass(frozen=True)

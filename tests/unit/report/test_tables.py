@@ -147,12 +147,6 @@ def test_footnotes_share_a_sign_where_they_are_the_same(make_record) -> None:
     assert list(signs(f"footnote {i}" for i in range(7)).values()) == ["*", "†", "‡", "§", "¶", "**", "††"]
 
 
-def test_engine_versions_that_differ_are_a_note_of_the_ranking(make_record) -> None:
-    records = [make_record(method=name) for name in ("a", "b")]
-    records[0].run.versions["engine"] = "2"
-    assert "Made with different versions of the engine: 2: a; unknown: b." in ranking(*records).notes
-
-
 def test_differences_to_the_undistilled_student(runs) -> None:
     table = differences(runs({"teacher": 60, "plain": 40, "a": 45, "b": 35}))
     assert table.header == (
