@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor
 
@@ -48,10 +47,10 @@ def tensors(features: Features) -> list[Tensor]:
     return [*features.levels, features.final, features.pooled, *features.blocks.values()]
 
 
-def same(first: Features, second: Features, image: int | None = None) -> bool:
-    """Whether all outputs are equal, of one image or of all."""
-    at = slice(None) if image is None else slice(image, image + 1)
-    return all(torch.allclose(a[at], b[at], atol=1e-5) for a, b in zip(tensors(first), tensors(second), strict=True))
+def same(first: Features, second: Features, image: int | slice = slice(None)) -> bool:
+    """Return whether all outputs are equal, of one image or of all."""
+    pairs = zip(tensors(first), tensors(second), strict=True)
+    return all(torch.allclose(a[image], b[image], atol=1e-5) for a, b in pairs)
 
 
 def normalised(image: Tensor) -> Tensor:
@@ -65,15 +64,23 @@ def grid_of(encoder: Encoder) -> tuple[int, int]:
 
 
 @models(list(TOY_MODELS))
-def test_features_have_the_announced_shapes(encoder: Encoder, images) -> None:
-    spec, features = encoder.spec, encoder(images(2, HEIGHT, WIDTH), blocks=(0, 1))
-    assert len(features.levels) == len(spec.channels) == len(spec.strides)
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (48, 80)])
+def test_features_are_as_the_spec_says_at_any_size(
+    encoder: Encoder, size: tuple[int, int], request: pytest.FixtureRequest, images
+) -> None:
+    kind, spec = MODELS[request.node.callspec.params["encoder"]].kind, encoder.spec
+    strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
+    assert (spec.strides, spec.final_stride) == (strides[kind], strides[kind][-1])
+    assert (spec.convolutional, spec.batch_norms) == (kind == "resnet", kind == "resnet")
+    assert spec.class_token == (kind in ("vit", "eva"))
+    features = encoder(images(2, *size))
     for level, channels, stride in zip(features.levels, spec.channels, spec.strides, strict=True):
-        assert level.shape == (2, channels, HEIGHT // stride, WIDTH // stride)
-    assert features.final.shape == (2, spec.final_channels, *grid_of(encoder))
+        assert level.shape == (2, channels, size[0] // stride, size[1] // stride)
+    last = size[0] // spec.final_stride, size[1] // spec.final_stride
+    assert features.final.shape == (2, spec.final_channels, *last)
     assert features.pooled.shape == (2, spec.final_channels)
-    assert list(features.blocks) == [0, 1]
-    assert all(block.ndim == 4 and len(block) == 2 for block in features.blocks.values())
+    assert torch.allclose(features.pooled, features.final.mean((2, 3)), atol=1e-6) == (not spec.class_token)
+    assert not {"mean", "std"} & set(encoder.state_dict())
 
 
 @models(ONE_OF_EACH_KIND)
@@ -89,7 +96,7 @@ def test_blocks_are_counted_from_either_end_and_are_as_wide_as_announced(encoder
     assert not any(torch.equal(blocks[number], blocks[-1]) for number in range(count - 1))
 
 
-@models(["dinov2-b", "resnet50", "mit-b0"])
+@models(["dinov2-b", "resnet50"])
 @pytest.mark.parametrize("beyond", [0, -1])
 def test_a_block_beyond_either_end_is_refused(encoder: Encoder, beyond: int, images) -> None:
     count = len(encoder.spec.blocks)
@@ -97,21 +104,6 @@ def test_a_block_beyond_either_end_is_refused(encoder: Encoder, beyond: int, ima
     message = rf"block {wrong} is not among the {count} blocks of \w+\. Ask for 0 to {count - 1}, .* -1 to -{count}\."
     with pytest.raises(KdbenchError, match=message):
         encoder(images(1, HEIGHT, WIDTH), blocks=(0, wrong))
-
-
-@models(list(TOY_MODELS))
-def test_small_images_keep_a_grid_and_specs_say_what_a_network_is(
-    encoder: Encoder, request: pytest.FixtureRequest, images
-) -> None:
-    kind, spec = MODELS[request.node.callspec.params["encoder"]].kind, encoder.spec
-    strides = {"vit": (8, 8, 8, 8), "eva": (8, 8, 8, 8), "resnet": (4, 8, 8, 8), "pvt": (4, 8, 16)}
-    assert (spec.strides, spec.final_stride) == (strides[kind], strides[kind][-1])
-    assert (spec.convolutional, spec.batch_norms) == (kind == "resnet", kind == "resnet")
-    assert spec.class_token == (kind in ("vit", "eva"))
-    features = encoder(images(2, HEIGHT, WIDTH))
-    assert torch.allclose(features.pooled, features.final.mean((2, 3)), atol=1e-6) == (not spec.class_token)
-    assert not {"mean", "std"} & set(encoder.state_dict())
-    assert not build_toy(MODELS[request.node.callspec.params["encoder"]]).mask_token.any()
 
 
 @models(TOKENS)
@@ -137,9 +129,6 @@ def test_levels_are_the_blocks_at_the_papers_fractions_of_the_depth(encoder: Tok
         hook.remove()
     maps = [out[:, 1:].transpose(1, 2).unflatten(2, (4, 8)) for out in seen]
     assert all(torch.equal(features.blocks[index], maps[index]) for index in range(depth))
-    last_two = encoder(images(1, HEIGHT, WIDTH), blocks=(-2, -1)).blocks
-    assert torch.equal(last_two[-2], maps[-2])
-    assert torch.equal(last_two[-1], maps[-1])
     # Blocks 3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24, so 1, 2, 3, 5 of 6 and 1, 3, 4, 7 of 8.
     taps = {6: (1, 2, 3, 5), 8: (1, 3, 4, 7)}[depth]
     assert all(torch.equal(level, maps[tap]) for level, tap in zip(features.levels, taps, strict=True))
@@ -157,15 +146,6 @@ def test_a_pyramids_final_map_is_its_last_level(encoder: PyramidEncoder, images)
     features = encoder(image)
     assert torch.equal(features.final, features.levels[-1])
     assert torch.allclose(features.final, encoder.body.forward_features(normalised(image)), atol=1e-5)
-
-
-@models(ONE_OF_EACH_KIND)
-@pytest.mark.parametrize("size", [(64, 32), (48, 80)])
-def test_other_image_sizes_than_the_one_it_was_built_for(encoder: Encoder, size: tuple[int, int], images) -> None:
-    features = encoder(images(1, *size))
-    for level, stride in zip(features.levels, encoder.spec.strides, strict=True):
-        assert level.shape[-2:] == (size[0] // stride, size[1] // stride)
-    assert all(torch.isfinite(tensor).all() for tensor in tensors(features))
 
 
 def cut(map_: Tensor, size: tuple[int, int], patch: int) -> np.ndarray:
@@ -195,23 +175,12 @@ def test_an_image_that_patches_do_not_divide_is_padded_and_its_maps_are_cut(
     assert torch.allclose(found.pooled, whole.pooled, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "patch"), [((410, 512), 16), ((100, 17), 16), ((512, 512), 16), ((31, 9), 8)])
-def test_the_cells_of_a_cut_map_divide_the_image_evenly(size: tuple[int, int], patch: int) -> None:
-    """A map that tells where its patches are, in pixels, tells afterwards where the cells are."""
-    grid = tuple(-(-side // patch) for side in size)
-    places = [(torch.arange(cells, dtype=torch.float64) + 0.5) * patch for cells in grid]
-    found = backbones.cut(torch.stack(torch.meshgrid(*places, indexing="ij"))[None], size, patch)[0]
-    rows, columns = ((np.arange(cells) + 0.5) * side / cells for cells, side in zip(grid, size, strict=True))
-    # Before the middle of the first patch a map knows of nothing, and gives that.
-    assert np.allclose(found[0].numpy(), np.maximum(rows, patch / 2)[:, None].repeat(grid[1], 1))
-    assert np.allclose(found[1].numpy(), np.maximum(columns, patch / 2)[None].repeat(grid[0], 0))
-
-
 @models(TOKENS)
-def test_pixels_of_hidden_patches_do_not_reach_any_output(encoder: TokenEncoder, images) -> None:
-    mask = torch.zeros(2, 4, 8, dtype=torch.bool)
-    mask[0, 1, 2:6] = mask[1, :, 7] = True
-    image, other = images(2, HEIGHT, WIDTH), images(2, HEIGHT, WIDTH, seed=1)
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (64, 32)])
+def test_pixels_of_hidden_patches_do_not_reach_any_output(encoder: TokenEncoder, size: tuple[int, int], images) -> None:
+    mask = torch.zeros(2, size[0] // 8, size[1] // 8, dtype=torch.bool)
+    mask[0, 1, 2:6] = mask[1, :, 3] = True
+    image, other = images(2, *size), images(2, *size, seed=1)
     pixels = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     repainted = torch.where(pixels, other, image)
     assert same(encoder(image, mask, (0, 3)), encoder(repainted, mask, (0, 3)))
@@ -226,44 +195,20 @@ def test_hidden_patches_keep_their_position(encoder: TokenEncoder, images) -> No
     assert torch.pdist(tokens).min() > 1e-2
 
 
-@models(TOKENS)
-def test_masks_are_on_the_grid_of_the_image_at_hand(encoder: TokenEncoder, images) -> None:
-    mask = torch.zeros(1, 8, 4, dtype=torch.bool)
-    mask[0, 6, 1] = True
-    image = images(1, 64, 32)
-    repainted = image.clone()
-    repainted[:, :, 48:56, 8:16] = 0
-    assert same(encoder(image, mask), encoder(repainted, mask))
-
-
 @models(ONE_OF_EACH_KIND)
-def test_a_mask_changes_the_output_and_an_empty_one_does_not(encoder: Encoder, images) -> None:
-    image, mask = images(2, HEIGHT, WIDTH), torch.zeros(2, *grid_of(encoder), dtype=torch.bool)
+def test_a_mask_changes_its_own_image_alone_and_an_empty_one_nothing(encoder: Encoder, images) -> None:
+    image, mask = images(3, HEIGHT, WIDTH), torch.zeros(3, *grid_of(encoder), dtype=torch.bool)
     plain = encoder(image)
     assert all(torch.equal(a, b) for a, b in zip(tensors(plain), tensors(encoder(image, mask)), strict=True))
-    mask[:, 0, 1] = True
-    assert not same(plain, encoder(image, mask))
+    mask[1] = True
+    masked = encoder(image, mask)
+    assert [same(plain, masked, at) for at in range(3)] == [True, False, True]
     # No mask stays behind for the next call.
     assert same(plain, encoder(image))
 
 
-@models(ONE_OF_EACH_KIND)
-def test_a_mask_hides_its_own_image_alone(encoder: Encoder, images) -> None:
-    image, mask = images(3, HEIGHT, WIDTH), torch.zeros(3, *grid_of(encoder), dtype=torch.bool)
-    mask[1] = True
-    plain, masked = encoder(image), encoder(image, mask)
-    assert [same(plain, masked, at) for at in range(3)] == [True, False, True]
-
-
 @models(PYRAMIDS)
-def test_a_fully_hidden_image_shows_nothing_of_its_pixels(encoder: PyramidEncoder, images) -> None:
-    mask = torch.ones(1, *grid_of(encoder), dtype=torch.bool)
-    first, second = (encoder(images(1, HEIGHT, WIDTH, seed), mask) for seed in (0, 1))
-    assert same(first, second)
-
-
-@models(PYRAMIDS)
-@pytest.mark.parametrize("at", [(0, 0), (1, 2), (3, 7)])
+@pytest.mark.parametrize("at", [(0, 0), (3, 7)])
 def test_a_pyramids_mask_hides_the_stems_cells_under_it(encoder: PyramidEncoder, at: tuple[int, int], images) -> None:
     # A stem of stride 4 under a mask of stride 8: 2 x 2 cells a position, replaced by the mask token.
     mask = torch.zeros(1, 4, 8, dtype=torch.bool)
@@ -340,19 +285,6 @@ def test_batch_norms_are_told_by_what_they_do(name: str, depends: bool) -> None:
     assert torch.allclose(beside, alone, atol=1e-4) == (not depends)
 
 
-def test_a_vit_at_its_own_patch_size_gives_what_timm_gives() -> None:
-    encoder = built("timm/test_vit")
-    body = encoder.body
-    assert isinstance(body, VisionTransformer)
-    assert isinstance(encoder, TokenEncoder)
-    image = torch.rand(2, 3, 160, 160)
-    with torch.no_grad():
-        features = encoder(image)
-        tokens = body.forward_features((image - encoder.mean) / encoder.std)
-    assert torch.allclose(features.final, tokens[:, 1:].transpose(1, 2).reshape(2, 64, 10, 10), atol=1e-6)
-    assert torch.allclose(features.pooled, tokens[:, 0], atol=1e-6)
-
-
 @torch.no_grad()
 def test_another_patch_size_and_back_through_the_weights() -> None:
     encoder = built("timm/test_vit")
@@ -369,20 +301,12 @@ def test_another_patch_size_and_back_through_the_weights() -> None:
     assert all(torch.equal(native[name], tensor) for name, tensor in other.state_dict().items())
 
 
-def test_a_network_that_timm_does_not_have_is_named_with_the_nearest() -> None:
-    with pytest.raises(KdbenchError, match=r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'"):
-        build_pretrained(find_model("timm/resnet5"))
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("timm/resnet5O", r"unknown network of timm 'resnet5O'\..* These are the nearest"),
+        ("timm/resnet5", r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'.* These are the nearest"),
         ("timm/resnet18.nosuchtag", r"unknown weights of timm's 'resnet18' 'nosuchtag'\..*Known: .*a1_in1k"),
-        (
-            "timm/swin_tiny_patch4_window7_224",
-            r"no maps of images of 64 x 96 pixels \(.*takes images of any size",
-        ),
+        ("timm/swin_tiny_patch4_window7_224", r"no maps of images of 64 x 96 pixels \(.*takes images of any size"),
     ],
 )
 def test_what_cannot_be_built_is_an_error_of_one_paragraph(name: str, message: str) -> None:

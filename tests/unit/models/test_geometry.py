@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.models.geometry import Geometry, PositionRule, resample_kernel, resample_positions
+from kdbench.models.geometry import PositionRule, resample_kernel, resample_positions
 
 
 def test_a_plain_resize_changes_the_response_and_a_pseudo_inverse_keeps_it() -> None:
@@ -16,10 +16,6 @@ def test_a_plain_resize_changes_the_response_and_a_pseudo_inverse_keeps_it() -> 
     before = kernel.sum((1, 2, 3))
     assert plain.double().sum((1, 2, 3)) / before == pytest.approx((16 / 14) ** 2, rel=0.01)
     assert kept.double().sum((1, 2, 3)) / before == pytest.approx(1.0, rel=1e-4)
-
-
-def test_a_kernel_of_one_value_keeps_it_under_a_plain_resize() -> None:
-    assert torch.allclose(resample_kernel(torch.full((1, 3, 16, 16), 0.7), 14, "bicubic"), torch.tensor(0.7))
 
 
 def cubic(x: float, a: float = -0.75) -> float:
@@ -60,7 +56,3 @@ def test_equal_sizes_are_left_alone() -> None:
     for how in ("bicubic", "pseudo-inverse"):
         assert resample_kernel(kernel, 8, how) is kernel
         assert resample_positions(positions, (2, 2), (2, 2), how) is positions
-
-
-def test_a_geometry_counts_tokens() -> None:
-    assert Geometry(14, (224, 448), "bicubic").grid == (16, 32)

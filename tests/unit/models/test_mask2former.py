@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
@@ -74,48 +74,6 @@ def bands(height: int, width: int) -> Tensor:
     second = label.flip(1).clone()
     second[0] = 255
     return torch.stack([label, second])
-
-
-@pytest.fixture
-def fixed_points(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mask2FormerDecoder, int, int], None]:
-    """Makes the mask losses look at every pixel's centre, once, in place of random points."""
-
-    def fix(decoder: Mask2FormerDecoder, height: int, width: int) -> None:
-        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
-        grid = torch.stack([x, y], -1).flatten(0, 1)
-        monkeypatch.setattr(
-            decoder.criterion, "sample_points_using_uncertainty", lambda masks, *_: grid.expand(len(masks), -1, -1)
-        )
-
-    return fix
-
-
-@pytest.fixture
-def inner_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps random points off the image's edge, where sampling fades into the zeros outside, in losses as in costs."""
-    draw = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: 0.25 + 0.5 * draw(*args, **kwargs))
-
-
-@pytest.fixture
-def match(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replaces the matching in every layer: for each image, (query, class)."""
-
-    def install(*pairs: list[tuple[int, int]]) -> None:
-        answer = [tuple(torch.tensor(pair).reshape(-1, 2).long().T) for pair in pairs]
-        matched = mask2former._matched
-        monkeypatch.setattr(mask2former, "_matched", lambda costs: ([answer] * len(costs), matched(costs)[1]))
-
-    return install
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    """As the engine runs."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 # ---- what is built
@@ -187,33 +145,13 @@ def test_scores_at_another_size_are_those_of_resized_masks() -> None:
     assert int((sharp > 0.5).sum()) == 50 + round(100 * 2 / 22)
 
 
-def test_every_layer_and_the_initial_queries_predict() -> None:
-    output = build()(maps(PYRAMID, 64, 64))
-    assert [tuple(c.shape) for c in output.extra.classes] == [(2, QUERIES, CLASSES + 1)] * LAYERS
-    assert [tuple(m.shape) for m in output.extra.masks] == [(2, QUERIES, 16, 16)] * LAYERS
-    assert all(not torch.equal(a, b) for a, b in zip(output.extra.classes, output.extra.classes[1:], strict=False))
-    # The initial queries have seen nothing of the image.
-    assert torch.equal(output.extra.classes[0][0], output.extra.classes[0][1])
-    assert not torch.allclose(output.extra.classes[-1][0], output.extra.classes[-1][1])
-
-
-def seen(decoder: Mask2FormerDecoder, features: Features) -> list[Tensor]:
-    """The levels that the pixel decoder gets."""
-    got: list[list[Tensor]] = []
-    hook = decoder.network.pixel_decoder.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0]))
-    with torch.no_grad():
-        decoder(features)
-    hook.remove()
-    return got[0]
-
-
-@pytest.mark.parametrize("grid", [(32, 32), (37, 37), (64, 32), (9, 13)])
+@pytest.mark.parametrize("grid", [(37, 37), (64, 32), (9, 13)])
 def test_token_maps_become_a_pyramid(grid: tuple[int, int]) -> None:
     # Channel 0 is a map's row, channel 1 its column: bilinear maps of a ramp are known in closed form.
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     ramp = torch.zeros(1, 12, *grid)
     ramp[0, 0], ramp[0, 1] = rows, columns
-    levels = seen(build(TOKENS), Features((ramp,) * 4, ramp, ramp.mean((2, 3)), {}))
+    levels = mask2former._pyramid((ramp,) * 4)
     for level, scale in zip(levels, (4, 2, 1, 0.5), strict=True):
         height, width = (math.floor(side * scale) for side in grid)
         y, x = ((torch.arange(side) + 0.5) / scale - 0.5 for side in (height, width))
@@ -222,15 +160,10 @@ def test_token_maps_become_a_pyramid(grid: tuple[int, int]) -> None:
         assert torch.allclose(level[0, 1], x.clamp(0, grid[1] - 1).expand(height, width), atol=1e-4)
 
 
-def test_a_pyramid_is_read_as_it_is() -> None:
-    features = maps(PYRAMID, 64, 96)
-    assert all(torch.equal(a, b) for a, b in zip(seen(build(), features), features.levels, strict=True))
-
-
 @pytest.mark.parametrize(
     ("spec", "size", "grid"),
     [
-        (TOKENS, (1024, 512), (256, 128)), (TOKENS, (592, 592), (148, 148)), (TOKENS, (144, 208), (36, 52)),
+        (TOKENS, (144, 208), (36, 52)),
         (PYRAMID, (100, 172), (25, 43)),
         (FeatureSpec((8, 10, 12, 14), (4, 8, 8, 8), 14, 8, class_token=False), (64, 96), (16, 24)),
         (FeatureSpec((8, 10, 12), (8, 16, 32), 12, 32, class_token=False), (64, 96), (8, 12)),
@@ -240,35 +173,13 @@ def test_a_pyramid_is_read_as_it_is() -> None:
 def test_logits_lie_on_the_finest_grid_and_every_level_counts(
     spec: FeatureSpec, size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
-    features = maps(spec, *size, count=1)
-    output = build(spec)(features)
+    features, decoder = maps(spec, *size, count=1), build(spec)
+    assert decoder.token_maps == (spec is TOKENS)
+    output = decoder(features)
     assert output.logits.shape == (1, CLASSES, *grid)
     assert output.features is features
     output.logits.square().sum().backward()
     assert all(level.grad.abs().sum() > 0 for level in features.levels)
-
-
-@pytest.mark.parametrize("encoder", ["dinov2-s", "eva02-s", "resnet50", "mit-b0"], indirect=True)
-def test_it_decodes_what_toy_models_of_every_kind_give(encoder, images) -> None:
-    decoder = build(encoder.spec)
-    with torch.no_grad():
-        output = decoder(encoder(images(1, 64, 128)))
-        loss = decoder.loss(output, bands(64, 128)[:1])
-    assert output.logits.isfinite().all()
-    assert all(term.isfinite() for term in loss.values())
-
-
-def test_it_can_be_frozen_with_gradients_through_to_the_features() -> None:
-    decoder, features = build().requires_grad_(False).eval(), maps(PYRAMID, 64, 64)
-    before = [level.detach().clone() for level in features.levels]
-    output = decoder(features)
-    kept = output.logits.detach().clone()
-    total = output.logits.square().mean() + sum(loss_of(decoder, output, bands(64, 64)).values())
-    total.backward()
-    assert all(level.grad.isfinite().all() and level.grad.abs().sum() > 0 for level in features.levels)
-    assert all(torch.equal(a, b) for a, b in zip(before, features.levels, strict=True))
-    assert torch.equal(kept, output.logits)
-    assert all(parameter.grad is None for parameter in decoder.parameters())
 
 
 def test_the_gradient_of_a_frozen_decoder_is_that_of_finite_differences() -> None:
@@ -291,23 +202,33 @@ def test_the_gradient_of_a_frozen_decoder_is_that_of_finite_differences() -> Non
 # ---- loss
 
 
-def test_class_term_is_the_weighted_cross_entropy_of_a_given_matching(match) -> None:
-    decoder, output = build(), outputs(layers=2, count=2, queries=4, size=(4, 4))
-    label = torch.full((2, 8, 8), 255)
-    label[0, :, :4], label[0, :, 4:], label[1] = 0, 2, 1
-    match([(3, 0), (1, 2)], [(0, 1)])
-    # By image and query; 3 stands for "no object". Image 0: query 3 is class 0, query 1 is class 2.
-    targets = [[3, 2, 3, 0], [1, 3, 3, 3]]
-    expected = 0.0
-    for layer in output.extra.classes:
+def test_terms_equal_a_sum_over_a_given_matching_and_all_pixel_centres(monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width, queries = 6, 9, 4
+    decoder, output, label = build(), outputs(2, 2, queries, (height, width)), bands(height, width)
+    # For each image, query -> class.
+    matching = [{0: 2, 1: 0, 3: 1}, {0: 1, 2: 0, 3: 2}]
+    answer = [(torch.tensor([*image]), torch.tensor([*image.values()])) for image in matching]
+    monkeypatch.setattr(mask2former, "_matched", lambda costs: ([answer] * len(costs), 6))
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    centres = torch.stack([x, y], -1).flatten(0, 1)
+    monkeypatch.setattr(
+        decoder.criterion, "sample_points_using_uncertainty", lambda masks, *_: centres.expand(len(masks), -1, -1)
+    )
+    expected = dict.fromkeys(NAMES, 0.0)
+    for classes, masks in zip(output.extra.classes, output.extra.masks, strict=True):
         above = below = 0.0
-        for b, q in np.ndindex(2, 4):
-            scores, target = layer[b, q].double().tolist(), targets[b][q]
-            weight = 0.1 if target == 3 else 1.0
+        for b, q in np.ndindex(2, queries):
+            target = matching[b].get(q, CLASSES)
+            scores, weight = classes[b, q].double().tolist(), 0.1 if target == CLASSES else 1.0
             above += weight * (math.log(sum(map(math.exp, scores))) - scores[target])
             below += weight
-        expected += 2 * above / below
-    assert loss_of(decoder, output, label)["class"].item() == pytest.approx(expected, rel=1e-5)
+            if target < CLASSES:
+                p, there = masks[b, q].double().sigmoid().numpy(), (label[b] == target).double().numpy()
+                expected["mask"] -= 5 * (there * np.log(p) + (1 - there) * np.log(1 - p)).mean() / 6
+                expected["dice"] += 5 * (1 - (2 * (p * there).sum() + 1) / (p.sum() + there.sum() + 1)) / 6
+        expected["class"] += 2 * above / below
+    found = loss_of(decoder, output, label)
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture
@@ -377,118 +298,31 @@ def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert fetched == [(LAYERS, 2, QUERIES, CLASSES)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="optional: a GPU")
-def test_a_step_waits_for_a_gpu_once() -> None:
-    decoder = build().cuda()
-    made = outputs(LAYERS, 2, QUERIES, (8, 8))
-    predictions = Predictions(*(tuple(t.cuda() for t in of) for of in (made.extra.classes, made.extra.masks)))
-    output, label = replace(made, extra=predictions), bands(16, 16).cuda()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
-            decoder.loss(output, label)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len([w for w in waits if "synchronizing CUDA operation" in str(w.message)]) == 1
-
-
-def test_mask_terms_over_pixel_centres_equal_a_loop(fixed_points, match) -> None:
-    decoder, output = build(), outputs(layers=2, count=2, queries=4, size=(6, 9))
-    label = bands(6, 9)
-    pairs = [[(0, 2), (1, 0), (3, 1)], [(0, 1), (2, 0), (3, 2)]]
-    fixed_points(decoder, 6, 9)
-    match(*pairs)
-    bce = dice = 0.0
-    for layer in output.extra.masks:
-        for b, image in enumerate(pairs):
-            for query, cls in image:
-                p = layer[b, query].double().sigmoid().numpy()
-                target = (label[b] == cls).double().numpy()
-                bce -= 5 * (target * np.log(p) + (1 - target) * np.log(1 - p)).mean() / 6
-                dice += 5 * (1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)) / 6
-    loss = loss_of(decoder, output, label)
-    assert loss["mask"].item() == pytest.approx(bce, rel=1e-4)
-    assert loss["dice"].item() == pytest.approx(dice, rel=1e-4)
-
-
-def test_layers_are_summed_and_each_is_matched_anew(inner_points) -> None:
+def test_without_any_label_all_queries_are_to_be_no_object_and_no_mask_is_asked_for() -> None:
     decoder = build()
-    label = torch.zeros(1, 8, 8, dtype=torch.long)
-    right = torch.tensor([[[9.0, 0, 0, 0], [0, 0, 0, 9]]])
-    sure = torch.tensor([9.0, -9])[None, :, None, None].expand(1, 2, 4, 4)
-    # The second layer says the same with its queries swapped: matched by the first layer's rule it would be all wrong.
-    swapped = Predictions((right, right.flip(1)), (sure, sure.flip(1)))
-    loss = loss_of(decoder, replace(outputs(1, 1, 2, (4, 4)), extra=swapped), label)
-    once = math.log1p(3 * math.exp(-9))
-    assert loss["class"].item() == pytest.approx(2 * 2 * once, rel=1e-3)
-    assert loss["mask"].item() == pytest.approx(2 * 5 * math.log1p(math.exp(-9)), rel=1e-3)
-
-
-def test_ignored_pixels_belong_to_no_mask(fixed_points) -> None:
-    decoder, label = build(), torch.full((1, 8, 8), 255)
-    label[:, :, :4] = 1
-    fixed_points(decoder, 8, 8)
-    classes = torch.full((1, 2, CLASSES + 1), -20.0)
-    classes[0, 0, 1] = classes[0, 1, CLASSES] = 20
-    masks = torch.full((1, 2, 8, 8), -20.0)
-    masks[0, 0, :, :4] = 20
-    # Class 1 in the left half, and nothing else: neither a mask of its own for the right half, nor more of class 1.
-    right = replace(outputs(1, 1, 2, (8, 8)), extra=Predictions((classes,), (masks,)))
-    assert all(term < 1e-5 for term in loss_of(decoder, right, label).values())
-    masks = masks.clone()
-    masks[0, 0] = 20
-    loss = loss_of(decoder, replace(right, extra=Predictions((classes,), (masks,))), label)
-    assert loss["mask"].item() == pytest.approx(5 * 20 / 2, rel=1e-5)
-    assert loss["dice"].item() == pytest.approx(5 * (1 - 65 / 97), rel=1e-5)
-
-
-def test_an_image_without_labels_has_a_finite_loss_with_a_gradient() -> None:
-    decoder, features = build(), maps(PYRAMID, 64, 64)
-    output = decoder(features)
-    label = bands(64, 64)
-    label[1] = 255
-    for labels in (label, torch.full_like(label, 255)):
-        loss = loss_of(decoder, output, labels)
-        decoder.zero_grad()
-        sum(loss.values()).backward(retain_graph=True)
-        assert all(term.isfinite() for term in loss.values())
-        assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())
-        assert decoder.network.classify.weight.grad.abs().sum() > 0
-    # Without any label, all queries are to be "no object", and no mask is asked for.
-    nothing = [F.cross_entropy(c.transpose(1, 2), torch.full((2, QUERIES), CLASSES)) for c in output.extra.classes]
+    output = decoder(maps(PYRAMID, 64, 64))
+    loss = loss_of(decoder, output, torch.full((2, 64, 64), 255))
+    sum(loss.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())
+    assert decoder.network.classify.weight.grad.abs().sum() > 0
+    nothing = [
+        nn.functional.cross_entropy(c.transpose(1, 2), torch.full((2, QUERIES), CLASSES)) for c in output.extra.classes
+    ]
     assert loss["class"].item() == pytest.approx(2 * sum(nothing).item(), rel=1e-5)
     assert loss["mask"] == loss["dice"] == 0
-
-
-def test_points_come_from_the_global_generator_alone(deterministic) -> None:
-    decoder, features = build(), maps(PYRAMID, 64, 64)
-
-    def step(seed: int) -> tuple[list[float], list[Tensor]]:
-        loss = loss_of(decoder, decoder(features), bands(64, 64), seed)
-        decoder.zero_grad()
-        sum(loss.values()).backward()
-        return [term.item() for term in loss.values()], [p.grad.clone() for p in decoder.parameters()]
-
-    first, second, other = step(1), step(1), step(2)
-    assert first[0] == second[0]
-    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-    assert first[0][1:] != other[0][1:]
 
 
 def test_it_trains_under_autocast_with_scores_and_loss_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, features = build(), maps(PYRAMID, 64, 64)
     costs: list[torch.dtype] = []
 
-    def watched(cost: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        def compute(masks: Tensor, labels: Tensor) -> Tensor:
-            found = cost(masks, labels)
-            costs.append(found.dtype)
-            return found
-
-        return compute
+    def watched(masks: Tensor, labels: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        found = cost(masks, labels)
+        costs.append(found.dtype)
+        return found
 
     for name in ("pair_wise_sigmoid_cross_entropy_loss", "pair_wise_dice_loss"):
-        monkeypatch.setattr(mask2former, name, watched(getattr(mask2former, name)))
+        monkeypatch.setattr(mask2former, name, partial(watched, cost=getattr(mask2former, name)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = decoder(features)
         loss = loss_of(decoder, output, bands(64, 64))
@@ -497,13 +331,9 @@ def test_it_trains_under_autocast_with_scores_and_loss_in_single_precision(monke
     assert costs == [torch.float32] * (2 * LAYERS * 2)
     assert all(term.dtype == torch.float32 and term.isfinite() for term in loss.values())
     assert all(p.grad.isfinite().all() for p in decoder.parameters())
-    assert all(level.grad.isfinite().all() for level in features.levels)
     alone = loss_of(decoder, output, bands(64, 64))
     assert [loss[name].item() for name in NAMES] == [alone[name].item() for name in NAMES]
-    p, m = output.extra.classes[-1].double().softmax(-1), output.extra.masks[-1].double().sigmoid()
-    expected = (torch.einsum("bqk,bqhw->bkhw", p[..., :-1], m) + 1e-6).log()
     assert output.logits.dtype == torch.float32
-    assert torch.allclose(output.logits.double(), expected, atol=1e-5)
 
 
 def test_places_are_sampled_in_single_precision_under_autocast() -> None:

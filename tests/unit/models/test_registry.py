@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.models import registry
-from kdbench.models.backbones import Encoder, ModuleEncoder, TokenEncoder, build_toy
+from kdbench.models.backbones import ModuleEncoder, TokenEncoder, build_toy
 from kdbench.models.decoders import LinearDecoder
 from kdbench.models.registry import CNN_PAIRS, MODELS, PAPER_PAIRS, find_model, parse_pair, register_model
 from kdbench.models.toy import ToyModels
@@ -24,7 +24,7 @@ from kdbench.models.weights import PretrainedModels
 @pytest.mark.parametrize("text", [*PAPER_PAIRS, *CNN_PAIRS])
 def test_a_pair_is_f2f_or_f2l_by_its_student(text: str) -> None:
     pair = parse_pair(text)
-    assert (pair.name, f"{pair.teacher.name}:{pair.student.name}") == (text, text)
+    assert pair.name == text
     local = pair.student.name.startswith(("deit", "dino-", "resnet", "mit"))
     assert pair.family == ("F2L" if local else "F2F")
 
@@ -68,16 +68,26 @@ def test_a_real_network_has_no_toy_model() -> None:
 
 
 class Pyramid(nn.Module):
-    """What a user has: images to maps at strides 4 and 8."""
+    """What a user has: images to maps at strides 4 and 8, in a list or dict."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, wrap: Callable[[list[Tensor]], Any] = list) -> None:
         super().__init__()
+        self.wrap = wrap
         self.first = nn.Conv2d(3, width, 4, stride=4)
         self.second = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2 * width, 2, stride=2))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor) -> Any:
         first = self.first(image)
-        return [first, self.second(first)]
+        return self.wrap([first, self.second(first)])
+
+
+def registered(*given: Any, **more: Any) -> Any:
+    """The Model of a network that is registered as `mine`."""
+    return PretrainedModels().find(register_model("mine", *given, **more))
+
+
+def named(maps: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip("ab", maps, strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -85,69 +95,51 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "REGISTERED", {})
 
 
-@pytest.fixture(params=["toy", "pretrained"])
-def source(request: pytest.FixtureRequest) -> Any:
-    """The models of either kind of protocol."""
-    return ToyModels() if request.param == "toy" else PretrainedModels()
-
-
+@pytest.mark.parametrize("wrap", [list, named])
+@pytest.mark.parametrize("source", [ToyModels(), PretrainedModels()], ids=["toy", "pretrained"])
 @torch.no_grad()
-def test_a_module_becomes_an_encoder_whose_maps_are_measured(source: Any) -> None:
-    encoder = source.find(register_model("mine", Pyramid)).build()
-    assert isinstance(encoder, ModuleEncoder)
+def test_a_module_becomes_an_encoder_whose_maps_are_measured(source: Any, wrap: Any) -> None:
+    encoder = source.find(register_model("mine", lambda: Pyramid(wrap=wrap))).build().eval()
     spec = encoder.spec
     assert (spec.channels, spec.strides, spec.blocks) == ((8, 16), (4, 8), (8, 16))
     assert (spec.final_channels, spec.final_stride, spec.class_token) == (16, 8, False)
     assert spec.batch_norms
-    image = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
-    features = encoder.eval()(image, blocks=(0, -1))
+    image, mask = torch.rand(2, 3, 32, 64), torch.zeros(2, 4, 8, dtype=torch.bool)
+    features = encoder(image, blocks=(0, -1))
+    encoder.body.wrap = list
     maps = encoder.body((image - encoder.mean) / encoder.std)
     assert all(torch.equal(level, map_) for level, map_ in zip(features.levels, maps, strict=True))
     assert torch.equal(features.final, maps[1])
     assert torch.equal(features.pooled, maps[1].mean((2, 3)))
     assert torch.equal(features.blocks[0], maps[0])
     assert torch.equal(features.blocks[-1], maps[1])
-
-
-@torch.no_grad()
-def test_hidden_pixels_of_a_module_reach_no_output(source: Any) -> None:
-    encoder = source.find(register_model("mine", Pyramid)).build().eval()
-    image = torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(1, 4, 8, dtype=torch.bool)
-    mask[0, 1, 2] = True
+    # A mask hides pixels.
+    mask[:, 1, 2] = True
     other = image.clone()
     other[:, :, 8:16, 16:24] = 0.9
     assert torch.equal(encoder(image, mask).final, encoder(other, mask).final)
-    assert not torch.equal(encoder(image).final, encoder(other).final)
+    assert not torch.equal(encoder(other).final, features.final)
 
 
-@pytest.mark.parametrize("wrap", [dict, tuple], ids=["dict", "tuple"])
-def test_maps_may_come_as_a_dict_or_a_tuple(wrap: Any) -> None:
-    class Wrapped(Pyramid):
-        def forward(self, image: Tensor) -> Any:
-            maps = super().forward(image)
-            return wrap(zip("ab", maps, strict=True)) if wrap is dict else wrap(maps)
-
-    assert ModuleEncoder(Wrapped()).spec.strides == (4, 8)
-
-
-def test_measuring_leaves_the_module_as_it_was() -> None:
-    body = Pyramid().train()
-    body.second[0].eval()
-    state = torch.get_rng_state()
-    encoder = ModuleEncoder(body)
-    assert (body.training, body.second[0].training) == (True, False)
-    assert not encoder.body.second[0].running_mean.any()
-    assert torch.equal(torch.get_rng_state(), state)
+def test_building_leaves_a_module_that_is_returned_every_time_as_it_was() -> None:
+    shared = Pyramid().train()
+    shared.second[0].eval()
+    generator = torch.get_rng_state()
+    model = registered(lambda: shared)
+    first, second = model.build(), model.build()
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not first.body.second[0].running_mean.any()
+    with torch.no_grad():
+        first.body.first.weight.zero_()
+    for body in (shared, second.body):
+        assert (body.training, body.second[0].training) == (True, False)
+        assert body.first.weight.any()
     with torch.device("meta"):
-        assert ModuleEncoder(Pyramid()).spec == encoder.spec
+        assert ModuleEncoder(Pyramid()).spec == first.spec
 
 
-class Upside(Pyramid):
-    """Coarse to fine."""
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return super().forward(image)[::-1]
+def test_an_encoder_of_its_own_is_taken_as_it_is() -> None:
+    assert isinstance(registered(lambda: build_toy(MODELS["deit-s"])).build(), TokenEncoder)
 
 
 @pytest.mark.parametrize(
@@ -156,30 +148,14 @@ class Upside(Pyramid):
         (nn.Flatten, r"Flatten gives \(1, 18432\) of an image of 64 x 96 pixels"),
         (lambda: nn.Linear(7, 2), r"Linear gives no maps .* of 64 x 96 pixels \(RuntimeError.*an Encoder of your own"),
         (lambda: nn.Conv2d(3, 4, 5), r"Conv2d gives \(1, 4, 60, 92\) .* whose sides divide the image's evenly"),
-        (Upside, r"from fine to coarse"),
+        (lambda: Pyramid(wrap=lambda maps: maps[::-1]), r"from fine to coarse"),
         (lambda: "text", "returned 'text', not a torch.nn.Module"),
         (lambda: 1 / 0, r"model 'mine' cannot be used: ZeroDivisionError: .* test_registry\.py"),
     ],
 )
 def test_what_is_no_encoder_is_told_with_the_repair(module: Any, message: str) -> None:
     with pytest.raises(KdbenchError, match=message):
-        PretrainedModels().find(register_model("mine", module)).build()
-
-
-def test_an_encoder_of_its_own_is_taken_as_it_is() -> None:
-    encoder = PretrainedModels().find(register_model("mine", lambda: build_toy(MODELS["deit-s"]))).build()
-    assert isinstance(encoder, TokenEncoder)
-    assert encoder.spec.class_token
-
-
-def test_a_builder_may_return_one_module_every_time() -> None:
-    shared = Pyramid()
-    model = PretrainedModels().find(register_model("mine", lambda: shared))
-    first, second = model.build(), model.build()
-    with torch.no_grad():
-        first.body.first.weight.zero_()
-    assert shared.first.weight.any()
-    assert second.body.first.weight.any()
+        registered(module).build()
 
 
 @pytest.mark.parametrize("kind", ["file", "function", "builder"])
@@ -192,8 +168,7 @@ def test_weights_come_from_a_file_a_function_or_the_builder(tmp_path: Path, kind
         "function": {"weights": trained.state_dict},
         "builder": {},
     }[kind]
-    spec = register_model("mine", (lambda: trained) if kind == "builder" else Pyramid, **given)
-    model = PretrainedModels().find(spec)
+    model = registered((lambda: trained) if kind == "builder" else Pyramid, **given)
     state = model.load()
     assert all(torch.equal(state[f"body.{name}"], tensor) for name, tensor in trained.state_dict().items())
     assert not state["mask_token"].any()
@@ -203,25 +178,22 @@ def test_weights_come_from_a_file_a_function_or_the_builder(tmp_path: Path, kind
 
 
 def test_weights_of_another_network_are_refused() -> None:
-    model = PretrainedModels().find(register_model("mine", Pyramid, weights=lambda: Pyramid(4).state_dict()))
+    model = registered(Pyramid, weights=lambda: Pyramid(4).state_dict())
     with pytest.raises(KdbenchError, match=r"weights of 'mine' does not fit Pyramid\. shapes: first\.weight"):
         model.load()
 
 
 def test_the_key_follows_the_weights_unless_it_is_given() -> None:
     def key(value: float, **more: Any) -> str:
-        module = Pyramid()
-        nn.init.constant_(module.first.weight, value)
-        state = {name: torch.ones_like(t) * value for name, t in module.state_dict().items()}
-        return PretrainedModels().find(register_model("mine", Pyramid, weights=lambda: state, **more)).key()
+        state = {name: torch.full_like(t, value) for name, t in Pyramid().state_dict().items()}
+        return registered(Pyramid, weights=lambda: state, **more).key()
 
-    assert key(1.0) == key(1.0)
-    assert key(1.0) != key(2.0)
-    assert key(1.0, key="v1") == key(2.0, key="v1") != key(1.0, key="v2")
+    assert key(1) == key(1) != key(2)
+    assert key(1, key="v1") == key(2, key="v1") != key(1, key="v2")
 
 
 def test_drawn_weights_are_the_same_for_every_run() -> None:
-    model = PretrainedModels().find(register_model("mine", Pyramid))
+    model = registered(Pyramid)
     first = model.load()
     torch.rand(5)
     assert all(torch.equal(tensor, first[name]) for name, tensor in model.load().items())
@@ -298,26 +270,15 @@ def test_a_broken_entry_point_breaks_its_own_name_alone(announce: Any) -> None:
 # ---- in a run
 
 
-def test_a_registered_model_is_distilled_with_its_own_decoder_in_a_smoke_cell(run_cells: Any) -> None:
-    register_model("mymodel", Pyramid, decoder=LinearDecoder)
-    (done,) = run_cells(methods=("cwd",), pairs=("dinov2-s:mymodel",))
+def test_registered_models_teach_and_learn_in_a_smoke_cell(run_cells: Any) -> None:
+    register_model("mine", Pyramid, family="foundation", key="v1")
+    register_model("other", Pyramid, decoder=LinearDecoder)
+    (done,) = run_cells(methods=("cwd",), pairs=("mine:other",))
     assert done.record.status == "done", done.record.error
     cell = done.record.spec.resolved
-    assert (cell.student, cell.family) == ("mymodel", "F2L")
+    assert (cell.student, cell.family) == ("other", "F2L")
     assert cell.decoder == "light (student: its own)"
-    assert cell.weights["mymodel"].startswith("state-")
-    (again,) = run_cells(methods=("cwd",), pairs=("dinov2-s:mymodel",))
+    assert cell.weights["mine"] == "key-v1"
+    assert cell.weights["other"].startswith("state-")
+    (again,) = run_cells(methods=("cwd",), pairs=("mine:other",))
     assert again.cached
-
-
-def test_a_registered_foundation_model_teaches_in_a_smoke_cell(run_cells: Any) -> None:
-    register_model("mine", Pyramid, family="foundation", key="v1")
-    (done,) = run_cells(methods=("gkd",), pairs=("mine:deit-s",))
-    assert done.record.status == "done", done.record.error
-    assert done.record.spec.resolved.weights["mine"] == "key-v1"
-
-
-def test_encoders_hand_their_decoder_on() -> None:
-    encoder = PretrainedModels().find(register_model("mine", Pyramid, decoder=LinearDecoder)).build()
-    assert isinstance(encoder.own_decoder(5), LinearDecoder)
-    assert Encoder.decoder is None

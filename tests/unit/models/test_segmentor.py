@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.models.decoders import pixel_cross_entropy
 from kdbench.models.segmentor import Segmentor, build_decoder, seeded
 
 CLASSES = 5
@@ -20,15 +19,6 @@ pytestmark = pytest.mark.parametrize("encoder", ["deit-s", "resnet18", "mit-b0"]
 
 
 @torch.no_grad()
-def test_calling_is_encoding_then_decoding(segmentor: Segmentor, images) -> None:
-    image = images(2, 32, 64)
-    output, features = segmentor(image), segmentor.encode(image)
-    assert torch.equal(output.logits, segmentor.decode(features).logits)
-    assert torch.equal(output.features.final, features.final)
-    assert output.logits.shape == (2, CLASSES, 16, 32)
-
-
-@torch.no_grad()
 def test_encode_hands_on_masks_and_blocks(segmentor: Segmentor, images) -> None:
     image, stride = images(1, 32, 64), segmentor.spec.final_stride
     mask = torch.ones(1, 32 // stride, 64 // stride, dtype=torch.bool)
@@ -36,11 +26,6 @@ def test_encode_hands_on_masks_and_blocks(segmentor: Segmentor, images) -> None:
     assert list(masked.blocks) == [1]
     assert torch.equal(masked.final, segmentor.encoder(image, mask).final)
     assert not torch.allclose(masked.final, segmentor.encode(image).final, atol=1e-3)
-
-
-def test_task_loss_is_the_decoders(segmentor: Segmentor, images) -> None:
-    output, label = segmentor(images(1, 32, 64)), torch.ones(1, 32, 64, dtype=torch.long)
-    assert segmentor.task_loss(output, label)["task"] == pixel_cross_entropy(output.logits, label)
 
 
 def test_seeded_decoders_are_equal_and_leave_the_global_generator_alone(encoder) -> None:
