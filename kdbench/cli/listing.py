@@ -94,17 +94,23 @@ def _pairs() -> Rows:
 
 def _models() -> Rows:
     from kdbench.models.backbones import describe_network
-    from kdbench.models.registry import MODELS
+    from kdbench.models.registry import MODELS, REGISTERED, model_names
 
-    return [
+    rows = [
         {
-            "name": role.name,
-            "family": role.family,
-            **describe_network(role),
-            "toy model (mini)": ", ".join(f"{key} {value}" for key, value in role.toy.items()),
+            "name": spec.name,
+            "family": spec.family,
+            **describe_network(spec),
+            "toy model (mini)": ", ".join(f"{key} {value}" for key, value in spec.toy.items()),
         }
-        for role in MODELS.values()
+        for spec in MODELS.values()
     ]
+    # What a package announces is not loaded for a list: its family is known once it was used.
+    registered = [name for name in dict.fromkeys(model_names()) if name not in MODELS]
+    for name in registered:
+        family = REGISTERED[name].family if name in REGISTERED else ""
+        rows.append({"name": name, "family": family, "network": "registered"})
+    return rows
 
 
 def _protocols() -> Rows:

@@ -63,6 +63,7 @@ class Model(Protocol):
 
     def note(self, state: State) -> str:
         """Say what a student's loaded weights lack of what the authors published; empty as a rule."""
+        return ""
 
 
 class ModelSource(Protocol):
@@ -155,13 +156,12 @@ class PretrainedModel:
         if not hub:
             raise KdbenchError(f"timm publishes no weights '{self.spec.weights}'. {self._repair()}")
         try:
-            found: Mapping[str, Any] = timm.models.load_state_dict_from_hf(hub, weights_only=True)
+            return dict(timm.models.load_state_dict_from_hf(hub, weights_only=True))
         except Exception as error:  # whatever keeps the hub away, the repair is the same
             raise KdbenchError(
                 f"the weights of '{self.spec.name}' ({hub}) cannot be had from the hub: {first_line(error)}. "
                 f"{self._repair()}"
             ) from error
-        return found
 
     def _repair(self) -> str:
         return where_to_put(self.folder, self.names())
@@ -183,13 +183,10 @@ class MixTransformerModel(PretrainedModel):
                 f"folder of {spec.network} (config.json, model.safetensors) as {spec.name} where --weights-dir points."
             ) from error
         # The library fills what is missing with random numbers, and says so in a log alone.
-        faults = [
-            f"{kind}: {some(sorted(map(str, report[f'{kind}_keys'])))}"
-            for kind in ("missing", "mismatched")
-            if report.get(f"{kind}_keys")
-        ]
+        kinds = ("missing", "mismatched")
+        faults = _listed({kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in kinds})
         if faults:
-            raise KdbenchError(f"{folder or spec.network} does not fit '{spec.name}'. {'; '.join(faults)}.")
+            raise KdbenchError(f"{folder or spec.network} does not fit '{spec.name}'. {faults}.")
         body = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
         return with_mask_token(self.build(), body, None)
 
@@ -201,7 +198,7 @@ class MixTransformerModel(PretrainedModel):
         return self.spec.network
 
 
-class RegisteredModel:
+class RegisteredModel(Model):
     """A model of `register_model`: a user's own network, whose arguments are explained there."""
 
     def __init__(
@@ -213,6 +210,7 @@ class RegisteredModel:
         decoder: Callable[[FeatureSpec, int], nn.Module] | None,
     ) -> None:
         self._name, self._build, self._weights, self._key, self._decoder = name, build, weights, key, decoder
+        self._file = Path(weights) if isinstance(weights, Path | str) else None
 
     def build(self) -> Encoder:
         """As Model.build. The network is a copy: a builder may return the same one every time."""
@@ -230,8 +228,8 @@ class RegisteredModel:
 
     def weights(self) -> str:
         """As Model.weights: a file's checksum, the user's key, or the hash of the weights' content."""
-        if isinstance(self._weights, Path | str):
-            return f"file-{checksum(Path(self._weights))}"
+        if self._file is not None:
+            return f"file-{checksum(self._file)}"
         return f"key-{self._key}" if self._key else f"state-{self._content}"
 
     def load(self) -> State:
@@ -239,20 +237,14 @@ class RegisteredModel:
         encoder = seeded(self.build, "registered", self._name)
         if self._weights is None:
             return encoder.state_dict()
-        state = (
-            read_checkpoint(Path(self._weights)) if isinstance(self._weights, Path | str) else self._call(self._weights)
-        )
+        state = read_checkpoint(self._file) if self._file else self._call(self._weights)  # type: ignore[arg-type]
         return convert(encoder, unwrap(state), f"what is registered as the weights of '{self._name}'")
 
     def origin(self) -> str:
         """As Model.origin."""
-        if isinstance(self._weights, Path | str):
-            return str(self._weights) if Path(self._weights).is_file() else f"MISSING: {self._weights}"
+        if self._file is not None:
+            return str(self._file) if self._file.is_file() else f"MISSING: {self._file}"
         return f"the code that registered '{self._name}'"
-
-    def note(self, state: State) -> str:
-        """As Model.note: what a user's network was published with is not known."""
-        return ""
 
     def _call(self, function: Callable[[], Any]) -> Any:
         try:
@@ -295,9 +287,6 @@ class Unread:
         """Ignore what it was made of."""
         return super().__new__(cls)
 
-    def __init__(self, *args: Any) -> None:
-        """Ignore what it was made of."""
-
     def __setstate__(self, state: Any) -> None:
         """Ignore what it held."""
 
@@ -310,8 +299,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """
     try:
         if path.suffix == ".safetensors":
-            tensors: State = load_file(path)
-            return tensors
+            return dict(load_file(path))
         with torch.serialization.safe_globals([(Unread, name) for name in _foreign(path)]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken, of another format, or of objects that are not tensors
@@ -396,15 +384,9 @@ def convert(encoder: Encoder, state: State, what: str) -> State:
         for name, tensor in body.state_dict().items()
         if name in named and named[name].shape != tensor.shape
     ]
-    faults = [
-        f"{kind}: {some(names)}"
-        for kind, names in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
-        if names
-    ]
+    faults = _listed({"missing": missing, "unknown": unknown, "shapes": shapes})
     if faults:
-        raise KdbenchError(
-            f"{what} does not fit {type(body).__name__}. {'; '.join(faults)}. Is it another model's file?"
-        )
+        raise KdbenchError(f"{what} does not fit {type(body).__name__}. {faults}. Is it another model's file?")
     return with_mask_token(encoder, {name: named[name] for name in expected}, mask_token)
 
 
@@ -447,7 +429,7 @@ def _take_geometry(encoder: Encoder, state: State) -> None:
     encoder.take_geometry(found)
 
 
-def some(names: list[str]) -> str:
-    """Return the first names of a list and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _listed(faults: Mapping[str, list[str]]) -> str:
+    """Return the first names of each kind of fault and how many more there are; empty without any."""
+    more = {kind: f" and {len(names) - SHOWN} more" * (len(names) > SHOWN) for kind, names in faults.items()}
+    return "; ".join(f"{kind}: {', '.join(names[:SHOWN])}{more[kind]}" for kind, names in faults.items() if names)

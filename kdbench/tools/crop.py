@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from kdbench.data.datasets.labels import ByColour
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.progress import Progress
+from kdbench.tools.pack import in_threads
 
 SIZE = 512
 COLOURS = ByColour([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)])
@@ -127,19 +127,8 @@ def cut_tiles(name: str, data_root: Path, workers: int, progress: Progress) -> l
         raise unknown("data set that is cut into crops", name, TILES)
     tiles = list(_find_tiles(TILES[name], data_root))
     left = [tile for tile in tiles if not tile.done()]
-    progress.begin(f"cutting {name} into crops", len(tiles))
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            running = [pool.submit(_cut, tile) for tile in left]
-            try:
-                for finished, future in enumerate(as_completed(running), 1 + len(tiles) - len(left)):
-                    future.result()
-                    progress.advance(finished, {})
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        progress.end()
+    for _ in in_threads(_cut, left, workers, progress, f"cutting {name} into crops"):
+        pass
     return [CutTile(**json.loads(tile.summary.read_text(encoding="utf-8"))) for tile in tiles]
 
 

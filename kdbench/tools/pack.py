@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from kdbench.data.realset import packed_path
 from kdbench.errors import KdbenchError
 from kdbench.files import DiskFullError, save_atomically
 from kdbench.progress import Progress
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def pack(adapter: Adapter, data_root: Path, parts: tuple[str, ...], workers: int, progress: Progress) -> list[Path]:
@@ -28,25 +32,33 @@ def pack(adapter: Adapter, data_root: Path, parts: tuple[str, ...], workers: int
     if not pairs:
         raise KdbenchError(f"data set '{adapter.name}': nothing to pack. {scan.advice()}")
     kept: set[Path] = set()
-    progress.begin(f"packing {adapter.name}", len(pairs))
+    for packed in in_threads(partial(_pack_pair, scan), pairs, workers, progress, f"packing {adapter.name}"):
+        if isinstance(packed, KdbenchError):
+            progress.note(f"left out: {packed}")
+        else:
+            kept.update(packed)
+    folders = sorted({path.parent for path in kept})
+    for path in [path for folder in folders for path in folder.glob("*.npy") if path not in kept]:
+        path.unlink(missing_ok=True)
+    return folders
+
+
+def in_threads(
+    work: Callable[[Item], Made], items: Sequence[Item], workers: int, progress: Progress, what: str
+) -> Iterator[Made]:
+    """Yield what work makes of each item, in order; an error drops what has not begun."""
+    progress.begin(what, len(items))
     try:
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for done, packed in enumerate(pool.map(partial(_pack_pair, scan), pairs), 1):
-                    if isinstance(packed, KdbenchError):
-                        progress.note(f"left out: {packed}")
-                    else:
-                        kept.update(packed)
+                for done, made in enumerate(pool.map(work, items), 1):
+                    yield made
                     progress.advance(done, {})
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
         progress.end()
-    folders = sorted({path.parent for path in kept})
-    for path in [path for folder in folders for path in folder.glob("*.npy") if path not in kept]:
-        path.unlink(missing_ok=True)
-    return folders
 
 
 def _pack_pair(scan: Scan, pair: FilePair) -> list[Path] | KdbenchError:

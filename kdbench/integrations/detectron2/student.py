@@ -21,7 +21,7 @@ from kdbench.identity import digest
 from kdbench.models.backbones import Encoder, cut, has_batch_norms, padded
 from kdbench.models.registry import ModelSpec
 from kdbench.models.segmentor import Segmentor, seeded
-from kdbench.models.weights import ENDINGS, State, checksum, find_file, read_checkpoint, where_to_put
+from kdbench.models.weights import ENDINGS, Model, State, checksum, find_file, read_checkpoint, where_to_put
 from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
 
 try:
@@ -52,7 +52,7 @@ def find(name: str) -> ModelSpec:
 
 
 @dataclass(frozen=True)
-class ConfigModel:
+class ConfigModel(Model):
     """A config's encoder, as kdbench.models.weights.Model.
 
     Its weights are a file in the folder of --weights-dir, else the local file that the config names; where it names
@@ -93,10 +93,6 @@ class ConfigModel:
         if self._random:
             return "nowhere, random: its config names none"
         return str(self._file or f"MISSING: {self._repair}")
-
-    def note(self, state: State) -> str:
-        """As Model.note: none of these networks was published with a mask token."""
-        return ""
 
     @property
     def _stated(self) -> str:

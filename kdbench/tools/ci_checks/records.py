@@ -64,14 +64,14 @@ def _misplaced(path: Path, record: Record) -> str:
 
 
 def _weights(record: Record) -> str:
-    """Compare toy models only: of real weights several may be right."""
+    """Compare toy models only: of real weights and of a user's own several may be right."""
     cell = record.spec.resolved
     if cell.model_set != MINI.model_set:
         return ""
-    strange = [model for model, weights in cell.weights.items() if weights != _shipped(model)]
+    strange = [name for name, found in cell.weights.items() if name in TOY_MODELS and found != _shipped(name)]
     return f"began with other weights of {' and '.join(strange)} than those shipped" if strange else ""
 
 
 @cache
 def _shipped(model: str) -> str:
-    return read_card(SHIPPED, model).weights if model in TOY_MODELS else ""
+    return read_card(SHIPPED, model).weights

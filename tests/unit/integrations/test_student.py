@@ -15,7 +15,6 @@ from kdbench.conformance import CHECKS, Bench, make_bench
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import cut
 from kdbench.models.registry import find_model, parse_pair
-from kdbench.models.segmentor import seeded
 from kdbench.models.toy import ToyModels
 from kdbench.models.weights import Model, PretrainedModels
 from kdbench.plugins import load_method
@@ -63,6 +62,12 @@ def test_features_have_the_shapes_of_the_spec(student: Any) -> None:
         -1: (2, 2048, 2, 4),
     }
     assert student(images()).logits.shape == (2, CLASSES, 16, 32)
+    # A mask replaces the stem's output.
+    mask = torch.zeros(2, 2, 4, dtype=torch.bool)
+    mask[..., 2:] = True
+    stem = student.encode(images(), mask, blocks=(0,)).blocks[0]
+    assert not stem[..., 16:].any()
+    assert torch.equal(stem[..., :16], features.blocks[0][..., :16])
 
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
@@ -88,19 +93,6 @@ def test_logits_are_those_of_detectron2s_own_model(d2: ModuleType, order: str) -
     assert not torch.allclose(student(image.flip(1)).logits, student(image).logits, rtol=1e-2)
 
 
-@torch.no_grad()
-def test_a_mask_replaces_the_stems_output(student: Any) -> None:
-    mask = torch.zeros(1, 2, 4, dtype=torch.bool)
-    mask[..., 2:] = True
-    token = student.encoder.mask_token
-    token.fill_(0.5)
-    stem = student.encode(images(1), mask, blocks=(0,)).blocks[0]
-    plain = student.encode(images(1), blocks=(0,)).blocks[0]
-    token.zero_()
-    assert (stem[..., 16:] == 0.5).all()
-    assert torch.equal(stem[..., :16], plain[..., :16])
-
-
 def test_the_loss_is_the_heads_plain_cross_entropy(d2: ModuleType) -> None:
     student = d2.student_from_config(PANOPTIC, CLASSES)
     label = torch.randint(0, CLASSES, (2, 64, 128), generator=torch.Generator().manual_seed(1))
@@ -118,9 +110,8 @@ def test_the_loss_is_the_heads_plain_cross_entropy(d2: ModuleType) -> None:
     assert all(p.grad is None or not p.grad.any() for p in student.parameters())
 
 
-@pytest.mark.parametrize("method", ["gkd", "feature_kd", "cwd"])
-def test_methods_keep_their_contract_with_it(d2: ModuleType, method: str) -> None:
-    plugin = load_method(method)
+def test_a_method_keeps_its_contract_with_it(d2: ModuleType) -> None:
+    plugin = load_method("gkd")
 
     def bench() -> Bench:
         made = make_bench(plugin, parse_pair("dinov2-s:resnet18"))
@@ -132,28 +123,6 @@ def test_methods_keep_their_contract_with_it(d2: ModuleType, method: str) -> Non
 
     for check in CHECKS:
         check(bench())
-
-
-def test_a_config_is_left_as_it_was_and_what_trains_is_ours(d2: ModuleType) -> None:
-    config = d2.read_config(CONFIG)
-    config.freeze()
-    before = config.dump()
-    student = d2.student_from_config(config, CLASSES)
-    assert config.dump() == before
-    assert all(parameter.requires_grad for parameter in student.parameters())
-    assert not any("Frozen" in type(module).__name__ for module in student.modules())
-
-
-def test_random_weights_depend_on_the_seed_alone(d2: ModuleType) -> None:
-    def weights(seed: int) -> Tensor:
-        return d2.student_from_config(CONFIG, CLASSES, seed=seed).encoder.body.bottom_up.stem.conv1.weight
-
-    torch.manual_seed(3)
-    first = weights(0)
-    state = torch.get_rng_state()
-    assert torch.equal(weights(0), first)
-    assert not torch.equal(weights(1), first)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def checkpoint(student: Any) -> dict[str, Tensor]:
@@ -171,7 +140,11 @@ def test_a_local_checkpoint_is_loaded(d2: ModuleType, tmp_path: Path, stated: st
     config = d2.read_config(CONFIG)
     if stated == "config":
         config.MODEL.WEIGHTS = str(path)
+    config.freeze()
+    before = config.dump()
     student = d2.student_from_config(config, CLASSES, path if stated == "argument" else None)
+    assert config.dump() == before
+    assert all(parameter.requires_grad for parameter in student.parameters())
     theirs, ours = checkpoint(other), checkpoint(student)
     different = [name for name in ours if not torch.equal(ours[name], theirs[name].expand_as(theirs[name]))]
     assert different == ["sem_seg_head.predictor.weight", "sem_seg_head.predictor.bias"]
@@ -179,29 +152,51 @@ def test_a_local_checkpoint_is_loaded(d2: ModuleType, tmp_path: Path, stated: st
     assert not student.spec.batch_norms
 
 
-def test_checkpoints_and_configs_that_do_not_fit_are_refused(d2: ModuleType, tmp_path: Path) -> None:
-    state = checkpoint(d2.student_from_config(CONFIG, CLASSES))
+@pytest.fixture(scope="module")
+def weights_of_r50(d2: ModuleType) -> dict[str, Tensor]:
+    """A checkpoint of CONFIG."""
+    return checkpoint(d2.student_from_config(CONFIG, CLASSES))
 
-    def load(content: Any, name: str = "model.pth") -> None:
-        torch.save(content, tmp_path / name)
+
+STEM = "backbone.bottom_up.stem.conv1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "message"),
+    [
+        (lambda state: {n: t for n, t in state.items() if n != STEM}, "model.pth", f"lacks {STEM}"),
+        (lambda state: state | {"backbone.fpn_output2.bias": torch.zeros(3)}, "model.pth",
+         r"does not fit the config: backbone\.fpn_output2\.bias"),
+        (lambda state: state, "R-50.pkl", "a pickle can run code"),
+        (lambda state: {"model": SimpleNamespace()}, "model.pth", "cannot be read as weights"),
+        (lambda state: {f"layer1.{i}.conv1.weight": torch.zeros(2) for i in range(2)}, "model.pth",
+         r"model\.pth lacks backbone\.bottom_up\."),
+        (lambda state: {"conv2.weight": torch.zeros(64, 64, 3, 3)}, "model.pth", "names that detectron2 cannot match"),
+    ],
+)  # fmt: skip
+def test_checkpoints_that_do_not_fit_are_refused(
+    d2: ModuleType, weights_of_r50: Any, tmp_path: Path, change: Any, name: str, message: str
+) -> None:
+    torch.save(change(weights_of_r50), tmp_path / name)
+    with pytest.raises(KdbenchError, match=message):
         d2.student_from_config(CONFIG, CLASSES, tmp_path / name)
 
-    with pytest.raises(KdbenchError, match=r"lacks backbone\.bottom_up\.stem\.conv1\.weight"):
-        load({name: tensor for name, tensor in state.items() if "stem.conv1.weight" not in name})
-    with pytest.raises(KdbenchError, match=r"does not fit the config: backbone\.fpn_output2\.bias"):
-        load(state | {"backbone.fpn_output2.bias": torch.zeros(3)})
-    with pytest.raises(KdbenchError, match="a pickle can run code"):
-        load(state, "R-50.pkl")
-    with pytest.raises(KdbenchError, match="cannot be read as weights"):
-        load({"model": SimpleNamespace()})
-    with pytest.raises(KdbenchError, match="there is no config"):
-        d2.student_from_config("Misc/semantic_R_5_FPN.yaml", CLASSES)
-    unsafe = tmp_path / "unsafe.yaml"
-    unsafe.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
-    with pytest.raises(KdbenchError, match="no config that detectron2 reads"):
-        d2.student_from_config(unsafe, CLASSES)
-    with pytest.raises(KdbenchError, match="needs an FPN on a ResNet"):
-        d2.student_from_config("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", CLASSES)
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("Misc/semantic_R_5_FPN.yaml", "there is no config"),
+        ("unsafe.yaml", "no config that detectron2 reads"),
+        ("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", "needs an FPN on a ResNet"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(
+    d2: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("unsafe.yaml").write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    with pytest.raises(KdbenchError, match=message):
+        d2.student_from_config(config, CLASSES)
 
 
 @torch.no_grad()
@@ -218,8 +213,8 @@ def test_sides_that_the_fpn_cannot_add_up_are_padded_with_the_mean_colour(studen
 # Its weights, for the command line
 
 
-def kinds(encoder: nn.Module) -> set[str]:
-    """Of the norms in a ResNet."""
+def norms(encoder: nn.Module) -> set[str]:
+    """The kinds of norms in a ResNet."""
     return {type(module).__name__ for module in encoder.body.bottom_up.modules() if hasattr(module, "running_var")}
 
 
@@ -261,7 +256,7 @@ def test_weights_are_found_by_the_configs_name_or_by_that_of_its_weights(d2: Mod
         fits(state, weights)
         assert not state["mask_token"].any()
         encoder = found.build()
-        assert kinds(encoder) == {"FrozenBatchNorm2d"}
+        assert norms(encoder) == {"FrozenBatchNorm2d"}
         encoder.load_state_dict(state, strict=True)
         assert "-file-" in found.key()
 
@@ -293,13 +288,13 @@ def test_a_config_that_names_no_weights_starts_from_random_ones_that_train(d2: M
     name = small(tmp_path)
     found = model(name, tmp_path)
     encoder, state = found.build(), found.load()
-    assert kinds(encoder) == {"BatchNorm2d"}
+    assert norms(encoder) == {"BatchNorm2d"}
     encoder.load_state_dict(state, strict=True)
     torch.manual_seed(5)
     assert all(torch.equal(tensor, state[key]) for key, tensor in found.load().items())
     assert found.key().endswith("-random")
     torch.save(trained(d2, name), tmp_path / "mine.pth")
-    assert kinds(found.build()) == {"FrozenBatchNorm2d"}
+    assert norms(found.build()) == {"FrozenBatchNorm2d"}
     assert "random" not in found.key()
 
 
@@ -353,27 +348,6 @@ def test_imagenet_models_fill_the_resnet_under_their_own_names(d2: ModuleType, t
     assert not torch.equal(weights["backbone.fpn_lateral2.weight"], state[lateral])
     statistics = [tensor for name, tensor in state.items() if name.endswith("bottom_up.stem.conv1.norm.running_mean")]
     assert statistics[0].eq(0).all() == (layout == "caffe2")
-
-
-def test_other_networks_files_are_refused(d2: ModuleType, tmp_path: Path) -> None:
-    name = small(tmp_path)
-    torch.save({f"layer1.{i}.conv1.weight": torch.zeros(2) for i in range(2)}, tmp_path / "mine.pth")
-    with pytest.raises(KdbenchError, match=r"mine\.pth lacks backbone\.bottom_up\."):
-        model(name, tmp_path).load()
-    torch.save({"conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "mine.pth")
-    with pytest.raises(KdbenchError, match="names that detectron2 cannot match"):
-        model(name, tmp_path).load()
-
-
-def test_the_head_is_for_our_classes_and_drawn_by_whoever_asks(d2: ModuleType) -> None:
-    encoder = model(NAME).build()
-
-    def predictor(*purpose: object) -> Tensor:
-        return seeded(lambda: encoder.own_decoder(7), *purpose).head.predictor.weight
-
-    assert predictor(0).shape[0] == 7
-    assert torch.equal(predictor(0), predictor(0))
-    assert not torch.equal(predictor(0), predictor(1))
 
 
 def test_a_config_is_found_by_its_prefix_and_cannot_teach(d2: ModuleType) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdbench.cli.listing import listing
 from kdbench.errors import KdbenchError
 from kdbench.models import registry
 from kdbench.models.backbones import ModuleEncoder, TokenEncoder, build_toy
@@ -230,8 +231,7 @@ def announce(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(**points: Any) -> None:
         def found(group: str) -> Iterator[Any]:
-            assert group == "kdbench.models"
-            for name, loaded in points.items():
+            for name, loaded in points.items() if group == "kdbench.models" else ():
                 yield SimpleNamespace(name=name.replace("__", "/"), value="package:attribute", load=lambda x=loaded: x)
 
         monkeypatch.setattr(registry.importlib.metadata, "entry_points", found)
@@ -246,6 +246,9 @@ def test_an_entry_point_names_a_builder_or_a_spec(announce: Any) -> None:
     assert PretrainedModels().find(pair.student).build().spec.strides == (4, 8)
     with pytest.raises(KdbenchError, match="Did you mean 'plain'"):
         find_model("plein")
+    listed = {row["name"]: (row["family"], row["network"]) for row in listing("models")}
+    assert listed["special"] == ("foundation", "registered")
+    assert listed["plain"] == ("local", "registered")
 
 
 def test_an_entry_point_with_a_slash_serves_every_name_below_it(announce: Any) -> None:
