@@ -1,12 +1,14 @@
-"""A segmentor whose features and logits are given, and references that share no code with what they check."""
+"""A segmentor whose features and logits are given, and calls of a method's loss on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from closed_forms import GRID, array
 from torch import Tensor
 
 from kdbench.method import LogitMethod
@@ -43,8 +45,8 @@ class FakeSegmentor:
         return Features(self.levels, final, pooled, {block: self.blocks[block] for block in blocks})
 
     def decode(self, features: Features) -> SegOutput:
-        assert self.logits is not None
-        return SegOutput(features, self.logits)
+        logits = torch.zeros(len(features.final), 4, 2, 2) if self.logits is None else self.logits
+        return SegOutput(features, logits)
 
     def __call__(self, image: Tensor) -> SegOutput:
         return self.decode(self.encode(image))
@@ -75,12 +77,11 @@ def make_pair() -> Callable[..., PairSpec]:
 
 @pytest.fixture
 def make_batch() -> Callable[..., Batch]:
-    """Black images with labels that are all one class."""
+    """Black images with given labels (B, H, W), or labels that are all one class."""
 
-    def make(images: int = 2, label: int = 0) -> Batch:
-        return Batch(
-            torch.zeros(images, 3, 8, 8), torch.full((images, 8, 8), label), ("here",) * images, torch.arange(images)
-        )
+    def make(images: int = 2, label: int | Tensor = 0, progress: float = 0.5) -> Batch:
+        label = label if isinstance(label, Tensor) else torch.full((images, 8, 8), label)
+        return Batch(torch.zeros(images, 3, 8, 8), label, ("here",) * images, torch.arange(images), progress)
 
     return make
 
@@ -90,24 +91,31 @@ def distil(
     request: pytest.FixtureRequest,
     make_pair: Callable[..., PairSpec],
     make_batch: Callable[..., Batch],
-    fake: type[FakeSegmentor],
 ) -> Callable[..., Any]:
     """Terms beside the task loss of the test module's METHOD with options, or of a given method.
 
-    student, teacher: logits of a method on logits, last maps of others. Returns the term, or a tuple of several.
+    student, teacher: logits of a method on logits, last maps of others, lists of levels, or fake segmentors. Returns
+    the term, or a dict where there are several.
     """
     kind = request.module.METHOD
 
-    def run(*inputs: Any, label: int = 0, **options: Any) -> Any:
+    def run(*inputs: Any, label: int | Tensor = 0, progress: float = 0.5, **options: Any) -> Any:
         *given, student, teacher = inputs
         method = given[0] if given else kind(kind.Config(**options), make_pair())
-        if isinstance(method, LogitMethod):
-            sides = fake(logits=student), fake(logits=teacher)
-        else:
-            sides = fake(torch.zeros(len(student), 4, 2, 2), student), fake(None, teacher)
-        terms = method.loss(make_batch(len(student), label), *sides)
-        assert terms.pop("task").ndim == 0
-        return next(iter(terms.values())) if len(terms) == 1 else tuple(terms.values())
+
+        def side(value: Any) -> FakeSegmentor:
+            if isinstance(value, list):
+                return FakeSegmentor(final=value[-1], levels=value)
+            if isinstance(value, Tensor):
+                on_logits = isinstance(method, LogitMethod)
+                return FakeSegmentor(value, value) if on_logits else FakeSegmentor(final=value)
+            return value
+
+        ours, theirs = side(student), side(teacher)
+        images = len(ours.logits if ours.final is None else ours.final)
+        terms = method.loss(make_batch(images, label, progress), ours, theirs)
+        terms.pop("task", None)
+        return next(iter(terms.values())) if len(terms) == 1 else terms
 
     return run
 
@@ -117,3 +125,22 @@ def random() -> Callable[..., Tensor]:
     """Standard normal tensors, other ones at each call, the same in each test."""
     generator = torch.Generator().manual_seed(5)
     return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+@pytest.fixture(params=[GRID, (2, 3), (8, 12)], ids=["equal", "coarser", "finer"])
+def student_grid(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """Grids of a student beside a teacher's GRID."""
+    return tuple(request.param)
+
+
+@pytest.fixture
+def resized(bilinear: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A map on the teacher's grid, in float64."""
+    return lambda map_, size=GRID: bilinear(array(map_), size)
+
+
+@pytest.fixture
+def labelled_logits(random: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Student and teacher logits of 4 classes on 3 x 5, and labels on 6 x 10 of which a third is ignored."""
+    label = (random(2, 3, 5).mul(100).long() % 4).where(random(2, 3, 5) < 0.5, 255)
+    return 2 * random(2, 4, 3, 5), 2 * random(2, 4, 3, 5), label.repeat_interleave(2, 1).repeat_interleave(2, 2)

@@ -2,73 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from closed_forms import GRID, array, convolve, divergence, roughen, rows, unit
 from kdbench.methods.lightly import EmbeddingQueue, Lightly, LightlyConfig, mix
 from torch import Tensor
+from torch.nn import functional
 
-from kdbench.types import PairSpec
-
-GRID = (2, 3)
-
-
-def affine(layer, rows: np.ndarray) -> np.ndarray:
-    weight, bias = (parameter.detach().double().numpy() for parameter in layer.parameters())
-    return rows @ weight.reshape(len(weight), -1).T + bias
-
-
-def rows_of(map_: Tensor) -> np.ndarray:
-    """(B, C, ...) as (B, N, C) in float64."""
-    return map_.detach().double().numpy().reshape(*map_.shape[:2], -1).transpose(0, 2, 1)
-
-
-def divergence(student: np.ndarray, teacher: np.ndarray, others: np.ndarray, their_others: np.ndarray) -> float:
-    """KL(teacher || student) of a softmax over cosines / 0.07, mean over rows, one row after the other."""
-
-    def shares(vector: np.ndarray, among: np.ndarray) -> list[float]:
-        lengths = [float(np.linalg.norm(vector) * np.linalg.norm(other)) for other in among]
-        cosines = [float(vector @ o) / n if n else 0.0 for o, n in zip(among, lengths, strict=True)]
-        scores = [math.exp(cosine / 0.07) for cosine in cosines]
-        return [score / sum(scores) for score in scores]
-
-    total = 0.0
-    for ours, theirs in zip(student, teacher, strict=True):
-        pairs = zip(shares(theirs, their_others), shares(ours, others), strict=True)
-        total += sum(p * math.log(p / q) for p, q in pairs)
-    return total / len(student)
+METHOD = Lightly
 
 
 @pytest.fixture
-def pair(make_pair) -> PairSpec:
-    """A teacher whose last blocks are 4 and 5 wide, as in a pyramid; its levels tell nothing of them."""
-    plain = make_pair(3, 5, levels=1)
-    return replace(plain, teacher=replace(plain.teacher, blocks=(2, 4, 5)))
-
-
-@pytest.fixture
-def make(pair, random):
+def make(make_pair):
     """A method whose heads are away from their small start."""
-
-    def build(**config: object) -> Lightly:
-        method = Lightly(LightlyConfig(**config), pair)
-        with torch.no_grad():
-            for parameter in method.parameters():
-                parameter.add_(0.5 * random(*parameter.shape))
-        return method
-
-    return build
+    plain = make_pair()
+    # A teacher whose last blocks are 4 and 5 wide, as in a pyramid; its levels tell nothing of them.
+    pair = replace(plain, teacher=replace(plain.teacher, blocks=(2, 4, 5)))
+    return lambda **options: roughen(Lightly(LightlyConfig(**options), pair), 0.5)
 
 
 @pytest.fixture
-def sides(fake, random):
-    return fake(None, random(4, 3, *GRID), random(4, 3)), fake(None, random(4, 5, *GRID), random(4, 5))
+def sides(fake, random, student_grid):
+    return fake(None, random(4, 3, *student_grid), random(4, 3)), fake(None, random(4, 5, *GRID), random(4, 5))
 
 
-def test_images_are_blended_with_others_at_one_share(random) -> None:
+def test_images_are_blended_with_others_at_one_share() -> None:
     # One-hot images: the blend shows each image's share of itself and whom it was blended with.
     torch.manual_seed(0)
     image = torch.eye(8)[:, :, None, None].expand(8, 8, 2, 2)
@@ -98,43 +59,35 @@ def test_both_networks_see_the_same_mixed_images(make, make_batch, sides, monkey
     assert batch.image[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_local_term_compares_the_tokens_of_an_image(make, make_batch, sides) -> None:
+def test_local_term_compares_the_tokens_of_an_image(make, distil, sides, resized) -> None:
     method, (student, teacher) = make(queue=8, local=2.0), sides
-    ours, theirs = affine(method.local_head, rows_of(student.final)), rows_of(teacher.final)
-    expected = np.mean([divergence(s, t, s, t) for s, t in zip(ours, theirs, strict=True)])
-    assert method.loss(make_batch(4), *sides)["local"].item() == pytest.approx(2 * expected, rel=1e-5)
+    cosines = []
+    for map_ in (resized(convolve(student.final, method.local_head)), teacher.final):
+        vectors = unit(rows(map_))
+        cosines.append(vectors @ vectors.swapaxes(1, 2) / 0.07)
+    expected = 2 * divergence(*cosines).mean()
+    assert distil(method, *sides)["local"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_global_term_compares_with_a_queue_that_holds_this_batch(make, make_batch, sides) -> None:
-    method, (student, teacher) = make(queue=6), sides
-    old = teacher.pooled.flip(1)
-    method.queue.push(torch.nn.functional.normalize(old, dim=1))
-    ours = affine(method.global_head, student.pooled.double().numpy())
-    theirs = teacher.pooled.double().numpy()
-    rows = np.concatenate((theirs, old.double().numpy()[:2]))
-    expected = divergence(ours, theirs, rows, rows)
-    assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("size", [5, 9, 8192])
-def test_rows_not_yet_filled_count_in_neither_softmax(size: int, make, make_batch, sides) -> None:
+@pytest.mark.parametrize("size", [4, 6, 9, 8192])
+def test_global_term_compares_with_the_filled_rows_of_the_queue(size: int, make, distil, sides) -> None:
     method, (student, teacher) = make(queue=size), sides
-    ours, theirs = affine(method.global_head, student.pooled.double().numpy()), teacher.pooled.double().numpy()
-    expected = divergence(ours, theirs, theirs, theirs)
-    assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
+    weight, bias = array(method.global_head.weight), array(method.global_head.bias)
+    ours, held = unit(array(student.pooled) @ weight.T + bias), np.zeros((0, 5))
     # A second batch of other embeddings stands in front of the first, of which the oldest make room.
-    teacher.pooled = teacher.pooled.flip(1)
-    rows = np.concatenate((teacher.pooled.double().numpy(), theirs))[:size]
-    expected = divergence(ours, rows[:4], rows, rows)
-    assert method.loss(make_batch(4), *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
+    for batch in (teacher.pooled, teacher.pooled.flip(1)):
+        teacher.pooled, theirs = batch, unit(batch)
+        held = np.concatenate((theirs, held))[:size]
+        expected = divergence(ours @ held.T / 0.07, theirs @ held.T / 0.07).mean()
+        assert distil(method, *sides)["global"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_unfilled_rows_give_no_gradient_and_steep_softmaxes_stay_finite(make, make_batch, sides) -> None:
+def test_unfilled_rows_give_no_gradient_and_steep_softmaxes_stay_finite(make, distil, sides) -> None:
     gradients = []
     for size in (4, 100):
         method = make(queue=size, temperature=1e-4)
         method.global_head.load_state_dict({"weight": torch.ones(5, 3).tril(), "bias": torch.ones(5)})
-        term = method.loss(make_batch(4), *sides)["global"]
+        term = distil(method, *sides)["global"]
         gradients.append(torch.autograd.grad(term, [*method.global_head.parameters()]))
         assert torch.isfinite(term)
         assert all(torch.isfinite(gradient).all() for gradient in gradients[-1])
@@ -143,63 +96,32 @@ def test_unfilled_rows_give_no_gradient_and_steep_softmaxes_stay_finite(make, ma
 
 def test_the_queue_drops_the_oldest_and_counts_what_it_holds() -> None:
     queue = EmbeddingQueue(3, 1)
-    assert queue.filled == 0
-    for pushed, rows, filled in (([1, 2], [1, 2, 0], 2), ([3, 4], [3, 4, 1], 3), ([5, 6, 7, 8], [5, 6, 7], 3)):
+    for pushed, held, filled in (([1, 2], [1, 2, 0], 2), ([3, 4], [3, 4, 1], 3), ([5, 6, 7, 8], [5, 6, 7], 3)):
         queue.push(torch.tensor(pushed, dtype=torch.float)[:, None])
-        assert (queue.rows.flatten().tolist(), queue.filled.item()) == (rows, filled)
+        assert (queue.rows.flatten().tolist(), queue.filled.item()) == (held, filled)
 
 
-def test_a_queue_goes_on_from_a_checkpoint(make, make_batch, sides) -> None:
-    method, resumed = make(queue=9), make(queue=9)
-    method.loss(make_batch(4), *sides)
-    assert set(method.queue.state_dict()) == {"rows", "filled"}
-    resumed.load_state_dict({name: tensor.clone() for name, tensor in method.state_dict().items()})
-    terms = [m.loss(make_batch(4), *sides)["global"].item() for m in (method, resumed)]
-    assert terms[0] == terms[1]
-    assert method.queue.filled == resumed.queue.filled == 8
-
-
-def test_a_step_that_was_only_tried_is_taken_back_through_the_buffers(make, make_batch, sides) -> None:
+def test_the_queue_fills_its_buffers_in_place_and_leaves_earlier_graphs_alone(make, distil, sides) -> None:
+    # A step that was only tried is taken back through the buffers.
     method = make(queue=9)
-    method.loss(make_batch(4), *sides)
+    distil(method, *sides)
     kept = [(buffer, buffer.clone()) for buffer in method.buffers()]
-    method.loss(make_batch(4), *sides)
+    first, _ = (distil(method, *sides)["global"] for _ in range(2))
+    first.backward()
+    assert method.global_head.weight.grad.abs().sum() > 0
     for buffer, before in kept:
         buffer.copy_(before)
     assert method.queue.filled == 4
-    assert bool((method.queue.rows[4:] == 0).all())
+    assert not method.queue.rows[4:].any()
 
 
-def test_a_later_push_leaves_the_graph_of_an_earlier_batch_alone(make, make_batch, sides) -> None:
-    method = make(queue=6)
-    first, _ = (method.loss(make_batch(4), *sides)["global"] for _ in range(2))
-    first.backward()
-    assert method.global_head.weight.grad.abs().sum() > 0
-
-
-def test_v2_compares_with_the_last_two_blocks(make, make_batch, fake, random, bilinear) -> None:
+def test_v2_compares_with_the_last_two_blocks(make, distil, fake, random, resized, student_grid) -> None:
     method = make(version="v2")
-    student = fake(None, random(2, 3, 2, 3))
-    # A level that is not the block before the last.
-    blocks = [random(2, width, *GRID) for width in (2, 4, 5)]
-    teacher = fake(None, random(2, 5, 4, 6), levels=[random(2, 5, *GRID)] * 4, blocks=blocks)
-    rows = rows_of(blocks[1])
-    centred = rows - rows.mean(2, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-5)
-    resized = bilinear(normed.transpose(0, 2, 1).reshape(2, 4, *GRID), (4, 6))
-    goal_rows = np.concatenate((resized.reshape(2, 4, -1).transpose(0, 2, 1), rows_of(teacher.final)), 2)
-    ours = affine(method.head, rows_of(student.final)).transpose(0, 2, 1).reshape(2, -1, 2, 3)
-    mapped = bilinear(ours, (4, 6)).reshape(2, -1, 24).transpose(0, 2, 1)
-    terms = method.loss(make_batch(2), student, teacher)
-    assert set(terms) == {"features"}
-    assert terms["features"].item() == pytest.approx(((mapped - goal_rows) ** 2).mean(), rel=1e-5)
-
-
-def test_v3_resizes_the_student_to_the_teachers_grid(make, make_batch, fake, random, bilinear) -> None:
-    method = make(queue=8)
-    student, teacher = fake(None, random(1, 3, 2, 3), random(1, 3)), fake(None, random(1, 5, 4, 6), random(1, 5))
-    ours = affine(method.local_head, rows_of(student.final)).transpose(0, 2, 1).reshape(1, 5, 2, 3)
-    rows = bilinear(ours, (4, 6)).reshape(5, 24).T
-    theirs = rows_of(teacher.final)[0]
-    expected = divergence(rows, theirs, rows, theirs)
-    assert method.loss(make_batch(1), student, teacher)["local"].item() == pytest.approx(expected, rel=1e-5)
+    student = fake(None, random(2, 3, *student_grid))
+    # The levels are not the block before the last.
+    blocks = [random(2, width, 2, 3) for width in (2, 4, 5)]
+    teacher = fake(None, random(2, 5, *GRID), levels=[random(2, 5, *GRID)] * 4, blocks=blocks)
+    normed = functional.layer_norm(blocks[1].double().movedim(1, -1), (4,)).movedim(-1, 1)
+    goal = np.concatenate((resized(normed), array(teacher.final)), 1)
+    error = resized(convolve(student.final, method.head)) - goal
+    assert distil(method, student, teacher).item() == pytest.approx((error**2).mean(), rel=1e-5)

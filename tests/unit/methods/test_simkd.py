@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from closed_forms import array, batch_norm, convolve, pooled, roughen
 from kdbench.methods.simkd import SimKD, SimKDConfig
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,76 +16,27 @@ from kdbench.models.decoders import LightDecoder
 from kdbench.models.segmentor import Segmentor
 from kdbench.types import Features, FeatureSpec, PairSpec
 
-
-def convolve(map_: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Position by position, zeros around."""
-    out = np.zeros((len(map_), len(weight), *map_.shape[2:]))
-    margin = weight.shape[-1] // 2
-    padded = np.pad(map_, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
-    for y in range(map_.shape[2]):
-        for x in range(map_.shape[3]):
-            patch = padded[:, :, y : y + weight.shape[2], x : x + weight.shape[3]]
-            out[:, :, y, x] = np.einsum("bcij,dcij->bd", patch, weight)
-    return out
+METHOD = SimKD
 
 
-def project(projector: nn.Sequential, map_: np.ndarray) -> np.ndarray:
-    """The projector in training, in float64: three convolutions, each with a norm, ReLUs between."""
-    weights = [p.detach().double().numpy() for p in projector.parameters()]
-    for step in range(3):
-        kernel, gain, shift = weights[3 * step : 3 * step + 3]
-        map_ = convolve(map_, kernel)
-        spread = np.sqrt(map_.var((0, 2, 3), keepdims=True) + 1e-5)
-        map_ = (map_ - map_.mean((0, 2, 3), keepdims=True)) / spread
-        map_ = map_ * gain[:, None, None] + shift[:, None, None]
-        map_ = map_ if step == 2 else map_.clip(min=0)
+def project(projector: nn.Sequential, map_: Any) -> np.ndarray:
+    """Three convolutions, each with a norm, ReLUs between."""
+    for step in (0, 3, 6):
+        map_ = batch_norm(convolve(map_, projector[step]), projector[step + 1])
+        map_ = map_ if step == 6 else map_.clip(min=0)
     return map_
 
 
-@pytest.fixture
-def distil(make_batch, fake):
-    """The loss, of a method, a student's and a teacher's levels."""
-
-    def run(method: SimKD, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        terms = method.loss(make_batch(len(student[0])), fake(levels=student), fake(levels=teacher))
-        assert set(terms) == {"simkd"}
-        return terms["simkd"]
-
-    return run
-
-
-def roughen(method: SimKD, random) -> SimKD:
-    """Away from the norms' start, which hides what they do."""
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(0.3 * random(*parameter.shape))
-    return method
-
-
-def spec(channels: tuple[int, ...], strides: tuple[int, ...]) -> FeatureSpec:
-    return FeatureSpec(channels, strides, channels[-1], strides[-1], class_token=False)
-
-
-def test_value_equals_an_explicit_computation(make_pair, distil, random) -> None:
-    method = roughen(SimKD(SimKDConfig(weight=3), make_pair(3, 6, levels=2)), random)
-    student, teacher = ([random(2, width, 3, 4) for _ in range(2)] for width in (3, 6))
-    projected = [project(p, map_.double().numpy()) for p, map_ in zip(method.projectors.each, student, strict=True)]
-    errors = [((a - b.double().numpy()) ** 2).mean() for a, b in zip(projected, teacher, strict=True)]
-    assert distil(method, student, teacher).item() == pytest.approx(3 * sum(errors) / 2, rel=1e-4)
-
-
-def test_a_finer_student_is_pooled_before_its_projector(make_pair, distil, random) -> None:
-    method, fine, teacher = SimKD(SimKDConfig(), make_pair(3, 6)), random(2, 3, 4, 12), random(2, 6, 2, 4)
-    pooled = fine.double().numpy().reshape(2, 3, 2, 2, 4, 3).mean((3, 5))
-    expected = ((project(method.projectors.each[0], pooled) - teacher.double().numpy()) ** 2).mean()
-    assert distil(method, [fine], [teacher]).item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_coarser_student_is_resized_after_its_projector(make_pair, distil, random, bilinear) -> None:
-    method, coarse, teacher = SimKD(SimKDConfig(), make_pair(3, 6)), random(2, 3, 2, 3), random(2, 6, 4, 6)
-    resized = bilinear(project(method.projectors.each[0], coarse.double().numpy()), (4, 6))
-    expected = ((resized - teacher.double().numpy()) ** 2).mean()
-    assert distil(method, [coarse], [teacher]).item() == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize(("student_grid", "window"), [((2, 4), (1, 1)), ((4, 12), (2, 3)), ((1, 2), (1, 1))])
+def test_value_is_the_mean_error_of_the_pooled_projected_and_resized_levels(
+    student_grid: tuple[int, int], window: tuple[int, int], make_pair, distil, random, resized
+) -> None:
+    method = roughen(SimKD(SimKDConfig(weight=3), make_pair(3, 6, levels=2)))
+    student, teacher = ([random(2, width, *grid) for _ in range(2)] for width, grid in ((3, student_grid), (6, (2, 4))))
+    levels = zip(method.projectors.each, student, strict=True)
+    projected = [resized(project(projector, pooled(map_, window)), (2, 4)) for projector, map_ in levels]
+    errors = [((a - array(b)) ** 2).mean() for a, b in zip(projected, teacher, strict=True)]
+    assert distil(method, student, teacher).item() == pytest.approx(3 * np.mean(errors), rel=1e-4)
 
 
 class Encoder(nn.Module):
@@ -106,18 +60,17 @@ class Encoder(nn.Module):
 def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decoder(
     size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
-    def segmentor(shape: FeatureSpec) -> Segmentor:
+    def segmentor(channels: tuple[int, ...], strides: tuple[int, ...]) -> Segmentor:
+        shape = FeatureSpec(channels, strides, channels[-1], strides[-1], class_token=False)
         return Segmentor(Encoder(shape), LightDecoder(shape, 4))
 
-    theirs, ours = spec((6, 6), (8, 8)), spec((3, 5), (4, 16))
-    teacher, student = segmentor(theirs), segmentor(ours)
-    method = SimKD(SimKDConfig(), PairSpec(theirs, ours, 4))
+    teacher, student = segmentor((6, 6), (8, 8)), segmentor((3, 5), (4, 16))
+    method = SimKD(SimKDConfig(), PairSpec(teacher.spec, student.spec, 4))
     model = method.deploy(student, teacher).eval()
     parts = student.encoder, method.projectors, teacher.decoder
     assert {id(p) for p in model.parameters()} == {id(p) for part in parts for p in part.parameters()}
     image = torch.rand(2, 3, *size)
     # The grid that the decoder was fitted to, whatever the student's.
-    assert {level.shape[-2:] for level in teacher.encode(image).levels} == {grid}
     levels = method.projectors(student.encode(image).levels, [grid, grid])
     expected = teacher.decode(Features(levels, levels[-1], levels[-1], {})).logits
     assert torch.equal(model(image).logits, expected)
