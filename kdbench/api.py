@@ -120,7 +120,7 @@ def servable_benchmarks(data_root: Path | None, protocol: str = "mini") -> list[
 
     if not data_root.is_dir():
         raise KdbenchError(f"--data-root {data_root} is not a folder.")
-    there = [name for name, adapter in ADAPTERS.items() if adapter.is_under(data_root)]
+    there = [name for name, adapter in ADAPTERS.items() if adapter.folder(data_root)]
     data_sources = DataSources(find_protocol(protocol), Path(), data_root)
     stated = {name: benchmark for name, benchmark in loaded.items() if data_sources.states_sizes(benchmark)}
     missing = {name: _missing(benchmark, there) for name, benchmark in stated.items()}

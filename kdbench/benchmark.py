@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdbench.errors import KdbenchError
 
@@ -58,13 +58,9 @@ class RealData:
 
     def under_protocol(self, protocol: str) -> ProtocolOverrides:
         """Return the parts and the size under a protocol of that name."""
-        usual = ProtocolOverrides(None, self.train, self.val)
-        stated = self.overrides.get(protocol, usual)
-        return ProtocolOverrides(
-            stated.size,
-            usual.train if stated.train is None else stated.train,
-            usual.val if stated.val is None else stated.val,
-        )
+        stated = self.overrides.get(protocol, ProtocolOverrides())
+        train, val = (self.train if stated.train is None else stated.train), stated.val
+        return replace(stated, train=train, val=self.val if val is None else val)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ HARNESS = sorted((ROOT / "kdbench").rglob("*.py"))
 METHODS = sorted(path for path in (ROOT / "methods").glob("*.py") if path.stem != "__init__")
 BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
 PLUGINS = {path.stem for path in METHODS + BENCHMARKS}
-WITH_DATA_SET_NAMES = ("kdbench.data.datasets", "kdbench.benchmark", "kdbench.tools.crop")
+WITH_DATA_SET_NAMES = ("kdbench.data.datasets", "kdbench.benchmark", "kdbench.tools.prepare")
 
 # Who may import what of kdbench; a package stands for its modules. Prefixes; the module itself is always allowed.
 SMALL = ("kdbench.errors", "kdbench.identity", "kdbench.files", "kdbench.progress")

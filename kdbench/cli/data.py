@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,8 +16,19 @@ from kdbench.files import default_store
 from kdbench.plugins import benchmark_names
 from kdbench.spec import split_list
 
+if TYPE_CHECKING:
+    from kdbench.data.datasets import Adapter
+
 app = typer.Typer(no_args_is_help=True, help="Verify, preview and prepare data.", rich_markup_mode=None)
 Output = Annotated[Path, typer.Option(help="A folder.")]
+
+
+def _adapter(name: str) -> Adapter:
+    from kdbench.data.datasets import ADAPTERS
+
+    if name not in ADAPTERS:
+        raise unknown("data set", name, ADAPTERS)
+    return ADAPTERS[name]
 
 
 @app.command()
@@ -36,19 +47,15 @@ def verify(
     root, progress = needed(data_root), progress_for(Console())
     if not root.is_dir():
         raise KdbenchError(f"--data-root {root} is not a folder.")
-    chosen = split_list(names, [name for name, adapter in ADAPTERS.items() if adapter.is_under(root)])
+    chosen = split_list(names, [name for name, adapter in ADAPTERS.items() if adapter.folder(root)])
     if not chosen:
         looked = "; ".join(f"{a.name}: {', '.join(a.folders)}" for a in ADAPTERS.values())
         raise KdbenchError(f"no data set is under {root}. Their folders are called: {looked}.")
-    for name in chosen:
-        if name not in ADAPTERS:
-            raise unknown("data set", name, ADAPTERS)
     healthy = True
-    for name in chosen:
-        report = verify_set(ADAPTERS[name], root, None if full else sample, progress)
+    for adapter in [*map(_adapter, chosen)]:
+        report = verify_set(adapter, root, None if full else sample, progress)
         healthy &= report.healthy
-        for line in lines(report):
-            out(line)
+        out("\n".join(lines(report)))
     if not healthy:
         raise typer.Exit(1)
 
@@ -68,10 +75,8 @@ def preview(
     from kdbench.data.datasets import ADAPTERS
     from kdbench.tools.preview import preview_benchmarks, preview_data_set
 
-    chosen, benchmarks = (
-        split_list(names, servable_benchmarks(data_root) if names == "all" else None),
-        benchmark_names(),
-    )
+    chosen = split_list(names, servable_benchmarks(data_root) if names == "all" else None)
+    benchmarks = benchmark_names()
     for name in chosen:
         if name not in ADAPTERS and name not in benchmarks:
             raise unknown("benchmark or data set", name, {*ADAPTERS, *benchmarks})
@@ -87,27 +92,21 @@ def preview(
 def prepare(
     name: Annotated[str, typer.Argument(help="potsdam or vaihingen, to cut their tiles; any data set with --pack.")],
     data_root: DataRoot = None,
-    pack: Annotated[
-        bool,
-        typer.Option("--pack", help="Write decoded pixels: more disk, no decoding."),
-    ] = False,
+    pack: Annotated[bool, typer.Option("--pack", help="Write decoded pixels: more disk, no decoding.")] = False,
     part: Annotated[str, typer.Option(help="Parts to pack, comma-separated. [all]")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Tiles or pictures at a time.")] = 4,
 ) -> None:
     """Cut ISPRS tiles into crops, or pack a data set; what is done is kept, a stopped run goes on."""
     from kdbench.cli.console import progress_for
-    from kdbench.data.datasets import ADAPTERS
-    from kdbench.tools.crop import cut_tiles
-    from kdbench.tools.pack import pack as pack_set
+    from kdbench.tools.prepare import cut_tiles
+    from kdbench.tools.prepare import pack as pack_set
 
-    root, progress = needed(data_root), progress_for(Console())
-    if name not in ADAPTERS:
-        raise unknown("data set", name, ADAPTERS)
+    root, progress, adapter = needed(data_root), progress_for(Console()), _adapter(name)
     if part and not pack:
         raise KdbenchError("--part names what --pack packs; tiles are cut all together.")
     if pack:
         with resumable():
-            folders = pack_set(ADAPTERS[name], root, split_list(part) if part else (), workers, progress)
+            folders = pack_set(adapter, root, split_list(part) if part else (), workers, progress)
         for folder in folders:
             out(f"packed: {folder}")
         return

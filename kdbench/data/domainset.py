@@ -49,12 +49,10 @@ class Subset:
 
     @property
     def domain(self) -> str:
-        """Return the domain's name."""
         return self.whole.domain
 
     @property
     def data_source(self) -> str:
-        """Return the whole set's data source."""
         return self.whole.data_source
 
     @cached_property
@@ -70,12 +68,10 @@ class Subset:
         return {**self.whole.identity, "fraction": str(self.fraction), "taken": digest(self.indices)}
 
     def without_labels(self) -> Subset:
-        """Return the same images without labels."""
         return replace(self, whole=self.whole.without_labels())
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a sample as the whole set does."""
         return self.whole.read(self.indices[index])

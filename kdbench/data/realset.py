@@ -68,7 +68,6 @@ class RealSet:
         }
 
     def without_labels(self) -> RealSet:
-        """Return the same images for a phase that may not see labels: none is decoded."""
         return replace(self, labelled=False)
 
     def __len__(self) -> int:
@@ -77,36 +76,27 @@ class RealSet:
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return image (3, H, W) uint8, resized, and label (h, w) uint8, 255 = ignore (all, where there is no file)."""
         pair = self.pairs[index]
-        image, stored = self._pixels(pair)
-        self._check(pair, stored, image.shape[:2])
-        label = np.full(image.shape[:2], IGNORE, np.uint8) if stored is None else self._table[stored]
+        image = self._decoded(pair.part, pair.image, read_rgb)
+        if self.labelled and pair.label is not None:
+            stored = self._decoded(pair.part, pair.label, self.scan.layout.decode)
+            self._check(pair.label, stored, image.shape[:2])
+            label = self._table[stored]
+        else:
+            label = np.full(image.shape[:2], IGNORE, np.uint8)
         return self.sizing(torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label))
 
     @cached_property
     def _table(self) -> Table:
         return self.scan.table(self.label_map) if self.scan.layout.label else np.arange(256, dtype=np.uint8)
 
-    def _pixels(self, pair: FilePair) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return image (H, W, 3) and stored label values (h, w)."""
-        image = self._decoded(pair.part, pair.image, read_rgb)
-        if not self.labelled or pair.label is None:
-            return image, None
-        return image, self._decoded(pair.part, pair.label, self.scan.layout.decode)
-
     def _decoded(self, part: str, file: DataFile, decode: Callable[[DataFile], np.ndarray]) -> np.ndarray:
         """Return a file's pixels, from their packed form where `kdbench data prepare --pack` wrote it."""
-        try:
-            packed: np.ndarray = np.load(packed_path(self.scan, part, file), mmap_mode="r")
-        except FileNotFoundError:
-            return decode(file)
-        return packed
+        path = packed_path(self.scan, part, file)
+        return np.load(path, mmap_mode="r") if path.is_file() else decode(file)
 
-    def _check(self, pair: FilePair, stored: np.ndarray | None, size: tuple[int, ...]) -> None:
-        if pair.label is None or stored is None:
-            return
+    def _check(self, file: DataFile, stored: np.ndarray, size: tuple[int, ...]) -> None:
         adapter, unknown_values = self.scan.adapter, stored[~self.scan.layout.known[stored]]
         if unknown_values.size:
-            reason = f"it holds the value {unknown_values[0]}, which is no label of {adapter.title}"
-            raise unreadable(pair.label, reason)
+            raise unreadable(file, f"it holds the value {unknown_values[0]}, which is no label of {adapter.title}")
         if stored.shape != size and adapter.mismatch == "refuse":
-            raise unreadable(pair.label, f"it is {stored.shape} pixels large, its image {size} (height, width)")
+            raise unreadable(file, f"it is {stored.shape} pixels large, its image {size} (height, width)")

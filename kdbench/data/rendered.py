@@ -37,20 +37,13 @@ class RenderedSet:
 
     @property
     def data_source(self) -> str:
-        """Return the version of the built-in world."""
         return synthetic.DOMAINS[self.rendition].world
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """Return what the pictures depend on; a change in how they are drawn raises the world's version."""
-        return {
-            "data_source": self.data_source,
-            "rendition": self.rendition,
-            "adjust": dict(self.adjust),
-            "split": self.split,
-            "count": self.count,
-            "size": self.size,
-        }
+        named = {name: getattr(self, name) for name in ("data_source", "rendition", "split", "count", "size")}
+        return {**named, "adjust": dict(self.adjust)}
 
     def without_labels(self) -> RenderedSet:
         """Return the set itself: labels cost nothing here, and batches leave them out."""

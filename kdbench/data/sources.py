@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -88,7 +88,7 @@ class DataSources:
     def proxy(self, domain: Domain) -> DomainSet:
         """Open the proxy's images; the built-in ones where its data set is not there and the protocol allows it."""
         root, replaceable = self.data_root, not self.protocol.native
-        if root and domain.real and replaceable and not _adapter(domain, domain.real).is_under(root):
+        if root and domain.real and replaceable and not _adapter(domain, domain.real).folder(root):
             domain = replace(domain, real=None)
         return self._open(domain, "train", self.protocol.proxy_images)
 
@@ -97,17 +97,17 @@ class DataSources:
         return self._open(domain, "val", self.protocol.val_images)
 
     def _open(self, domain: Domain, split: Split, count: int) -> DomainSet:
-        if (domain, split, count) not in self._opened:
-            self._opened[domain, split, count] = self._make(domain, split, count)
-        return self._opened[domain, split, count]
-
-    def _make(self, domain: Domain, split: Split, count: int) -> DomainSet:
-        if self.data_root is not None and domain.real is not None:
-            return self._real(domain, domain.real, self.data_root, split, count)
-        if domain.synthetic is None:
-            raise KdbenchError(f"domain '{domain.name}' is in no data source: add --data-root DIR.")
-        size = self.protocol.image_size
-        return RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)
+        known = (domain, split, count)
+        if known not in self._opened:
+            if self.data_root is not None and domain.real is not None:
+                self._opened[known] = self._real(domain, domain.real, self.data_root, split, count)
+            elif domain.synthetic is not None:
+                size = self.protocol.image_size
+                drawn = RenderedSet(domain.name, domain.synthetic, split, count, size, self.renders, domain.adjust)
+                self._opened[known] = drawn
+            else:
+                raise KdbenchError(f"domain '{domain.name}' is in no data source: add --data-root DIR.")
+        return self._opened[known]
 
     def _real(self, domain: Domain, data: RealData, root: Path, split: Split, count: int) -> RealSet:
         """Open parts of a data set: all pairs, or for training under protocols of small images at most `count`."""
@@ -122,7 +122,7 @@ class DataSources:
 
     def _sizing(self, domain: Domain, data: ProtocolOverrides, split: Split) -> Sizing:
         if split == "val" and data.size is not None:
-            return Evaluated(data.size)
+            return Evaluated(**asdict(data.size))
         if not self.protocol.native:
             return Cover(self.protocol.image_size)
         if split == "train":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -25,11 +24,8 @@ REDRAWN = 10
 """How often a crop is drawn again at most."""
 
 
-class View(Protocol):
-    """Brings image (3, h, w) and label (h', w'), uint8, to one size (H, W); global generators stay as they were."""
-
-    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the view of that seed."""
+View = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Brings image (3, h, w) and label (h', w'), uint8, to one size (H, W), as a function of a seed."""
 
 
 def make_view(augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]) -> View:
@@ -58,10 +54,8 @@ class RandomView:
         ])  # fmt: skip
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the view of that seed."""
-        label = nearest(label, (image.shape[-2], image.shape[-1]))
-        with torch.random.fork_rng(devices=[]):
-            _seed_cpu(seed)
+        label = nearest(label, image.shape[-2:])
+        with _seeded(seed):
             view, mask = self._transform(tv_tensors.Image(image), tv_tensors.Mask(label))
         return view.as_subclass(Tensor), mask.as_subclass(Tensor)
 
@@ -104,9 +98,8 @@ class SegmentationView:
         self._views = views
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the view of that seed."""
         rng = torch.Generator().manual_seed(seed)
-        label = nearest(label, (image.shape[-2], image.shape[-1]))
+        label = nearest(label, image.shape[-2:])
         image, label = self._scaled(image, label, rng)
         image, label = self._cropped(image, label, rng)
         if _chance(rng, self._views.flip):
@@ -118,8 +111,8 @@ class SegmentationView:
         edges = self._views.short_edges
         edge = edges[int(torch.randint(len(edges), (), generator=rng))]
         factor = min(edge / min(height, width), self._views.long_edge / max(height, width))
-        size = (int(height * factor + 0.5), int(width * factor + 0.5))
-        return vision.resize(image, list(size), antialias=False), nearest(label, size)
+        size = [int(side * factor + 0.5) for side in (height, width)]
+        return vision.resize(image, size, antialias=False), nearest(label, size)
 
     def _cropped(self, image: Tensor, label: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         crop = self._views.crop
@@ -169,19 +162,15 @@ def _between(rng: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=rng))
 
 
-def _seed_cpu(seed: int) -> None:
-    # torch.manual_seed would reseed a GPU's generator too, which the trained stage draws from; and where there is no
-    # GPU it notes a stack trace for each kind of device, a third of a view's time.
-    torch.default_generator.manual_seed(seed)
-
-
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the three global generators that timm draws from, and put them back."""
+    """Seed the three global generators that views draw from, and put them back."""
     kept, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            _seed_cpu(seed)
+            # torch.manual_seed would reseed a GPU's generator too, which the trained stage draws from; and where there
+            # is no GPU it notes a stack trace for each kind of device, a third of a view's time.
+            torch.default_generator.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield

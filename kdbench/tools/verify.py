@@ -1,22 +1,30 @@
-"""Finds what is wrong with a data set on this disk, file by file, and how to mend it."""
+"""Finds what is wrong with a data set on this disk, by its files' names and pixels, and how to mend it."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
 from kdbench.data.datasets.adapter import SHOWN, Adapter, FilePair, Issue, Level, Scan, issue, whole_path
+from kdbench.data.datasets.files import DataFile, read_rgb
+from kdbench.data.datasets.labels import ByColour, palette_of
 from kdbench.errors import KdbenchError
 from kdbench.progress import Progress
-from kdbench.tools.pixel_checks import PixelSummary, check_pixels
+from kdbench.tools.threads import in_threads
 from kdbench.types import IGNORE
 
+THREADS = min(8, os.cpu_count() or 1)
+Wrong = tuple[str, str]
+"""A kind of issue and the file that has it."""
 ENOUGH = 4
 """Labels from which on it means something that a usual value is in none of them."""
 OTHER_SIZE, ONE_CLASS = "labels of another size than their image", "labels of one class alone"
@@ -56,6 +64,36 @@ class Report:
         return not any(issue.level == "fault" for issue in self.issues)
 
 
+@dataclass(frozen=True)
+class CheckedPair:
+    """What the pixels of one pair show.
+
+    picture: digest of an image that is not blank; content: digest of all pixels.
+    stored: pixels of each stored value, (256,); None where no label was read.
+    """
+
+    pair: FilePair
+    wrong: Sequence[Wrong]
+    picture: bytes | None = None
+    content: bytes = b""
+    stored: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PixelSummary:
+    """All checked pairs together.
+
+    files: kind of issue -> the files that have it. labels: how many were read; stored: their pixels by stored value.
+    twins: pairs that show the same picture.
+    """
+
+    files: dict[str, list[str]]
+    labels: int
+    stored: np.ndarray
+    twins: list[list[FilePair]]
+    checksum: str
+
+
 def verify(adapter: Adapter, data_root: Path, most: int | None, progress: Progress) -> Report:
     """Check all names, and the pixels of at most so many pairs a part, spread over it (None: of all)."""
     try:
@@ -67,13 +105,9 @@ def verify(adapter: Adapter, data_root: Path, most: int | None, progress: Progre
         return Report(adapter.title, adapter.folder(data_root), (opened,))
     parts = dict(sorted(Counter(pair.part for pair in scan.pairs).items()))
     chosen = [pair for part in parts for pair in _spread([p for p in scan.pairs if p.part == part], most)]
-    progress.begin(f"checking {adapter.name}", len(chosen))
-    try:
-        pixels = check_pixels(scan, chosen, lambda done: progress.advance(done, {}))
-    finally:
-        progress.end()
-    issues, shares = (*named, *_pixel_issues(scan, pixels)), _shares(adapter, pixels.classes)
-    return Report(adapter.title, scan.tree.root, issues, parts, len(chosen), pixels.checksum, shares)
+    pixels = _check_pixels(scan, chosen, progress)
+    issues = (*named, *_pixel_issues(scan, pixels))
+    return Report(adapter.title, scan.tree.root, issues, parts, len(chosen), pixels.checksum, _shares(scan, pixels))
 
 
 def _spread(pairs: Sequence[FilePair], most: int | None) -> list[FilePair]:
@@ -81,13 +115,13 @@ def _spread(pairs: Sequence[FilePair], most: int | None) -> list[FilePair]:
     return [pairs[index * len(pairs) // count] for index in range(count)]
 
 
-def _shares(adapter: Adapter, counts: np.ndarray) -> dict[str, float]:
-    if adapter.classes is None:
+def _shares(scan: Scan, pixels: PixelSummary) -> dict[str, float]:
+    space = scan.adapter.classes
+    if space is None:
         return {}
-    shares = 100 * counts / max(1, counts.sum())
-    indices = [*range(len(adapter.classes)), IGNORE]
-    names = (*adapter.classes.classes, "ignored")
-    return {name: round(float(shares[index]), 2) for name, index in zip(names, indices, strict=True)}
+    percent = 100 * np.bincount(scan.table(), pixels.stored, 256) / max(1, pixels.stored.sum())
+    named = zip((*space.classes, "ignored"), (*range(len(space)), IGNORE), strict=True)
+    return {name: round(float(percent[index]), 2) for name, index in named}
 
 
 def _name_issues(scan: Scan) -> Iterator[Issue]:
@@ -137,6 +171,75 @@ def _nearly_named(name: str, scan: Scan) -> bool:
         return False
     loosely = name.replace(".jpeg", ".jpg").replace(".JPEG", ".jpg")
     return any(whole_path(pattern, re.IGNORECASE).fullmatch(loosely) for pattern in patterns)
+
+
+def _check_pixels(scan: Scan, pairs: Sequence[FilePair], progress: Progress) -> PixelSummary:
+    files, pictures = defaultdict[str, list[str]](list), defaultdict[bytes, list[FilePair]](list)
+    labels, stored = 0, np.zeros(256, np.int64)
+    whole = hashlib.sha256()
+    for checked in in_threads(f"checking {scan.adapter.name}", partial(_check_pair, scan), pairs, THREADS, progress):
+        for kind, file in checked.wrong:
+            files[kind].append(file)
+        if checked.stored is not None:
+            labels, stored = labels + 1, stored + checked.stored
+        if checked.picture is not None:
+            pictures[checked.picture].append(checked.pair)
+        whole.update(checked.content)
+    twins = [same for same in pictures.values() if len(same) > 1]
+    return PixelSummary(files, labels, stored, twins, whole.hexdigest()[:16])
+
+
+def _check_pair(scan: Scan, pair: FilePair) -> CheckedPair:
+    try:
+        image = read_rgb(pair.image)
+    except KdbenchError as error:
+        return CheckedPair(pair, (("images that cannot be read", str(error)),))
+    wrong = [*_check_image(scan, pair, image)]
+    content = hashlib.sha256(image.tobytes())
+    picture = None if any("blank" in kind for kind, _ in wrong) else content.digest()
+    counts = None
+    if pair.label is not None:
+        try:
+            stored = scan.layout.decode(pair.label)
+            content.update(stored.tobytes())
+            counts = np.bincount(stored.ravel(), minlength=256)
+            wrong += _check_label(scan, pair.label, stored.shape, counts, image.shape[:2])
+        except KdbenchError as error:
+            wrong.append(("labels that cannot be read", str(error)))
+    return CheckedPair(pair, wrong, picture, content.digest(), counts)
+
+
+def _check_image(scan: Scan, pair: FilePair, image: np.ndarray) -> Iterator[Wrong]:
+    if (image == image[0, 0]).all():
+        yield "blank images of the release" if pair.key in scan.adapter.blank else "blank images", str(pair.image)
+    if scan.adapter.size is not None and image.shape[:2] != scan.adapter.size:
+        yield "images of another size", f"{pair.image} ({image.shape[0]} x {image.shape[1]})"
+
+
+def _check_label(
+    scan: Scan, file: DataFile, size: tuple[int, ...], counts: np.ndarray, image_size: tuple[int, ...]
+) -> Iterator[Wrong]:
+    if size != image_size:
+        yield OTHER_SIZE, f"{file} ({size[0]} x {size[1]})"
+    off = counts * ~scan.layout.known
+    if off.any():
+        values = "colours" if isinstance(scan.layout.decode, ByColour) else f"values {_few(off.nonzero()[0])}"
+        yield "labels with unknown values", f"{file} ({values}, {100 * off.sum() / counts.sum():.2f} % of the pixels)"
+    # A program that saves with a palette of its own gives the stored values other colours than the data set's.
+    colours = scan.layout.colours
+    palette = palette_of(file) if colours else {}
+    repainted = [value for value, colour in colours.items() if palette.get(value, colour) != colour]
+    if repainted:
+        yield "labels with another palette", f"{file} (colours of the values {_few(repainted)})"
+    classes = {*scan.table()[counts > 0].tolist()} - {IGNORE}
+    if not classes:
+        yield "labels in which everything is ignored", str(file)
+    elif len(classes) == 1:
+        yield ONE_CLASS, str(file)
+
+
+def _few(values: Iterable[int]) -> str:
+    return ", ".join(map(str, [*values][:5]))
 
 
 def _pixel_issues(scan: Scan, pixels: PixelSummary) -> Iterator[Issue]:

@@ -39,11 +39,6 @@ def issue(level: Level, what: str, files: Iterable[DataFile | str], repair: str)
     return Issue(level, f"{len(named)} {what}", named[:SHOWN], repair)
 
 
-def no_issues(tree: FileTree) -> Iterable[Issue]:
-    """Check nothing."""
-    return ()
-
-
 @dataclass(frozen=True)
 class FileLayout:
     """One form in which a data set lies on disks.
@@ -54,8 +49,7 @@ class FileLayout:
     values: all stored values that a label may hold. usual: some that are in nearly every label.
     tables: stored value -> class, by the table's name, the default first.
     colours: the colours of stored values in a label's palette, where it has one.
-    part: the part of the data set that a pair is in: a format, or a function, of its groups.
-    parts: makes such a function for a tree, where a file of the release tells the parts.
+    part: the part that a pair is in: a format of its groups, or what makes a function of them for a tree.
     """
 
     image: str
@@ -65,8 +59,7 @@ class FileLayout:
     usual: Collection[int] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     colours: Mapping[int, Colour] = field(default_factory=dict)
-    part: str | Callable[[Groups], str] = "{split}"
-    parts: Callable[[FileTree], Callable[[Groups], str]] | None = None
+    part: str | Callable[[FileTree], Callable[[Groups], str]] = "{split}"
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -106,17 +99,13 @@ class Adapter:
     incomplete: Level = "fault"
     blank: tuple[str, ...] = ()
     restore: str = ""
-    check: Callable[[FileTree], Iterable[Issue]] = no_issues
+    check: Callable[[FileTree], Iterable[Issue]] = lambda tree: ()
 
     def folder(self, data_root: Path) -> Path | None:
         """Return the data set's folder under --data-root, or the root if it is that folder; None if it is not there."""
         named = (data_root / name for name in self.folders)
         found = next((folder for folder in named if folder.is_dir()), None)
         return found or (data_root if data_root.resolve().name in self.folders else None)
-
-    def is_under(self, data_root: Path) -> bool:
-        """Return whether the data set's folder is there."""
-        return self.folder(data_root) is not None
 
     def scan(self, data_root: Path) -> Scan:
         """List the data set's files under --data-root."""
@@ -235,8 +224,8 @@ class Scan:
 
     def _match(self, pattern: str) -> MatchedFiles:
         found: dict[str, tuple[DataFile, str]] = {}
-        copies, expression = [], whole_path(pattern)
-        part_of = self._part_of()
+        copies, expression, part = [], whole_path(pattern), self.layout.part
+        part_of = part.format_map if isinstance(part, str) else part(self.tree)
         for name, file in self.tree.files.items():
             match = expression.fullmatch(name)
             if match is None:
@@ -249,12 +238,6 @@ class Scan:
             elif not file.archived:
                 copies.append(file)
         return MatchedFiles(found, copies)
-
-    def _part_of(self) -> Callable[[Groups], str]:
-        if self.layout.parts:
-            return self.layout.parts(self.tree)
-        part = self.layout.part
-        return part.format_map if isinstance(part, str) else part
 
 
 def whole_path(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:

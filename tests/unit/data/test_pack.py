@@ -17,8 +17,8 @@ from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
-from kdbench.tools import pack as module
-from kdbench.tools.pack import pack
+from kdbench.tools import prepare as module
+from kdbench.tools.prepare import pack
 from kdbench.types import Phase
 
 

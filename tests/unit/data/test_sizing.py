@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from kdbench.plugins import load_benchmark
 
 
 def seen(rule: InputSize, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    image, label = Evaluated(rule)(
+    image, label = Evaluated(**asdict(rule))(
         torch.zeros(3, height, width, dtype=torch.uint8), torch.zeros(height, width, dtype=torch.uint8)
     )
     return tuple(image.shape[1:]), tuple(label.shape)
@@ -51,7 +53,7 @@ def test_targets_are_evaluated_at_the_papers_sizes(
 def test_halving_an_image_exactly_is_the_mean_of_four_pixels() -> None:
     """Bilinear without antialiasing, as mmcv's, at half size: between four pixels, a quarter of each."""
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 8, 16), dtype=np.uint8))
-    small, _ = Evaluated(InputSize(4, 8))(image, torch.zeros(8, 16, dtype=torch.uint8))
+    small, _ = Evaluated(4, 8)(image, torch.zeros(8, 16, dtype=torch.uint8))
     mean = image.float().unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4))
     assert (small.float() - mean).abs().max() <= 0.5
 
@@ -76,6 +78,6 @@ def test_covering_keeps_the_ratio_and_agrees_with_pillow() -> None:
 @pytest.mark.parametrize("size", [(8, 16), (9, 15), (1081, 1921)])
 def test_labels_are_halved_as_pillow_does(size: tuple[int, int]) -> None:
     label = np.random.default_rng(0).integers(0, 66, size, dtype=np.uint8)
-    _, half = Evaluated(InputSize(4, 8, halved=True))(torch.zeros(3, *size, dtype=torch.uint8), torch.from_numpy(label))
+    _, half = Evaluated(4, 8, halved=True)(torch.zeros(3, *size, dtype=torch.uint8), torch.from_numpy(label))
     theirs = Image.fromarray(label).resize((size[1] // 2, size[0] // 2), Image.Resampling.NEAREST)
     assert np.array_equal(half.numpy(), np.asarray(theirs))

@@ -24,7 +24,7 @@ from kdbench import protocol as protocols
 from kdbench.benchmark import Benchmark, Domain, LabelSpace, RealData
 from kdbench.cli import app
 from kdbench.data.datasets import ADAPTERS
-from kdbench.data.datasets.cityscapes import ID_TO_CLASS
+from kdbench.data.datasets.streets import ID_TO_CLASS
 from kdbench.data.realset import RealSet
 from kdbench.engine.evaluation import evaluate as our_counts
 from kdbench.errors import KdbenchError

@@ -1,8 +1,7 @@
-"""The built-in world: purity, label spaces, class presence and the causes that set its domains apart."""
+"""Scenes of the built-in world: pure, of every class, at every size. How they look is frozen in test_world.py."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -18,10 +17,17 @@ from kdbench.errors import KdbenchError
 from kdbench.synthetic import COARSE, DOMAINS, OBJECTS, Scene, draw
 
 SIZE = (64, 128)
-STREET = [name for name, spec in DOMAINS.items() if spec.kind == "street"]
-AERIAL = [name for name, spec in DOMAINS.items() if spec.kind == "aerial"]
 COLLECTIONS = [name for name, spec in DOMAINS.items() if spec.kind == "collection"]
-ROOT = Path(synthetic.__file__).parents[2]
+LABELLED = [name for name in DOMAINS if name not in COLLECTIONS]
+PRINTS = """
+import hashlib
+from kdbench.synthetic import DOMAINS, draw
+def prints(domains):
+    for domain in domains:
+        scene = draw(domain, "val", 5, (64, 128))
+        arrays = (scene.image, scene.label, scene.coarse, scene.depth)
+        yield domain, hashlib.sha256(b"".join(a.tobytes() for a in arrays) + str(scene.object).encode()).hexdigest()
+"""
 
 
 @cache
@@ -29,54 +35,31 @@ def val(domain: str) -> tuple[Scene, ...]:
     return tuple(draw(domain, "val", index, SIZE) for index in range(48))
 
 
-def fingerprint(scene: Scene) -> str:
-    arrays = (scene.image, scene.label, scene.coarse, scene.depth)
-    return hashlib.sha256(b"".join(a.tobytes() for a in arrays) + str(scene.object).encode()).hexdigest()
-
-
 def test_another_process_draws_the_same() -> None:
-    code = (
-        "from kdbench.synthetic import DOMAINS, draw; import hashlib\n"
-        "for d in reversed(DOMAINS):\n"
-        "    s = draw(d, 'val', 5, (64, 128))\n"
-        "    b = b''.join(a.tobytes() for a in (s.image, s.label, s.coarse, s.depth)) + str(s.object).encode()\n"
-        "    print(d, hashlib.sha256(b).hexdigest())"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    assert dict(line.split() for line in out.splitlines()) == {name: fingerprint(val(name)[5]) for name in DOMAINS}
+    scope: dict[str, Callable[..., object]] = {}
+    exec(PRINTS, scope)
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(synthetic.__file__).parents[2])}
+    code = [sys.executable, "-c", PRINTS + "for found in prints(reversed(DOMAINS)): print(*found)"]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
+    assert dict(line.split() for line in done.stdout.splitlines()) == dict(scope["prints"](DOMAINS))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_splits_and_indices_show_different_scenes(domain: str) -> None:
-    train = [draw(domain, "train", index, SIZE) for index in range(12)]
-    prints = {scene.depth.tobytes() + scene.image.tobytes() for scene in (*train, *val(domain)[:12])}
-    assert len(prints) == 24
-    if domain not in COLLECTIONS:
-        assert len({scene.label.tobytes() for scene in (*train, *val(domain)[:12])}) == 24
-
-
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_shapes_types_and_ranges(domain: str) -> None:
-    classes = DOMAINS[domain].classes
-    for scene in val(domain)[:12]:
+def test_scenes_differ_and_have_their_shapes_types_and_ranges(domain: str) -> None:
+    scenes = [*(draw(domain, "train", index, SIZE) for index in range(12)), *val(domain)[:12]]
+    assert len({scene.depth.tobytes() + scene.image.tobytes() for scene in scenes}) == 24
+    for scene in scenes:
         assert scene.image.shape == (*SIZE, 3)
-        for array in (scene.label, scene.coarse, scene.depth):
-            assert array.shape == SIZE
-            assert array.dtype == np.uint8
-        assert scene.image.dtype == np.uint8
+        assert {array.shape for array in (scene.label, scene.coarse, scene.depth)} == {SIZE}
+        assert {array.dtype for array in (scene.image, scene.label, scene.coarse, scene.depth)} == {np.dtype(np.uint8)}
         assert scene.image.flags.c_contiguous
-        assert np.all((scene.label < classes) | (scene.label == 255))
+        assert np.all((scene.label < DOMAINS[domain].classes) | (scene.label == 255))
         assert np.all((scene.coarse < len(COARSE)) | (scene.coarse == 255))
-        assert np.ptp(scene.depth) > 20
-        assert scene.image.std() > 4
-        assert (scene.object == -1) == (domain not in COLLECTIONS)
+        assert (scene.object == -1) == (domain in LABELLED)
         assert scene.object < OBJECTS
 
 
-@pytest.mark.parametrize("domain", STREET + AERIAL)
+@pytest.mark.parametrize("domain", LABELLED)
 def test_every_class_shows_in_a_small_validation_split(domain: str) -> None:
     counts = np.bincount(np.concatenate([scene.label.ravel() for scene in val(domain)]), minlength=256)
     assert np.all(counts[: DOMAINS[domain].classes] >= 40), counts[: DOMAINS[domain].classes]
@@ -89,18 +72,6 @@ def test_rare_classes_take_turns_within_any_sixteen_indices() -> None:
         assert np.all(np.bincount(seen, minlength=256)[rare] >= 60)
 
 
-@pytest.mark.parametrize("domain", STREET)
-def test_streets_are_mostly_road_building_vegetation_and_sky(domain: str) -> None:
-    labels = np.concatenate([scene.label.ravel() for scene in val(domain)])
-    share = np.bincount(labels, minlength=256) / labels.size
-    assert share[0] > 0.25
-    assert share[2] > 0.1
-    assert share[8] > 0.05
-    assert share[10] > 0.05
-    assert share[[12, 16, 17]].max() < 0.02
-    assert 0 < share[255] < 0.08
-
-
 def test_collections_carry_image_labels_only() -> None:
     for domain in COLLECTIONS:
         assert all(np.all(scene.label == 255) for scene in val(domain))
@@ -108,15 +79,12 @@ def test_collections_carry_image_labels_only() -> None:
         assert all(np.all(scene.coarse < len(COARSE)) for scene in val(domain) if scene.object < OBJECTS - 2)
 
 
-def test_coarse_groups_merge_the_classes_of_both_label_spaces() -> None:
-    for domain in ("cityscapes", "potsdam-rgb"):
-        groups: dict[int, set[int]] = {}
-        for scene in val(domain):
-            for pair in np.unique(np.stack((scene.label.ravel(), scene.coarse.ravel())), axis=1).T:
-                groups.setdefault(int(pair[0]), set()).add(int(pair[1]))
-        groups.pop(255, None)
-        assert all(len(found) == 1 for found in groups.values())
-        assert len(set().union(*groups.values())) < len(groups)
+@pytest.mark.parametrize("domain", ["cityscapes", "potsdam-rgb"])
+def test_coarse_groups_merge_the_classes_of_both_label_spaces(domain: str) -> None:
+    label, coarse = (np.concatenate([getattr(s, name).ravel() for s in val(domain)]) for name in ("label", "coarse"))
+    pairs = {(int(a), int(b)) for a, b in np.unique(np.stack((label, coarse)), axis=1).T if a != 255}
+    assert len(pairs) == len({a for a, _ in pairs})
+    assert len({b for _, b in pairs}) < len(pairs)
 
 
 def test_potsdam_shows_the_same_ground_in_other_bands() -> None:
@@ -124,45 +92,9 @@ def test_potsdam_shows_the_same_ground_in_other_bands() -> None:
         assert np.array_equal(rgb.label, infrared.label)
         assert np.array_equal(rgb.depth, infrared.depth)
         assert not np.array_equal(rgb.image, infrared.image)
-    assert not np.array_equal(val("potsdam-irrg")[0].label, val("vaihingen-irrg")[0].label)
 
 
-@pytest.mark.parametrize("domain", AERIAL)
-def test_plants_are_green_in_visible_light_and_red_in_the_infrared(domain: str) -> None:
-    image = np.concatenate([scene.image.reshape(-1, 3) for scene in val(domain)]).astype(float)
-    label = np.concatenate([scene.label.ravel() for scene in val(domain)])
-    plants, streets = image[(label == 2) | (label == 3)].mean(axis=0), image[label == 0].mean(axis=0)
-    red, green, _ = (plants - plants.mean()) - (streets - streets.mean())
-    if DOMAINS[domain].styles[0][1].get("bands"):
-        assert red > 6 > 0 > green
-    else:
-        assert green > 6 > red
-
-
-def test_street_depth_grows_towards_the_camera_and_sky_is_far() -> None:
-    for scene in val("cityscapes")[:12]:
-        assert np.all(scene.depth[scene.label == 10] == 0)
-        road = [scene.depth[row][scene.label[row] == 0] for row in range(40, 58)]
-        means = [row.mean() for row in road if row.size]
-        assert means == sorted(means)
-
-
-def test_domains_differ_by_the_causes_they_are_named_for() -> None:
-    brightness = {name: np.mean([scene.image.mean() for scene in val(name)]) for name in STREET}
-    assert brightness["acdc-night"] == min(brightness.values())
-    assert brightness["acdc-night"] < 70
-    contrast = {name: np.mean([scene.image[24:40].std() for scene in val(name)]) for name in STREET}
-    assert contrast["acdc-fog"] < contrast["gtav"]
-    colour = {name: np.mean([np.ptp(scene.image.astype(int), axis=2).mean() for scene in val(name)]) for name in STREET}
-    assert colour["gtav"] > 1.5 * colour["cityscapes"]
-
-    def ground(name: str) -> float:
-        return float(np.mean([scene.image[np.isin(scene.label, (1, 9))].mean() for scene in val(name)]))
-
-    assert ground("acdc-snow") > ground("acdc-rain")
-
-
-@pytest.mark.parametrize("size", [(32, 64), (64, 64), (33, 47), (128, 256), (256, 512)])
+@pytest.mark.parametrize("size", [(32, 64), (33, 47), (256, 512)])
 @pytest.mark.parametrize("domain", ["mapillary", "acdc-night", "acdc-rain", "vaihingen-irrg", "web"])
 def test_other_sizes(domain: str, size: tuple[int, int]) -> None:
     scene = draw(domain, "train", 1, size)
@@ -170,22 +102,22 @@ def test_other_sizes(domain: str, size: tuple[int, int]) -> None:
     assert scene.depth.shape == size
 
 
-def test_a_scene_keeps_its_content_at_every_size() -> None:
-    for domain in ("cityscapes", "potsdam-rgb"):
-        small, large = draw(domain, "val", 7, (64, 128)).label, draw(domain, "val", 7, (128, 256)).label
-        assert np.mean(small == large[1::2, 1::2]) > 0.9
+@pytest.mark.parametrize("domain", ["cityscapes", "potsdam-rgb"])
+def test_a_scene_keeps_its_content_at_every_size(domain: str) -> None:
+    small, large = draw(domain, "val", 7, (64, 128)).label, draw(domain, "val", 7, (128, 256)).label
+    assert np.mean(small == large[1::2, 1::2]) > 0.9
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("request_", "words"),
     [
-        (lambda: draw("cityscape", "val", 0, SIZE), "Did you mean 'cityscapes'"),
-        (lambda: draw("gtav", "test", 0, SIZE), "train, val"),
-        (lambda: draw("gtav", "val", -1, SIZE), "0 or more"),
-        (lambda: draw("gtav", "val", 0, (8, 8)), "16 x 16"),
-        (lambda: draw("gtav", "val", 0, (512, 1024)), "256 x 512"),
+        (("cityscape", "val", 0, SIZE), "Did you mean 'cityscapes'"),
+        (("gtav", "test", 0, SIZE), "train, val"),
+        (("gtav", "val", -1, SIZE), "0 or more"),
+        (("gtav", "val", 0, (8, 8)), "16 x 16"),
+        (("gtav", "val", 0, (512, 1024)), "256 x 512"),
     ],
 )
-def test_wrong_requests_name_what_exists(call: Callable[[], Scene], words: str) -> None:
+def test_wrong_requests_name_what_exists(request_: tuple[str, str, int, tuple[int, int]], words: str) -> None:
     with pytest.raises(KdbenchError, match=words):
-        call()
+        draw(*request_)

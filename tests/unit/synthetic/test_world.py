@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ from kdbench.data.sources import DataSources
 from kdbench.errors import KdbenchError
 from kdbench.plugins import load_benchmark
 from kdbench.protocol import SMOKE
-from kdbench.synthetic import DOMAINS, NEUTRAL, WORLDS, describe, draw
+from kdbench.synthetic import DOMAINS, NEUTRAL, describe, draw
 from kdbench.synthetic.canvas import Rng
 from kdbench.synthetic.domains import _style_box
-from kdbench.synthetic.styles import Style, colours, sample
-from kdbench.synthetic.vocabulary import BASE, MATERIAL, MATERIALS
+from kdbench.synthetic.styles import sample
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIZE = (64, 128)
@@ -43,15 +41,6 @@ def test_pictures_agree_within_two_grey_levels_on_all_but_a_thousandth_of_the_pi
         frozen = np.asarray(Image.open(folder / f"{name}.png")).astype(int).reshape(*SIZE, -1)
         gap = np.abs(np.asarray(picture).astype(int).reshape(*SIZE, -1) - frozen).max(axis=-1)
         assert (gap > 2).mean() <= 0.001, name
-
-
-def test_every_domain_is_frozen() -> None:
-    frozen = {
-        domain: data_source
-        for data_source in WORLDS.values()
-        for domain in json.loads((GOLDEN / data_source / "labels.json").read_text())
-    }
-    assert frozen == {domain: spec.world for domain, spec in DOMAINS.items()}
 
 
 def test_a_cause_is_adjusted_by_name_and_leaves_the_labels() -> None:
@@ -112,27 +101,3 @@ def test_a_benchmark_is_of_the_version_of_its_domains(tmp_path: Path, name: str,
     assert data_sources.data_source_of(benchmark) == data_source
     assert {data_sources.val(domain).data_source for domain in benchmark.evaluated()} == {data_source}
     assert data_sources.proxy(benchmark.proxy).data_source == "synthetic-v1"
-
-
-def test_fields_since_version_2_leave_version_1_as_it_was() -> None:
-    """They draw no number where no domain names them: else every later number of a scene would be another."""
-    box = DOMAINS["gtav"].styles[0][1]
-    plain, rng = sample(box, Rng("test")), Rng("test")
-    assert sample({**box, "season": (0.2, 0.4)}, rng) == replace(plain, season=pytest.approx(0.3, abs=0.1))
-    assert plain.season == plain.mineral == 0
-
-
-def test_minerals_go_on_into_the_infrared_as_they_rise_and_plants_wither() -> None:
-    """A brick that reflects twice as much red as green against a grey one, by hand; plants against their table."""
-    style = Style(bands=1, mineral=1.0, season=0.0)
-    table = colours(style, Rng("x"))[0].reshape(3, MATERIALS, 16)
-    brick, stone = MATERIAL["tiles"], MATERIAL["asphalt"]
-    # The thirteenth tile is (130, 92, 80): 1.1 * 130 / 255 * 130 / 92. Asphalt is as red as it is green.
-    assert table[0, brick, 12] == pytest.approx(0.79241, abs=1e-5)
-    assert table[0, stone] == pytest.approx(1.1 * BASE[stone, :, 0], rel=1e-5)
-    withered = colours(replace(style, season=1.0), Rng("x"))[0].reshape(3, MATERIALS, 16)
-    leaf = MATERIAL["leaf"]
-    assert withered[1, leaf, -1] == pytest.approx(124 / 255 * 1.07, rel=1e-5)
-    red = withered[1, leaf]
-    assert withered[0, leaf, 8:] == pytest.approx(0.52 * (0.4 + 0.6 * red / red.mean())[8:], rel=1e-5)
-    assert withered[1:, leaf, 0] == pytest.approx(table[1:, leaf, 0])

@@ -1,27 +1,30 @@
-"""Cuts ISPRS tiles into crops of 512, by the rule and with the names of mmsegmentation.
+"""What `kdbench data prepare` makes: ISPRS tiles cut into crops of 512, and packs of decoded pixels.
 
-The original converter writes infrared crops over red, green, blue ones and matches colours by a weighted sum; here each
-band set has a folder of its own, and colours are matched exactly.
+Crops follow the rule and the names of mmsegmentation. Its converter writes infrared crops over red, green, blue ones
+and matches colours by a weighted sum; here each band set has a folder of its own, and colours are matched exactly.
+Packs spare a fast GPU the wait for large pictures to be decoded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from kdbench.data.datasets.adapter import Adapter, whole_path
+from kdbench.data.datasets.adapter import Adapter, FilePair, Scan, whole_path
 from kdbench.data.datasets.files import DataFile, FileTree, read_rgb, unreadable
 from kdbench.data.datasets.isprs import POTSDAM, VAIHINGEN
 from kdbench.data.datasets.labels import ByColour
+from kdbench.data.realset import packed_path
 from kdbench.errors import KdbenchError, unknown
-from kdbench.files import save_atomically, write_atomically
+from kdbench.files import DiskFullError, save_atomically, write_atomically
 from kdbench.progress import Progress
-from kdbench.tools.pack import in_threads
+from kdbench.tools.threads import in_threads
 
 SIZE = 512
 COLOURS = ByColour([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)])
@@ -109,16 +112,14 @@ class Tile:
         """Return sizes and times of the files that it is cut from."""
         return [*self.image.state, *self.label.state]
 
-    def done(self) -> bool:
-        """Return whether every crop is there, cut from the files as they are now."""
+    def kept(self) -> CutTile | None:
+        """Return what cutting it left, if every crop is there, cut from the files as they are now."""
         try:
             kept = CutTile(**json.loads(self.summary.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return False  # not cut yet, or the summary is damaged
-        folders = [self.target / kind / self.split for kind in ("img_dir", "ann_dir")]
-        return kept.state == self.state and all(
-            len(list(folder.glob(f"{self.crop}_*.png"))) == kept.crops for folder in folders
-        )
+            return None  # not cut yet, or the summary is damaged
+        crops = [[*(self.target / k / self.split).glob(f"{self.crop}_*.png")] for k in ("img_dir", "ann_dir")]
+        return kept if kept.state == self.state and all(len(found) == kept.crops for found in crops) else None
 
 
 def cut_tiles(name: str, data_root: Path, workers: int, progress: Progress) -> list[CutTile]:
@@ -126,10 +127,7 @@ def cut_tiles(name: str, data_root: Path, workers: int, progress: Progress) -> l
     if name not in TILES:
         raise unknown("data set that is cut into crops", name, TILES)
     tiles = list(_find_tiles(TILES[name], data_root))
-    left = [tile for tile in tiles if not tile.done()]
-    for _ in in_threads(_cut, left, workers, progress, f"cutting {name} into crops"):
-        pass
-    return [CutTile(**json.loads(tile.summary.read_text(encoding="utf-8"))) for tile in tiles]
+    return [*in_threads(f"cutting {name} into crops", _cut, tiles, workers, progress)]
 
 
 def _find_tiles(names: TileNames, data_root: Path) -> Iterator[Tile]:
@@ -172,8 +170,11 @@ def crop_starts(side: int) -> list[int]:
     return sorted({min(start, max(0, side - SIZE)) for start in range(0, side, SIZE)})
 
 
-def _cut(tile: Tile) -> None:
-    """Write a tile's crops, and then that it is done."""
+def _cut(tile: Tile) -> CutTile:
+    """Write a tile's crops, and then that it is done, unless it is."""
+    kept = tile.kept()
+    if kept:
+        return kept
     image, colours = read_rgb(tile.image), read_rgb(tile.label)
     if image.shape != colours.shape:
         raise unreadable(tile.label, f"it is {colours.shape[:2]} pixels large, its image {image.shape[:2]}")
@@ -188,3 +189,44 @@ def _cut(tile: Tile) -> None:
             save_atomically(tile.target / kind / name, partial(crop.save, format="PNG", compress_level=3))
     summary = CutTile(tile.tile, tile.bands, tile.split, len(boxes), label.size, off, tile.state)
     write_atomically(tile.summary, json.dumps(asdict(summary)).encode())
+    return summary
+
+
+def pack(adapter: Adapter, data_root: Path, parts: tuple[str, ...], workers: int, progress: Progress) -> list[Path]:
+    """Write the pixels of parts (all, where none is named), a file each, and return the folders; a stopped run goes on.
+
+    A picture that cannot be read is named and left out: training reads that file itself. Pixels of files that have
+    changed since are removed.
+    """
+    scan = adapter.scan(data_root)
+    pairs = scan.complete_pairs(parts) if parts else scan.pairs
+    if not pairs:
+        raise KdbenchError(f"data set '{adapter.name}': nothing to pack. {scan.advice()}")
+    kept: set[Path] = set()
+    for packed in in_threads(f"packing {adapter.name}", partial(_pack_pair, scan), pairs, workers, progress):
+        if isinstance(packed, KdbenchError):
+            progress.note(f"left out: {packed}")
+        else:
+            kept.update(packed)
+    folders = sorted({path.parent for path in kept})
+    for path in [path for folder in folders for path in folder.glob("*.npy") if path not in kept]:
+        path.unlink(missing_ok=True)
+    return folders
+
+
+def _pack_pair(scan: Scan, pair: FilePair) -> list[Path] | KdbenchError:
+    try:
+        image = _pack_file(scan, pair.part, pair.image, read_rgb)
+        return [image] if pair.label is None else [image, _pack_file(scan, pair.part, pair.label, scan.layout.decode)]
+    except DiskFullError:
+        raise
+    except KdbenchError as error:
+        return error
+
+
+def _pack_file(scan: Scan, part: str, file: DataFile, decode: Callable[[DataFile], np.ndarray]) -> Path:
+    path = packed_path(scan, part, file)
+    if not path.is_file():
+        pixels = decode(file)
+        save_atomically(path, lambda target: np.save(target, pixels))
+    return path
