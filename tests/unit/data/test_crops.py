@@ -148,5 +148,3 @@ def test_what_is_missing_or_does_not_belong_is_named(tmp_path: Path) -> None:
     tile(tmp_path / "potsdam", "9_99")
     with pytest.raises(KdbenchError, match=r"top_potsdam_9_99_IRRG\.tif is no tile of ISPRS Potsdam"):
         cut_tiles("potsdam", tmp_path, 1, Silent())
-    with pytest.raises(KdbenchError, match="unknown data set that is cut into crops 'gtav'"):
-        cut_tiles("gtav", tmp_path, 1, Silent())

@@ -72,10 +72,3 @@ def test_gkd_runs_through_all_of_its_phases(
     assert sum(domain.confusion.sum() for domain in record.result.domains) > 0
     # Every image is scored at its label's size, whatever the windows.
     assert {domain.role for domain in record.result.domains} == {"target"}
-
-
-def test_without_data_the_protocol_says_what_it_needs(tmp_path: Path) -> None:
-    done = CliRunner().invoke(
-        app, ["run", "--method", "gkd", "--pair", "dinov2-l:resnet50", "--protocol", "paper", "--store", str(tmp_path)]
-    )
-    assert "protocol 'paper' runs on real images: add --data-root DIR" in str(done.exception)

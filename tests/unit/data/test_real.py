@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 
 from kdbench import protocol as protocols
+from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.sources import DataSources
-from kdbench.engine.grid import Done, run_grid
+from kdbench.engine.grid import Done, expand, make_context, run_grid
+from kdbench.engine.pictures import write_pictures
 from kdbench.engine.plan import Cell, RunContext
 from kdbench.engine.preflight import all_stages, check_sets
 from kdbench.errors import KdbenchError
 from kdbench.models.toy import ToyModels
 from kdbench.plugins import load_benchmark
+from kdbench.progress import Silent
 from kdbench.protocol import MINI, SMOKE
+from kdbench.samples import read_samples
 
 Run = Callable[..., list[Done]]
 
@@ -61,6 +65,22 @@ def test_every_benchmark_runs_from_its_data_sets(
     result = done.record.result
     assert {domain.domain: domain.images for domain in result.domains} == scored
     assert {data_source for stage in result.stages for data_source in stage.data.values()} == {"real"}
+
+
+def test_pictures_know_their_licence(trees: Any, make_spec: Any) -> None:
+    for dataset in ("gtav", "mapillary"):
+        trees.make(dataset)
+    spec = make_spec(methods=("baseline",), benchmarks=("g2m",), data_root=trees.root, workers=0)
+    context = make_context(spec, Silent())
+    cells = expand(spec, context)
+    list(run_grid(spec, context, cells))
+    (sheet,) = write_pictures(context, cells, spec)
+    samples = read_samples(sheet.parents[1])
+    assert samples is not None
+    assert len({scene.label.shape for scene in samples.scenes}) == 2
+    assert {(scene.domain, scene.data_source) for scene in samples.scenes} == {("mapillary", "real")}
+    (licence,) = samples.licences
+    assert ADAPTERS["mapillary"].licence in licence
 
 
 def test_without_imagenet_a_small_protocol_takes_the_built_in_proxy_and_says_so(trees: Any, run_cells: Run) -> None:
@@ -156,37 +176,21 @@ def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
     assert "0006R0_f00930.png" in stopped.record.error
 
 
-SPLIT = """
-from kdbench.benchmark import CITYSCAPES, PROXY, Benchmark, Domain, InputSize, ProtocolOverrides, RealData
-
-BENCHMARK = Benchmark(
-    name="split",
-    title="GTAV by its official split to Cityscapes",
-    sources=(Domain("gtav", real=RealData("gtav", train=("all",), overrides={
-        "other": ProtocolOverrides(InputSize(24, 48), train=("all/train",), val=("all/val",)),
-    })),),
-    targets=(Domain("cityscapes", real=RealData("cityscapes", val=("val",), overrides={
-        "other": ProtocolOverrides(InputSize(12, 24)),
-    })),),
-    proxy=PROXY,
-    labels=CITYSCAPES,
-)
-"""
-
-
 def test_another_protocol_has_its_own_parts_and_sizes_and_none_is_an_error(g2c_root: Path, tmp_path: Path) -> None:
     from scipy.io import savemat
 
     ids = {"trainIds": np.array([1, 3]), "valIds": np.array([2]), "testIds": np.array([], int)}
     savemat(g2c_root / "GTA5/split.mat", ids)
-    (tmp_path / "split.py").write_text(SPLIT, encoding="utf-8")
-    benchmark = load_benchmark(str(tmp_path / "split.py"))
+    halves = ProtocolOverrides(InputSize(24, 48), train=("all/train",), val=("all/val",))
+    source = Domain("gtav", real=RealData("gtav", train=("all",), overrides={"other": halves}))
+    small = {"other": ProtocolOverrides(InputSize(12, 24))}
+    target = Domain("cityscapes", real=RealData("cityscapes", val=("val",), overrides=small))
+    benchmark = Benchmark("split", "GTAV by its official split", (source,), (target,), PROXY, CITYSCAPES)
 
     def data_sources(name: str, native: bool) -> DataSources:
         return DataSources(SMOKE.model_copy(update={"name": name, "native": native}), tmp_path, g2c_root)
 
     plain, other = data_sources("smoke", native=False), data_sources("other", native=True)
-    (source,), (target,) = benchmark.sources, benchmark.targets
     assert [len(plain.train(source)), len(other.train(source)), len(other.val(source))] == [3, 2, 1]
     assert [domain.name for domain in plain.evaluated(benchmark)] == ["cityscapes"]
     assert [domain.name for domain in other.evaluated(benchmark)] == ["cityscapes", "gtav"]
@@ -199,9 +203,7 @@ def test_another_protocol_has_its_own_parts_and_sizes_and_none_is_an_error(g2c_r
 def test_a_domain_with_other_classes_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     streets, camvid = load_benchmark("g2c"), load_benchmark("camvid")
     towns = replace(streets, labels=load_benchmark("p2r").labels)
-    with pytest.raises(
-        KdbenchError, match=r"scored on the 6 classes of .*domain 'cityscapes' is labelled with 19 of its"
-    ):
+    with pytest.raises(KdbenchError, match=r"scored on the 6 classes of .*domain 'cityscapes' is labelled with 19"):
         DataSources(MINI, tmp_path).check(towns)
     mixed = replace(camvid, labels=streets.labels)
     with pytest.raises(KdbenchError, match=r"scored on the 19 classes of .* is labelled with 11 of its own"):
