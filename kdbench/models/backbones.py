@@ -99,13 +99,11 @@ class Encoder(nn.Module):
             self._mask = None
 
     def _number(self, block: int) -> int:
-        count = len(self.spec.blocks)
-        if not -count <= block < count:
-            raise KdbenchError(
-                f"block {block} is not among the {count} blocks of {type(self.body).__name__}. "
-                f"Ask for 0 to {count - 1}, or from the end for -1 to -{count}."
-            )
-        return block % count
+        count, name = len(self.spec.blocks), type(self.body).__name__
+        if -count <= block < count:
+            return block % count
+        asked = f"Ask for 0 to {count - 1}, or from the end for -1 to -{count}."
+        raise KdbenchError(f"block {block} is not among the {count} blocks of {name}. {asked}")
 
     def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
         """Return the features of normalised images. blocks: asked number -> number from 0 on."""
@@ -371,13 +369,6 @@ class MixTransformer(nn.Module):
             {"num_chs": channels, "reduction": stride} for channels, stride in zip(self.widths, STRIDES, strict=True)
         ]
 
-    @property
-    def stem(self) -> nn.Module:
-        """The first patch embedding, before its norm."""
-        first: Any = self.network.stages[0]
-        stem: nn.Module = first.patch_embeddings.proj
-        return stem
-
     def forward_intermediates(
         self, image: Tensor, indices: Sequence[int] = (0, 1, 2, 3), intermediates_only: bool = True
     ) -> list[Tensor]:
@@ -411,7 +402,10 @@ def build_pretrained(spec: ModelSpec) -> Encoder:
     """Build a model's real network with random weights, for images of the size that it was pretrained on."""
     if spec.network.startswith(MIT):
         body = MixTransformer(spec.network.removeprefix(MIT))
-        return PyramidEncoder(body, body.stem, body.widths[0], "NCHW", (0, 1, 2, 3), convolutional=False)
+        # Before the norm of the first patch embedding.
+        stem: Any = body.network.stages[0]
+        embed = stem.patch_embeddings.proj
+        return PyramidEncoder(body, embed, body.widths[0], "NCHW", (0, 1, 2, 3), convolutional=False)
     name = spec.network.partition(".")[0]
     if not timm.is_model(spec.network):
         near = get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,9 @@ def load_label(name: str, dtype: Any = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Split:
-    """One domain's part in training or in validation."""
+    """One domain's part in training or in validation; equal where it is the same images with the same classes."""
 
-    domain: Domain
+    domain: Domain = field(compare=False)
     dataset: str
     parts: tuple[str, ...]
     labels: LabelSpace
@@ -119,10 +119,6 @@ class _Split:
         if self.dataset not in ADAPTERS:
             raise unknown(f"data set (of domain '{self.domain.name}')", self.dataset, ADAPTERS)
         return ADAPTERS[self.dataset]
-
-    def shows_as(self, other: _Split) -> bool:
-        """Return whether the two are the same images with the same classes."""
-        return (self.dataset, self.parts, self.labels) == (other.dataset, other.parts, other.labels)
 
 
 def register(
@@ -187,7 +183,7 @@ def _collect(benchmarks: Iterable[Benchmark]) -> dict[str, _Split]:
     found: dict[str, _Split] = {}
     for benchmark in benchmarks:
         for name, split in _splits(benchmark):
-            if not found.setdefault(name, split).shows_as(split):
+            if found.setdefault(name, split) != split:
                 raise KdbenchError(
                     f"two benchmarks call different images or classes '{name}'; the second is '{benchmark.name}'. "
                     "Register one of the benchmarks alone, or rename the domain."

@@ -40,26 +40,21 @@ def test_the_shipped_files_are_those_of_the_published_results() -> None:
     assert hashlib.sha256(content).hexdigest() == "9412a3de7a0d4e5a623f4e127a0e5a2cf27e7563953be6b8f308428eec05be00"
 
 
-def test_a_damaged_file_names_itself_its_hash_and_the_repair(model: ToyModel) -> None:
-    content = bytearray(model.path.read_bytes())
-    content[-1] ^= 1
-    model.path.write_bytes(content)
-    with pytest.raises(KdbenchError) as error:
-        model.load()
-    for part in (str(model.path), model.card.sha256, "kdbench models train resnet18"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.json"])
-def test_a_missing_file_names_itself_and_the_repair(model: ToyModel, name: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        ("safetensors", b"damaged", "is damaged: sha256 [0-9a-f]+, expected [0-9a-f]+"),
+        ("safetensors", None, "is missing"),
+        ("json", None, "is missing"),
+        ("json", b"{}", "is not a model card: [a-z_]+"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named_with_the_repair(
+    model: ToyModel, ending: str, content: bytes | None, message: str
+) -> None:
+    file = model.folder / f"resnet18.{ending}"
     assert model.origin() == str(model.path)
-    (model.folder / name).unlink()
-    with pytest.raises(KdbenchError, match=rf"{name} is missing.*kdbench models train resnet18"):
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(KdbenchError, match=rf"{file} {message}.*kdbench models train resnet18"):
         model.load()
-    assert model.origin().startswith(f"MISSING: {model.path}. Restore it") == name.endswith("safetensors")
-
-
-def test_a_broken_card_is_named(model: ToyModel) -> None:
-    (model.folder / "resnet18.json").write_text("{}")
-    with pytest.raises(KdbenchError, match=r"resnet18\.json is not a model card: [a-z_]+"):
-        model.weights()
+    assert model.origin().startswith(f"MISSING: {model.path}. Restore it") == (not model.path.is_file())
