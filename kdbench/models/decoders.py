@@ -31,7 +31,15 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return total / (weight * counts).sum().clamp(min=1)
 
 
-class LightDecoder(nn.Module):
+class PixelDecoder(nn.Module):
+    """A decoder that is trained by the cross-entropy over labelled pixels."""
+
+    def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
+        """Return pixel_cross_entropy as `task`."""
+        return {"task": pixel_cross_entropy(output.logits, label)}
+
+
+class LightDecoder(PixelDecoder):
     """A light head like SegFormer's: levels to one width and the finest grid, summed, upsampled by sub-pixel steps.
 
     Sub-pixel steps (Shi et al., CVPR 2016) let a token say what lies where inside its patch: poles and riders are
@@ -59,10 +67,6 @@ class LightDecoder(nn.Module):
         fused = F.relu(self.norm(_sum_by_grid(levels, (size[0], size[1]))))
         return SegOutput(features, self.classify(self.refine(fused)))
 
-    def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """Return the cross-entropy over labelled pixels."""
-        return {"task": pixel_cross_entropy(output.logits, label)}
-
 
 def _sum_by_grid(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Sum maps at one size; those of one grid are added first, because resizing is linear and each costs time."""
@@ -74,7 +78,7 @@ def _sum_by_grid(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack(resized).sum(0) if len(resized) > 1 else resized[0]
 
 
-class LinearDecoder(nn.Module):
+class LinearDecoder(PixelDecoder):
     """A linear classifier of the last level's positions; it shows what the features hold by themselves."""
 
     def __init__(self, spec: FeatureSpec, classes: int) -> None:
@@ -84,10 +88,6 @@ class LinearDecoder(nn.Module):
     def forward(self, features: Features) -> SegOutput:
         """Return logits (B, K, h, w) at the last level's stride."""
         return SegOutput(features, self.classify(features.levels[-1]))
-
-    def loss(self, output: SegOutput, label: Tensor) -> dict[str, Tensor]:
-        """Return the cross-entropy over labelled pixels."""
-        return {"task": pixel_cross_entropy(output.logits, label)}
 
 
 def _mask2former(spec: FeatureSpec, classes: int) -> nn.Module:

@@ -97,7 +97,7 @@ class ToyModel:
 
     @property
     def card(self) -> Card:
-        """Its card."""
+        """Return its card, read anew."""
         return read_card(self.folder, self.spec.name)
 
     @property

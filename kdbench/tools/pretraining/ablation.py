@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from kdbench.engine.plan import RunContext
 from kdbench.engine.runner import run_cell
 from kdbench.errors import KdbenchError
@@ -33,19 +31,6 @@ def ablate(pretrainer: Pretrainer, context: RunContext, benchmarks: Sequence[str
             source={name: round(source, 1) for name, (source, _) in scores.items()},
             targets={name: round(target, 1) for name, (_, target) in scores.items()},
         )
-
-
-def tabulate_scores(scores: Sequence[ObjectiveScore]) -> pd.DataFrame:
-    """Return a row for each objective; columns `BENCHMARK: source` and `BENCHMARK: targets`, mIoU in percent."""
-    rows = {
-        score.objective: {
-            f"{name}: {what}": values[name]
-            for name in score.source
-            for what, values in (("source", score.source), ("targets", score.targets))
-        }
-        for score in scores
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("objective")
 
 
 def note_scores(folder: Path, scores: Sequence[ObjectiveScore]) -> list[Card]:
