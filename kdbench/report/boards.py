@@ -18,7 +18,8 @@ import pandas as pd
 from kdbench.errors import KdbenchError
 from kdbench.metrics import known_mean, mean_of
 from kdbench.names import REAL, benchmark_title, domain_name, model_name
-from kdbench.report.frame import COSTS, PLACE, read_image_counts
+from kdbench.records import CellId
+from kdbench.report.frame import COSTS, PLACE, read_image_counts, side_file
 from kdbench.report.statistics import (
     Comparison,
     Images,
@@ -136,7 +137,8 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
     last = _last(measured, cells, [*targets, *sources], {label for label, why in reasons.items() if why})
     by_seed = last["miou"][targets].astype(float)
     scores = _scores(by_seed)
-    rows = _rows(methods, last, targets, sources).assign(footnote=_footnotes(methods, reasons))
+    rows, means = _rows(methods, cells, last, targets, sources)
+    rows["footnote"] = _footnotes(methods, reasons)
     order = _order(rows)
     rows, scores = rows.loc[order].rename_axis("method"), scores.loc[order].rename_axis("method")
     rows, comparison = _compared(rows, scores)
@@ -153,7 +155,7 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
         validated=tuple(shown[name] for name in sources),
         sources=_trained(cells) or tuple(shown[name] for name in sources),
         rows=rows.assign(pareto=order.isin(pareto_front(rows["mean"].where(rows.ranked), rows.train_flops))),
-        targets=_targets(methods, by_seed).loc[order].rename(columns=shown),
+        targets=means.loc[order].rename(columns=shown),
         by_seed=by_seed.rename(columns=shown).rename_axis(["method", "seed"]),
         scores=scores,
         classes=_classes(methods, last["labelled_iou"][targets], cell.classes).loc[order],
@@ -170,10 +172,10 @@ def _last(measured: pd.DataFrame, cells: pd.DataFrame, domains: list[str], blank
     """Spread what the last snapshots measured, (label, seed) x domain by measure; blank methods are missing."""
     known = measured[measured["last"] & ~measured.label.isin(blank)]
     rows = pd.MultiIndex.from_frame(cells[["label", "seed"]])
-    return {
-        measure: known.pivot(index=["label", "seed"], columns="domain", values=measure).reindex(rows, columns=domains)
-        for measure in ("miou", "accuracy", "labelled_iou")
-    }
+    index, measures = ["label", "seed", "domain"], ["miou", "accuracy", "labelled_iou"]
+    wide = known.set_index(index)[measures].unstack("domain").reindex(rows)
+    columns = {measure: pd.MultiIndex.from_product([[measure], domains]) for measure in measures}
+    return {measure: wide.reindex(columns=each).droplevel(0, axis=1) for measure, each in columns.items()}
 
 
 def _scores(by_seed: pd.DataFrame) -> pd.DataFrame:
@@ -191,34 +193,35 @@ def _by_method(methods: Methods, values: pd.DataFrame) -> Iterator[tuple[str, np
         start += len(held)
 
 
-def _targets(methods: Methods, by_seed: pd.DataFrame) -> pd.DataFrame:
-    means = {label: list(map(mean_of, values.T)) for label, values in _by_method(methods, by_seed)}
-    return pd.DataFrame.from_dict(means, orient="index", columns=by_seed.columns, dtype=float)
-
-
-def _rows(methods: Methods, last: dict[str, pd.DataFrame], targets: list[str], sources: list[str]) -> pd.DataFrame:
-    """Average over seeds: what Board.rows says, as far as one method alone has it."""
+def _rows(
+    methods: Methods, cells: pd.DataFrame, last: dict[str, pd.DataFrame], targets: list[str], sources: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Average over seeds: what Board.rows says, as far as one method alone has it, and the targets' means."""
     tested, right = last["miou"].astype(float), last["accuracy"][targets].astype(float)
     accuracy = {label: mean_of(values.ravel()) for label, values in _by_method(methods, right)}
     source = {label: mean_of(values.ravel()) for label, values in _by_method(methods, tested[sources])}
-    rows = {}
+    costs = {label: list(map(mean_of, values.T)) for label, values in _by_method(methods, cells[COSTS])}
+    rows, means = {}, {}
     for label, values in _by_method(methods, tested[targets]):
-        held, scores = methods[label], list(map(mean_of, values))
+        held, scores, means[label] = methods[label], list(map(mean_of, values)), list(map(mean_of, values.T))
         mean, parameters = mean_of(scores), held.parameters.dropna().unique()
         rows[label] = {
             "role": held.role.iloc[0],
             "seeds": tuple(held.seed),
             "mean": mean,
             "deviation": None if mean is None else deviation(scores),  # type: ignore[arg-type]
-            "worst": None if mean is None else min(map(mean_of, values.T)),  # type: ignore[type-var]
+            "worst": None if mean is None else min(means[label]),  # type: ignore[type-var]
             "source": source[label],
             "gap": None if mean is None or source[label] is None else source[label] - mean,  # type: ignore[operator]
             "accuracy": accuracy[label],
             "reference": bool(held.reference.all()),
-            **{name: None if mean is None else mean_of(held[name]) for name in COSTS},
+            **{name: None if mean is None else cost for name, cost in zip(COSTS, costs[label], strict=True)},
             "parameters": parameters[0] if len(parameters) == 1 else None,
         }
-    return pd.DataFrame.from_dict(rows, orient="index").astype(dict.fromkeys([*NUMBERS, *COSTS], float))
+    return (
+        pd.DataFrame.from_dict(rows, orient="index").astype(dict.fromkeys([*NUMBERS, *COSTS], float)),
+        pd.DataFrame.from_dict(means, orient="index", columns=targets, dtype=float),
+    )
 
 
 def _classes(methods: Methods, labelled: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
@@ -381,12 +384,11 @@ def select_snapshots(targets: np.ndarray | None, sources: np.ndarray | None) -> 
 def _over_images(found: Comparison, last: pd.DataFrame, methods: Methods) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Bootstrap all differences to the baseline over images, and say what is wrong with side files."""
     targets = last.loc[last.domain_role == "target", ["cell", "domain", "hits"]]
-    places = targets.groupby("cell", sort=False).indices
     faults: list[str] = []
 
     def drawn(method: str) -> dict[int, Images]:
         held = zip(methods[method].seed, methods[method].cell, methods[method].path, strict=True)
-        return {seed: _drawn(path, targets.iloc[places[cell]], faults) for seed, cell, path in held}
+        return {seed: _drawn(path, targets, cell, faults) for seed, cell, path in held}
 
     intervals = {}
     theirs = drawn(found.baseline) if found.baseline and methods[found.baseline].path.notna().any() else {}
@@ -397,13 +399,15 @@ def _over_images(found: Comparison, last: pd.DataFrame, methods: Methods) -> tup
     return pd.DataFrame.from_dict(known, orient="index", columns=["low", "high"], dtype=float), tuple(faults)
 
 
-def _drawn(path: Path | None, targets: pd.DataFrame, faults: list[str]) -> Images:
+def _drawn(path: Path | None, targets: pd.DataFrame, cell: CellId, faults: list[str]) -> Images:
+    if not isinstance(path, Path) or not side_file(path).is_file():
+        return None
     try:
-        counts = read_image_counts(path, targets) if isinstance(path, Path) else None
+        counts = read_image_counts(path, targets[targets.cell == cell])
     except KdbenchError as error:
         faults.append(str(error))
         return None
-    if counts is None or any(len(each) < 2 for each in counts.values()):
+    if any(len(each) < 2 for each in counts.values()):
         return None
     return {domain: resample(each, domain) for domain, each in counts.items()}
 

@@ -238,18 +238,20 @@ def loss_frame(frame: pd.DataFrame) -> pd.DataFrame:
     return known.loc[losses.pop("index")].reset_index(drop=True).join(losses)
 
 
-def read_image_counts(path: Path, measured: pd.DataFrame) -> dict[str, np.ndarray] | None:
-    """Read hits (N, 3, K) of each image, by domain, from the side file of a record; None where there is none.
+def side_file(path: Path) -> Path:
+    """Return where a record's counts by image lie, if there are any."""
+    return path.with_name(path.stem + SIDE_FILE)
+
+
+def read_image_counts(path: Path, measured: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Read hits (N, 3, K) of each image, by domain, from the side file of a record.
 
     path: the record's. measured: its rows of the frame for the wanted domains, to whose hits the images must add up.
 
     Raises:
         KdbenchError: the file is damaged, or its counts are not those of the record.
     """
-    file = path.with_name(path.stem + SIDE_FILE)
-    if not file.is_file():
-        return None
-    repair = "Remove it, or run its cell again with --fresh."
+    file, repair = side_file(path), "Remove it, or run its cell again with --fresh."
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("no archive of arrays")

@@ -52,7 +52,7 @@ def document(reference: Path | None) -> str:
     """Return the whole page; reference: the folder of committed records, if there is one."""
     frame = read(None, reference / MINI.id if reference else None).frame
     path = reference / FILE if reference else None
-    costs = {name: cost.share for name, cost in read_costs(path).items()} if path and path.is_file() else {}
+    costs = read_costs(path) if path and path.is_file() else {}
     pages, broken = load_all(method_names(), lambda name: _page(load_method(name), frame, costs.get(name)))
     pages |= {name: f"## {name}\n\nBROKEN: {error}\n" for name, error in broken.items()}
     contents = ", ".join(f"[{name}](#{name})" for name in sorted(pages))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdbench.report.step_costs import FILE, MEASURE, StepCost, read_costs
+from kdbench.report.step_costs import FILE, MEASURE, read_costs
 from kdbench.tools.ci_checks.result import CheckResult
 
 RATIO = 1.5
@@ -26,17 +26,21 @@ def check(results: Path, reference: Path | None, earlier: Path) -> Iterator[Chec
     elif new is None:
         yield CheckResult(NAME, "FAIL", f"{old} has nothing to compare with. Measure: {MEASURE}", old)
     else:
-        yield from _compare(new, read_costs(new), read_costs(old))
+        yield from _compare(new, _steps(new), _steps(old))
 
 
-def _compare(path: Path, now: dict[str, StepCost], before: dict[str, StepCost]) -> Iterator[CheckResult]:
-    ratios = {method: now[method].steps / before[method].steps for method in sorted(now.keys() & before.keys())}
+def _steps(path: Path) -> dict[str, float]:
+    return {method: 1 / (1 - share) for method, share in read_costs(path).items()}
+
+
+def _compare(path: Path, now: dict[str, float], before: dict[str, float]) -> Iterator[CheckResult]:
+    ratios = {method: now[method] / before[method] for method in sorted(now.keys() & before.keys())}
     slower = [method for method, ratio in ratios.items() if ratio > RATIO]
     for method in slower:
         yield CheckResult(
             NAME,
             "FAIL",
-            f"{method}'s step takes {now[method].steps:.2f} undistilled steps, before {before[method].steps:.2f}: "
+            f"{method}'s step takes {now[method]:.2f} undistilled steps, before {before[method]:.2f}: "
             f"{ratios[method]:.2f} times as long (allowed {RATIO}). Measure again on a quiet machine, then repair it.",
             path,
         )

@@ -35,14 +35,6 @@ def test_dots_stand_at_means_with_deviations_over_seeds() -> None:
     assert [line.get_xdata()[0] for line in vertical] == [30]
 
 
-def test_every_benchmark_has_a_panel_of_the_same_methods() -> None:
-    scores = {"g2b": pd.DataFrame({0: {"kd": 10.0}}), "g2c": pd.DataFrame({0: {"cwd": 20.0, "kd": 30.0}})}
-    panels = figures.score_dots(scores, ROLES[["kd", "cwd"]], None).axes
-    assert [axes.get_title() for axes in panels] == ["g2b", "g2c"]
-    assert [axes.lines[0].get_xydata().tolist() for axes in panels][1] == [[30, 0], [20, 1]]
-    np.testing.assert_equal(panels[0].lines[0].get_xdata(), [10, np.nan])
-
-
 def test_the_heat_map_shows_differences_below_the_baselines_own() -> None:
     iou = pd.DataFrame({"road": [50.0, 58.0, 20.0], "sky": [30.0, np.nan, 31.0]}, ["plain", "kd", "cwd"])
     own, more, _ = figures.class_heat_map(iou, "plain").axes

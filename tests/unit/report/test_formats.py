@@ -97,12 +97,6 @@ def test_latex(found: list[Table]) -> None:
     assert not re.search(r"[±°†‡§¶]", text)
 
 
-def test_words_stand_left_and_numbers_right() -> None:
-    text = render("markdown", [table(words("a", ["1", "long"]), numbers("b", [1.0, 22.0]))])
-    assert "| 1    |  1.0 |" in text
-    assert re.search(r"\|:-+\|-+:\|", text)
-
-
 def test_a_title_is_broken_to_the_width_of_what_stands_below_it_or_of_its_longest_part() -> None:
     titles = {"95 % over seeds (df)": "+1.0 to +2.0 (4)", "to the best": "1", "synthetic gtav-like": "2"}
     columns = (numbers(title, [0], lambda _, text=text: text) for title, text in titles.items())

@@ -103,18 +103,6 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "nothing") is None
 
 
-def test_samples_are_written_again_only_where_they_differ(tmp_path: Path) -> None:
-    write_samples(tmp_path, two_scenes())
-    first = (tmp_path / SAMPLES).stat().st_ino
-    write_samples(tmp_path, two_scenes())
-    assert (tmp_path / SAMPLES).stat().st_ino == first
-    write_samples(tmp_path, two_scenes("real"))
-    assert (tmp_path / SAMPLES).stat().st_ino != first
-    found = read_samples(tmp_path)
-    assert found is not None
-    assert found.scenes[0].data_source == "real"
-
-
 def test_predictions_belong_to_one_record_and_to_its_samples(keep) -> None:
     samples = two_scenes()
     path = keep("gkd", "distilled", 1)

@@ -127,10 +127,6 @@ def test_law_9_in_the_page(records: list[Record], gallery: None) -> None:
             assert part in caption
 
 
-def test_the_same_records_give_the_same_bytes(records: list[Record]) -> None:
-    assert page_of(records) == page_of(records)
-
-
 def test_a_gallery_and_what_stands_where_there_is_none(records: list[Record], gallery: None) -> None:
     text = page_of(records)
     images = [held for tag, held in Parsed(text).tags if tag == "img" and held.get("class") != "chart"]

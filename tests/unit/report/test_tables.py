@@ -83,14 +83,6 @@ def test_numbers_as_displayed(make_record) -> None:
     )  # fmt: skip
 
 
-def test_a_cell_keeps_value_deviation_and_text_together(runs) -> None:
-    table = ranking(*runs({"a": 45}))
-    (cell,) = (line[table.header.index("synthetic cityscapes-like")] for line in table.lines)
-    assert cell.text == f"{cell.value:.1f} ± {cell.deviation:.1f}"
-    assert cell.value == pytest.approx(45.44, abs=0.1)
-    assert cell.value != round(cell.value, 1)
-
-
 def test_best_and_second_student_of_a_column(make_record) -> None:
     table = ranking(
         make_record({"cityscapes": 50.0}, {"gtav": 95.0}, role="teacher"),

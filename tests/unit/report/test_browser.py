@@ -10,10 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 
-from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec, StageResult
+from kdbench.records import StageResult
 from kdbench.report.boards import boards
 from kdbench.report.frame import Entry, to_frame
 from kdbench.report.html import page as html_page
@@ -72,58 +71,22 @@ class Seen(NamedTuple):
     console: list[str]
 
 
-def record(method: str, score: float | None, seed: int, role: str = "distilled") -> Record:
-    """A record with this IoU in percent for both of its classes; None makes it a failed one."""
-    right = round(10 * (score or 0))
-    confusion = np.array([[right, (1000 - right) // 2], [(1000 - right) // 2, right]])
-    domains = [
-        DomainResult(
-            domain=name, role=kind, data_source="synthetic-1", images=4, confusion=confusion,
-            earlier=np.stack([[[right, right], [9, 9]]] * 3),
-        )
-        for name, kind in (("a-city", "target"), ("a-game", "source"))
-    ]  # fmt: skip
-    stage = StageResult(
-        name="joint",
-        phase="task",
-        key="0",
-        data={},
-        steps=5,
-        images=20,
-        student_forwards=20,
-        losses={"task": [2.0, 1.0]},
-    )
-    cell = Resolved(
-        protocol="mini", protocol_id="mini-1", decoder="light", data_source="synthetic-1",
-        benchmark="a2b", title="A to B",
-        classes=["road", "sky"], teacher="big", student="small", model_set="toy-v1",
-        family="F2L", method=method, role=role,
-        options={}, variant="", seed=seed, footnote="", key="0",
-    )  # fmt: skip
-    result = Result(domains=domains, stages=[stage], parameters={"deployed": 1000})
-    run = RunInfo(
-        started="", seconds=1, stage_seconds={}, cached=[], peak_memory_mb=1, host={}, versions={}, revision=""
-    )
-    failed = score is None
-    return Record(
-        status="failed" if failed else "done",
-        error="no memory" if failed else None,
-        spec=Spec(passed={}, resolved=cell),
-        result=None if failed else result,
-        run=run,
-    )
-
-
-@pytest.fixture(scope="module")
-def page() -> str:
+@pytest.fixture
+def page(make_record, monkeypatch: pytest.MonkeyPatch) -> str:
     """One board with a blank mean, an undistilled student, long names and a gallery."""
-    records = [record(method, score, 0) for method, score in METHODS.items()]
-    records.append(record("plain", 9.5, 0, role="undistilled"))
+    stage = StageResult(
+        name="joint", phase="task", key="0", data={}, steps=5, images=20, student_forwards=20,
+        losses={"task": [2.0, 1.0]},
+    )  # fmt: skip
+    records = [
+        make_record({"a-city": score or 0.0}, method=method, stages=[stage], error=None if score else "no memory",
+                    role="undistilled" if method == "plain" else "distilled")
+        for method, score in (METHODS | {"plain": 9.5}).items()
+    ]  # fmt: skip
     tiles = GalleryRow("synthetic a-city-like", (PNG,) * 12)
     gallery = Gallery(0, (tiles,), tuple(f"column {k}" for k in range(12)), (("road", "#804080"),), "")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html_page, "make_gallery", lambda *given: gallery)
-        return html_page.to_html(boards(to_frame(map(Entry, records))))
+    monkeypatch.setattr(html_page, "make_gallery", lambda *given: gallery)
+    return html_page.to_html(boards(to_frame(map(Entry, records))))
 
 
 def look(page: str, folder: Path, width: int = 1200) -> Seen:
