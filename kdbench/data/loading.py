@@ -47,18 +47,15 @@ class Sampler:
 
     def step(self, step: int) -> list[SampleIndex]:
         """Return the samples of one step's batch."""
-        samples = self._in_epochs(step) if self._recipe.epochs else self._in_passes(step)
+        recipe, count = self._recipe, self._samples
+        if recipe.epochs:
+            # As DeiT's sampler: what is left of an epoch's order when its views are drawn is not seen in it.
+            order, start = self._pass(step // self._epoch), step % self._epoch * recipe.batch
+            samples = [order[place // recipe.repeats % count] for place in range(start, start + recipe.batch)]
+        else:
+            start = step * recipe.batch
+            samples = [self._pass(place // count)[place % count] for place in range(start, start + recipe.batch)]
         return [SampleIndex(step, sample, samples[:place].count(sample)) for place, sample in enumerate(samples)]
-
-    def _in_passes(self, step: int) -> list[int]:
-        places = range(step * self._recipe.batch, (step + 1) * self._recipe.batch)
-        return [self._pass(place // self._samples)[place % self._samples] for place in places]
-
-    def _in_epochs(self, step: int) -> list[int]:
-        """As DeiT's sampler: what is left of an epoch's order when its views are drawn is not seen in it."""
-        order, start = self._pass(step // self._epoch), step % self._epoch * self._recipe.batch
-        places = range(start, start + self._recipe.batch)
-        return [order[place // self._recipe.repeats % self._samples] for place in places]
 
     def _pass(self, number: int) -> list[int]:
         if number not in self._passes:
@@ -159,11 +156,10 @@ def training_batches(
 
 def _collate(drawn: Sequence[Sample | KdbenchError], labelled: bool) -> tuple[Batch | KdbenchError, list[str]]:
     """Stack samples to a batch, with the errors of those that were skipped; an error in their place is returned."""
-    samples: list[Sample] = []
-    for sample in drawn:
-        if isinstance(sample, KdbenchError):
-            return sample, []
-        samples.append(sample)
+    samples = [sample for sample in drawn if not isinstance(sample, KdbenchError)]
+    errors = [error for error in drawn if isinstance(error, KdbenchError)]
+    if errors:
+        return errors[0], []
     batch = Batch(
         image=torch.stack([sample.image for sample in samples]),
         label=torch.stack([sample.label for sample in samples]) if labelled else None,

@@ -33,33 +33,32 @@ class DataSources:
     def check(self, benchmark: Benchmark) -> None:
         """Raise where a domain of the benchmark cannot be had, before anything is trained; open every set once."""
         for domain in self.evaluated(benchmark):
-            if self.data_root is None and domain.synthetic is None:
+            self._check_domain(benchmark, domain)
+        for samples in (*map(self.train, benchmark.sources), *map(self.val, self.evaluated(benchmark))):
+            len(samples)
+
+    def _check_domain(self, benchmark: Benchmark, domain: Domain) -> None:
+        """Raise where a domain is not there, or has other classes, which would be scored as the benchmark's own."""
+        ours = benchmark.labels.classes
+        if self.data_root is None:
+            if domain.synthetic is None:
                 raise KdbenchError(
                     f"benchmark '{benchmark.name}' needs real images: domain '{domain.name}' is not in the built-in "
                     "world. Add --data-root DIR, the folder that holds the data set."
                 )
-            if self.data_root is not None and domain.real is None:
+            synthetic.check_adjustment(domain.synthetic, domain.adjust)
+            # The built-in world knows its classes by their number.
+            count = synthetic.DOMAINS[domain.synthetic].classes
+            fits = count == len(ours)
+        else:
+            if domain.real is None:
                 raise KdbenchError(
                     f"benchmark '{benchmark.name}' cannot run on real images yet: no data set is declared for domain "
                     f"'{domain.name}'. Leave --data-root out to run it in the built-in world. Data sets that are read: "
                     f"{', '.join(sorted(ADAPTERS))}."
                 )
-            if self.data_root is None and domain.synthetic is not None:
-                synthetic.check_adjustment(domain.synthetic, domain.adjust)
-            self._check_classes(benchmark, domain)
-        for samples in (*map(self.train, benchmark.sources), *map(self.val, self.evaluated(benchmark))):
-            len(samples)
-
-    def _check_classes(self, benchmark: Benchmark, domain: Domain) -> None:
-        """Raise where a domain is labelled with other classes, which would be scored as the benchmark's own."""
-        ours = benchmark.labels.classes
-        if self.data_root is not None and domain.real is not None:
             space = _adapter(domain, domain.real).classes
-            count, fits = (len(space.classes), space.classes == ours) if space is not None else (0, False)
-        else:
-            # The built-in world knows its classes by their number.
-            count = synthetic.DOMAINS[domain.synthetic].classes if domain.synthetic else 0
-            fits = count == len(ours)
+            count, fits = (len(space), space.classes == ours) if space else (0, False)
         if not fits:
             raise KdbenchError(
                 f"benchmark '{benchmark.name}' is scored on the {len(ours)} classes of '{benchmark.labels.name}', and "

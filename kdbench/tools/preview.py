@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import resize
 
-from kdbench.benchmark import Benchmark, Colour
+from kdbench.benchmark import Benchmark, Colour, LabelSpace
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.domainset import DomainSet
 from kdbench.data.realset import RealSet
@@ -36,11 +35,11 @@ def preview_benchmarks(
     paths = []
     for benchmark in map(load_benchmark, names):
         data_sources.check(benchmark)
-        paths.append(_save(_benchmark_sheet(benchmark, data_sources, count), output / f"{benchmark.name}.png"))
+        paths.append(_preview_benchmark(benchmark, data_sources, count, output / f"{benchmark.name}.png"))
     return paths
 
 
-def _benchmark_sheet(benchmark: Benchmark, data_sources: DataSources, count: int) -> Figure:
+def _preview_benchmark(benchmark: Benchmark, data_sources: DataSources, count: int, path: Path) -> Path:
     palette, rows = benchmark.labels.palette, Rows()
     tested = data_sources.evaluated(benchmark)
     for role, domains in (("source", benchmark.sources), ("target", benchmark.targets)):
@@ -51,27 +50,26 @@ def _benchmark_sheet(benchmark: Benchmark, data_sources: DataSources, count: int
     proxy = data_sources.proxy(benchmark.proxy)
     rows += _rows(f"{domain_name(benchmark.proxy.name, proxy.data_source)} (no labels)", proxy, count)
     data_source = data_sources.data_source_of(benchmark)
-    legend = list(zip(benchmark.labels.classes, palette, strict=True))
     title = f"{benchmark.name}: {benchmark_title(benchmark.title, data_source)}, data source {data_source}"
-    return contact_sheet(rows, [""] * count, legend=legend, title=title)
+    return _save(rows, count, benchmark.labels, title, path)
 
 
 def preview_data_set(name: str, data_root: Path, count: int, output: Path) -> Path:
     """Write one PNG with some images of each part of a data set and their labels; return its path."""
     adapter, rows = ADAPTERS[name], Rows()
     scan = adapter.scan(data_root)
-    classes, palette = (adapter.classes.classes, adapter.classes.palette) if adapter.classes else ((), ())
+    space = adapter.classes or LabelSpace("none", (), ())
     for part in sorted({pair.part for pair in scan.pairs}):
         samples = RealSet(part, scan, (part,), Cover((256, 512)))
-        rows += _rows(f"{part} ({len(samples)} images)", samples, count, palette)
+        rows += _rows(f"{part} ({len(samples)} images)", samples, count, space.palette)
     if not rows:
         raise KdbenchError(f"data set '{name}': nothing to show. {scan.advice()}")
-    title, legend = f"{adapter.title}; {adapter.licence}", list(zip(classes, palette, strict=True))
-    return _save(contact_sheet(rows, [""] * count, legend=legend, title=title), output / f"{name}.png")
+    return _save(rows, count, space, f"{adapter.title}; {adapter.licence}", output / f"{name}.png")
 
 
-def _save(sheet: Figure, path: Path) -> Path:
-    save_atomically(path, sheet.savefig)
+def _save(rows: Rows, count: int, space: LabelSpace, title: str, path: Path) -> Path:
+    legend = list(zip(space.classes, space.palette, strict=True))
+    save_atomically(path, contact_sheet(rows, [""] * count, legend=legend, title=title).savefig)
     return path
 
 

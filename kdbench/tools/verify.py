@@ -125,25 +125,24 @@ def _shares(scan: Scan, pixels: PixelSummary) -> dict[str, float]:
 
 
 def _name_issues(scan: Scan) -> Iterator[Issue]:
-    adapter = scan.adapter
+    adapter, keys = scan.adapter, scan.images.by_key
     again = adapter.restore or f"add the missing files from the data set's archives ({adapter.home})"
     if not scan.pairs:
         yield Issue("fault", "no image of this data set", (str(scan.tree.root),), scan.advice().strip())
-    if scan.layout.label:
-        missing = [pair.image for pair in scan.pairs if pair.label is None]
-        if missing:
-            yield issue("fault", "images without a label", missing, scan.hint() or again)
-        alone = [file for key, (file, _) in sorted(scan.labels.by_key.items()) if key not in scan.images.by_key]
-        if alone:
-            yield issue("fault", "labels without an image", alone, again)
+    missing = [pair.image for pair in scan.pairs if pair.label is None and scan.layout.label]
+    alone = [file for key, (file, _) in sorted(scan.labels.by_key.items()) if key not in keys]
     copies = [*scan.images.copies, *scan.labels.copies]
-    if copies:
-        yield issue("fault", "second files for the same image or label", copies, "remove the copies")
+    strange = [file for name, file in scan.tree.files.items() if _nearly_named(name, scan)]
+    for what, files, repair in (
+        ("images without a label", missing, scan.hint() or again),
+        ("labels without an image", alone, again),
+        ("second files for the same image or label", copies, "remove the copies"),
+        ("files that are nearly named as the data set's", strange, "restore their names"),
+    ):
+        if files:
+            yield issue("fault", what, files, repair)
     yield from _count_issues(scan, again)
     yield from adapter.check(scan.tree)
-    strange = [file for name, file in scan.tree.files.items() if _nearly_named(name, scan)]
-    if strange:
-        yield issue("fault", "files that are nearly named as the data set's", strange, "restore their names")
 
 
 def _count_issues(scan: Scan, again: str) -> Iterator[Issue]:

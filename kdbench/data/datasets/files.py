@@ -113,14 +113,11 @@ class FileTree:
     def files(self) -> Mapping[str, DataFile]:
         """Return the files by name, in a fixed order; an unpacked file comes before its namesake in an archive."""
         found = {name: DataFile(name, self.root) for name in sorted(_walk(self.root, self.root.resolve(), ""))}
-        for name in [name for name in found if self._belongs(name)]:
-            for file in _members(self.root / name):
-                found.setdefault(file.name, file)
+        for name in [name for name in found if name.lower().endswith(".zip")]:
+            if any(fnmatch(name.rpartition("/")[2].lower(), pattern.lower()) for pattern in self.archives):
+                for file in _members(self.root / name):
+                    found.setdefault(file.name, file)
         return found
-
-    def _belongs(self, name: str) -> bool:
-        base = name.rpartition("/")[2].lower()
-        return base.endswith(".zip") and any(fnmatch(base, pattern.lower()) for pattern in self.archives)
 
 
 def _walk(folder: Path, inside: Path, above: str) -> Iterator[str]:

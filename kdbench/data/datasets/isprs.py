@@ -25,20 +25,17 @@ _RESTORE = "cut the tiles again with `kdbench data prepare {} --data-root DIR`"
 
 def _check(tree: FileTree) -> Iterator[Issue]:
     """Check what cutting the tiles told of their labels: in crops, colours are values already."""
-    lossy: list[str] = []
-    few: list[str] = []
-    broken: list[str] = []
+    lossy, few, broken = list[str](), list[str](), list[str]()
     for name, file in tree.files.items():
         if re.fullmatch(r"(?:.*/)?tiles/[\d_]+\.json", name):
             try:
                 tile = json.loads(file.read())
                 share = tile["off_palette"] / tile["pixels"]
-                shown = f"{' '.join(['tile', tile['tile'], tile['bands']]).strip()} ({100 * share:.2f} % of its pixels)"
+                shown = f"tile {tile['tile']} {tile['bands']}".strip() + f" ({100 * share:.2f} % of its pixels)"
             except (KdbenchError, ValueError, KeyError, TypeError):
                 broken.append(str(file))
-                continue
-            if share:
-                (lossy if share > LOSSY else few).append(shown)
+            else:
+                (lossy if share > LOSSY else few if share else []).append(shown)
     if lossy:
         repair = "restore these label tiles from the archive, then `kdbench data prepare`: lossy copies change colours"
         yield issue("fault", "label tiles were no longer in the classes' colours when they were cut", lossy, repair)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from kdbench.data.datasets import ADAPTERS
+from kdbench.data.datasets.adapter import Scan
+from kdbench.data.realset import RealSet
+from kdbench.data.sizing import Native
 
 FACTS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))
 SIZE = (24, 48)
@@ -34,15 +40,27 @@ class Trees:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    @staticmethod
-    def data_set(layout: str) -> str:
-        """Return the data set that a layout belongs to."""
-        return layout.partition("_")[0]
+    def make(self, *layouts: str) -> dict[str, int]:
+        """Write data sets; return the parts of the last."""
+        return [getattr(self, layout)() for layout in layouts][-1]
 
-    def make(self, layout: str) -> dict[str, int]:
-        """Write one data set."""
-        parts: dict[str, int] = getattr(self, layout)()
-        return parts
+    def scan(self, layout: str) -> Scan:
+        """Open the data set that a layout belongs to."""
+        return ADAPTERS[layout.partition("_")[0]].scan(self.root)
+
+    def open(self, layout: str, *parts: str, **fields: Any) -> RealSet:
+        """Return the samples of some parts."""
+        return RealSet("d", self.scan(layout), parts, Native(), **fields)
+
+    def zip(self, layout: str, archives: dict[str, str]) -> None:
+        """Move folders of a data set into archives: name of the archive -> what it holds."""
+        root = self.scan(layout).tree.root
+        for name, folder in archives.items():
+            files = sorted(path for path in (root / folder).rglob("*") if path.is_file())
+            with zipfile.ZipFile(root / name, "w") as archive:
+                for path in files:
+                    archive.write(path, path.relative_to(root).as_posix())
+                    path.unlink()
 
     def save(self, path: str, array: np.ndarray, palette: list[int] | None = None, mode: str = "") -> None:
         """Write an array as PNG or JPEG, in another mode or with a palette where one is given."""
@@ -59,12 +77,7 @@ class Trees:
         self.save(path, noise, mode=mode)
 
     def pair(
-        self,
-        image: str,
-        label: str,
-        values: Iterable[int],
-        size: tuple[int, int] = SIZE,
-        palette: Sequence[Sequence[int]] = (),
+        self, image: str, label: str, values: Iterable[int], size: tuple[int, int] = SIZE, palette: Any = ()
     ) -> None:
         """Write an image and its label, which holds every value."""
         self.photo(image, size)
@@ -224,21 +237,5 @@ def trees(tmp_path: Path) -> Trees:
 @pytest.fixture
 def g2c_root(trees: Trees) -> Path:
     """Return a data root with the data sets of g2c."""
-    for name in ("gtav", "cityscapes"):
-        trees.make(name)
+    trees.make("gtav", "cityscapes")
     return trees.root
-
-
-@pytest.fixture
-def zipped() -> Callable[[Path, dict[str, str]], None]:
-    """Move folders of a data set into archives: name of the archive -> what it holds."""
-
-    def move(root: Path, archives: dict[str, str]) -> None:
-        for name, folder in archives.items():
-            files = sorted(path for path in (root / folder).rglob("*") if path.is_file())
-            with zipfile.ZipFile(root / name, "w") as archive:
-                for path in files:
-                    archive.write(path, path.relative_to(root).as_posix())
-                    path.unlink()
-
-    return move

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from PIL import Image
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.datasets.files import DataFile, FileTree, open_image
 from kdbench.data.realset import RealSet
-from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 
 FACTS = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text(encoding="utf-8"))
@@ -38,33 +36,28 @@ EXPECTED = {
 """The class of every stored value, from the facts alone."""
 
 
-def opened(trees: Any, layout: str, *parts: str, label_map: str = "") -> RealSet:
-    return RealSet("d", ADAPTERS[trees.data_set(layout)].scan(trees.root), parts, Native(), label_map)
-
-
 def test_every_layout_gives_its_pairs_parts_and_classes_and_nothing_else(trees: Any, layout: str) -> None:
-    parts, data_set = trees.make(layout), trees.data_set(layout)
-    scan = ADAPTERS[data_set].scan(trees.root)
+    parts, scan = trees.make(layout), trees.scan(layout)
     assert {part: len(scan.pairs_in(part)) for part in {pair.part for pair in scan.pairs}} == parts
     assert not [*scan.images.copies, *scan.labels.copies]
     assert all(pair.label is not None for pair in scan.pairs) == (layout != "imagenet")
     for index, pair in enumerate(scan.pairs):
-        image, label = opened(trees, layout, pair.part).read(scan.pairs_in(pair.part).index(pair))
+        image, label = trees.open(layout, pair.part).read(scan.pairs_in(pair.part).index(pair))
         assert label.shape == image.shape[1:]
         if not (layout == "gtav" and index == 1):  # the label that is resized to its image
-            wanted = EXPECTED.get(layout, EXPECTED.get(data_set, [255]))
+            wanted = EXPECTED.get(layout, EXPECTED.get(scan.adapter.name, [255]))
             assert np.array_equal(label.numpy(), np.resize(np.array(wanted), tuple(label.shape)))
 
 
 def test_mapillary_has_both_published_tables(trees: Any) -> None:
     trees.make("mapillary")
-    ours, other = (opened(trees, "mapillary", "val", label_map=name).read(0)[1] for name in ("", "robustnet"))
+    ours, other = (trees.open("mapillary", "val", label_map=name).read(0)[1] for name in ("", "robustnet"))
     lut = np.array(FACTS["mapillary_v1_2"]["lut_robustnet_hrda"])
     assert np.array_equal(other.numpy(), np.resize(lut, tuple(other.shape)))
     differ = {int(v) for v in np.resize(np.arange(66), tuple(other.shape))[(ours != other).numpy()]}
     assert differ == set(FACTS["mapillary_v1_2"]["indices_where_mappings_differ"])
     with pytest.raises(KdbenchError, match=r"unknown label map of data set 'mapillary' 'rain'.*Did you mean 'rein'"):
-        opened(trees, "mapillary", "val", label_map="rain").read(0)
+        trees.open("mapillary", "val", label_map="rain").read(0)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +72,12 @@ def test_mapillary_has_both_published_tables(trees: Any) -> None:
         ("urbansyn", {"rgb.zip": "rgb", "ss.zip": "ss"}),
     ],
 )
-def test_archives_are_read_in_place(
-    trees: Any, layout: str, archives: dict[str, str], zipped: Callable[[Path, dict[str, str]], None]
-) -> None:
+def test_archives_are_read_in_place(trees: Any, layout: str, archives: dict[str, str]) -> None:
     parts = trees.make(layout)
-    before = {part: opened(trees, layout, part).read(0) for part in parts}
-    zipped(ADAPTERS[trees.data_set(layout)].folder(trees.root), archives)
+    before = {part: trees.open(layout, part).read(0) for part in parts}
+    trees.zip(layout, archives)
     for part, count in parts.items():
-        samples = opened(trees, layout, part)
+        samples = trees.open(layout, part)
         assert len(samples) == count
         assert all((ours == theirs).all() for ours, theirs in zip(samples.read(0), before[part], strict=True))
         assert ".zip!" in str(samples.pairs[0].image)
@@ -118,7 +109,7 @@ def test_what_is_missing_or_broken_is_named(trees: Any) -> None:
         adapter.scan(root).complete_pairs(["Seq99"])
     (root / "CamVid/train/0006R0_f00930.png").write_bytes(b"not an image")
     with pytest.raises(KdbenchError, match=r"0006R0_f00930\.png cannot be read .*Restore it"):
-        opened(trees, "camvid", "0006R0").read(0)
+        trees.open("camvid", "0006R0").read(0)
     (root / "CamVid/trainannot/0006R0_f00960.png").unlink()
     with pytest.raises(KdbenchError, match=r"1 of 2 images of 0006R0 have no label file, the first is .*f00960\.png"):
         adapter.scan(root).complete_pairs(["0006R0"])
@@ -127,7 +118,7 @@ def test_what_is_missing_or_broken_is_named(trees: Any) -> None:
 def test_labels_that_cannot_be_right_are_refused(trees: Any) -> None:
     trees.make("bdd100k")
     first, second = sorted((trees.root / "bdd100k/labels/sem_seg/masks/val").iterdir())
-    samples = opened(trees, "bdd100k", "val")
+    samples = trees.open("bdd100k", "val")
     Image.fromarray(np.full((24, 48), 26, np.uint8)).save(first)  # a Cityscapes id
     with pytest.raises(KdbenchError, match=r"it holds the value 26, which is no label of BDD100K"):
         samples.read(0)
@@ -194,7 +185,7 @@ def test_few_samples_are_spread_and_files_sizes_and_tables_change_the_identity(t
     trees.make("mapillary")
 
     def val(**fields: Any) -> RealSet:
-        return RealSet("d", ADAPTERS["mapillary"].scan(trees.root), ("train", "val"), Native(), **fields)
+        return trees.open("mapillary", "train", "val", **fields)
 
     assert [pair.part for pair in val(most=2).pairs] == ["train", "val"]
     before = val().identity

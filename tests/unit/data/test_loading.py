@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kdbench.data.loading import Sampler, training_batches
-from kdbench.data.transforms import RandomView
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Augmentation, Recipe
 from kdbench.types import Batch, Phase
@@ -90,14 +89,6 @@ def test_phases_and_seeds_draw_differently() -> None:
     seen = {tuple(int(i) for batch in batches(phase, seed) for i in batch.index)
             for phase in (Phase.PROXY, Phase.TASK) for seed in (0, 1)}  # fmt: skip
     assert len(seen) == 4
-
-
-def test_a_label_of_another_size_is_brought_to_the_image_without_new_values() -> None:
-    image, _ = Numbered("a", 1).read(0)
-    label = torch.tensor([[3, 255], [7, 3]], dtype=torch.uint8)
-    _, mask = RandomView(PLAIN, SIZE)(image, label, 0)
-    assert mask.shape == SIZE
-    assert set(mask.unique().tolist()) == {3, 7, 255}
 
 
 @pytest.mark.parametrize(("start", "workers"), [(4, 0), (1, 1), (1, 2)])

@@ -13,7 +13,6 @@ from PIL import Image
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.loading import training_batches
 from kdbench.data.realset import RealSet, packed_path
-from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.protocol import Recipe
@@ -32,10 +31,6 @@ class Told(Silent):
         self.notes.append(text)
 
 
-def opened(trees: Any, name: str, part: str) -> RealSet:
-    return RealSet("d", ADAPTERS[name].scan(trees.root), (part,), Native())
-
-
 def whole(samples: RealSet) -> bool:
     files = [(pair.part, file) for pair in samples.pairs for file in (pair.image, pair.label)]
     return all(packed_path(samples.scan, part, file).is_file() for part, file in files)
@@ -44,16 +39,16 @@ def whole(samples: RealSet) -> bool:
 @pytest.mark.parametrize("name", ["mapillary", "synthia", "potsdam", "imagenet", "gtav"])
 def test_a_packed_set_has_the_same_pixels_and_identity(trees: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = trees.make(name)
-    before = {part: [opened(trees, name, part).read(i) for i in range(count)] for part, count in parts.items()}
-    identity = opened(trees, name, next(iter(parts))).identity
+    before = {part: [trees.open(name, part).read(i) for i in range(count)] for part, count in parts.items()}
+    identity = trees.open(name, next(iter(parts))).identity
     assert len(pack(ADAPTERS[name], trees.root, (), 2, Silent())) == len(parts)
     monkeypatch.setattr("kdbench.data.realset.read_rgb", lambda file: pytest.fail("decoded again"))
     for part, samples in before.items():
-        after = opened(trees, name, part)
+        after = trees.open(name, part)
         for index, (image, label) in enumerate(samples):
             assert (after.read(index)[0] == image).all()
             assert (after.read(index)[1] == label).all()
-    assert opened(trees, name, next(iter(parts))).identity == identity
+    assert trees.open(name, next(iter(parts))).identity == identity
 
 
 def test_a_changed_file_is_read_itself_and_packed_anew_and_nothing_else_is(
@@ -66,10 +61,10 @@ def test_a_changed_file_is_read_itself_and_packed_anew_and_nothing_else_is(
     assert (told.notes, len(decoded)) == ([], 2)
     decoded.clear()
     Image.fromarray(np.zeros((24, 48, 3), np.uint8)).save(trees.root / "urbansyn/rgb/rgb_0000.png")
-    assert int(opened(trees, "urbansyn", "all").read(0)[0].max()) == 0
+    assert int(trees.open("urbansyn", "all").read(0)[0].max()) == 0
     pack(ADAPTERS["urbansyn"], trees.root, ("all",), 1, told)
     assert decoded == ["rgb_0000.png"]
-    samples = opened(trees, "urbansyn", "all")
+    samples = trees.open("urbansyn", "all")
     assert whole(samples)
     assert len(list((trees.root / "urbansyn/kdbench-packed/all").iterdir())) == 4  # not the old pixels
     assert int(samples.read(0)[0].max()) == 0
@@ -77,7 +72,7 @@ def test_a_changed_file_is_read_itself_and_packed_anew_and_nothing_else_is(
 
 def test_a_stopped_packing_goes_on(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.make("acdc")
-    expected = [opened(trees, "acdc", "fog").read(i)[0] for i in range(4)]
+    expected = [trees.open("acdc", "fog").read(i)[0] for i in range(4)]
     decoded, read = [], module.read_rgb
     monkeypatch.setattr(module, "read_rgb", lambda file: decoded.append(file.path.name) or read(file))
 
@@ -89,17 +84,17 @@ def test_a_stopped_packing_goes_on(trees: Any, monkeypatch: pytest.MonkeyPatch) 
         pack(ADAPTERS["acdc"], trees.root, ("fog",), 1, Stopped())
     pack(ADAPTERS["acdc"], trees.root, ("fog",), 1, Silent())
     assert len(decoded) == 4  # each once
-    assert whole(opened(trees, "acdc", "fog"))
-    assert all((opened(trees, "acdc", "fog").read(i)[0] == expected[i]).all() for i in range(4))
+    assert whole(trees.open("acdc", "fog"))
+    assert all((trees.open("acdc", "fog").read(i)[0] == expected[i]).all() for i in range(4))
 
 
 def test_two_packings_at_once_leave_one_whole_pack(trees: Any) -> None:
     parts = trees.make("acdc")
-    before = [opened(trees, "acdc", "fog").read(i)[0] for i in range(4)]
+    before = [trees.open("acdc", "fog").read(i)[0] for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(pack, ADAPTERS["acdc"], trees.root, (), 2, Silent()) for _ in range(4)]:
             assert len(future.result()) == len(parts)
-    after = opened(trees, "acdc", "fog")
+    after = trees.open("acdc", "fog")
     assert whole(after)
     assert all((after.read(i)[0] == before[i]).all() for i in range(4))
 
@@ -113,18 +108,18 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(trees: Any) -> None
     told = Told()
     pack(ADAPTERS["urbansyn"], trees.root, (), 1, told)
     assert [line for line in told.notes if "rgb_0000.png cannot be read" in line]
-    assert opened(trees, "urbansyn", "all").read(1)[0].max() > 0
+    assert trees.open("urbansyn", "all").read(1)[0].max() > 0
     with pytest.raises(KdbenchError, match=r"rgb_0000\.png cannot be read"):
-        opened(trees, "urbansyn", "all").read(0)
+        trees.open("urbansyn", "all").read(0)
 
 
-def test_workers_read_packs_and_archives(trees: Any, zipped: Any) -> None:
+def test_workers_read_packs_and_archives(trees: Any) -> None:
     trees.make("urbansyn")
     recipe = Recipe(steps=3, batch=2, lr=0.1)
-    plain = list(training_batches((opened(trees, "urbansyn", "all"),), recipe, 3, (16, 32), 0, Phase.TASK))
-    zipped(trees.root / "urbansyn", {"rgb.zip": "rgb", "ss.zip": "ss"})
+    plain = list(training_batches((trees.open("urbansyn", "all"),), recipe, 3, (16, 32), 0, Phase.TASK))
+    trees.zip("urbansyn", {"rgb.zip": "rgb", "ss.zip": "ss"})
     for _ in range(2):
-        sets = (opened(trees, "urbansyn", "all"),)
+        sets = (trees.open("urbansyn", "all"),)
         ahead = list(training_batches(sets, recipe, 3, (16, 32), 0, Phase.TASK, workers=2))
         assert all((a.image == b.image).all() and (a.label == b.label).all() for a, b in zip(plain, ahead, strict=True))
         pack(ADAPTERS["urbansyn"], trees.root, (), 1, Silent())

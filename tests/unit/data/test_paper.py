@@ -50,8 +50,7 @@ def write_weights(folder: Path, *names: str) -> None:
 def test_gkd_runs_through_all_of_its_phases(
     trees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, decoder: str
 ) -> None:
-    for name in ("gtav", "cityscapes", "imagenet"):
-        trees.make(name)
+    trees.make("gtav", "cityscapes", "imagenet")
     monkeypatch.setattr(registry, "REGISTERED", {})
     registry.register_model("mine", lambda: nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU()))
     write_weights(tmp_path / "weights", "dinov2-s", student)
