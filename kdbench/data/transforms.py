@@ -55,7 +55,8 @@ class RandomView:
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         label = nearest(label, image.shape[-2:])
-        with _seeded(seed):
+        with torch.random.fork_rng(devices=[]):
+            _seed_cpu(seed)
             view, mask = self._transform(tv_tensors.Image(image), tv_tensors.Mask(label))
         return view.as_subclass(Tensor), mask.as_subclass(Tensor)
 
@@ -162,15 +163,19 @@ def _between(rng: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=rng))
 
 
+def _seed_cpu(seed: int) -> None:
+    # torch.manual_seed would reseed a GPU's generator too, which the trained stage draws from; and where there is no
+    # GPU it notes a stack trace for each kind of device, a third of a view's time.
+    torch.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the three global generators that views draw from, and put them back."""
+    """Seed the three global generators that timm draws from, and put them back."""
     kept, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reseed a GPU's generator too, which the trained stage draws from; and where there
-            # is no GPU it notes a stack trace for each kind of device, a third of a view's time.
-            torch.default_generator.manual_seed(seed)
+            _seed_cpu(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield

@@ -155,22 +155,12 @@ def test_another_label_map_is_another_protocol(trees: Any, run_cells: Run) -> No
     assert pixels[0] > pixels[1]
 
 
-def test_a_broken_file_is_skipped_and_counted_and_too_many_stop_the_stage(
-    trees: Any, run_cells: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_file_is_skipped_and_counted(trees: Any, run_cells: Run) -> None:
     trees.make("camvid")
-    common = {"methods": ("baseline",), "benchmarks": ("camvid",), "data_root": trees.root}
-    broken = trees.root / "CamVid/train/0006R0_f00930.png"
-    broken.write_bytes(b"\x89PNG broken")
-    (done,) = run_cells(**common)
+    (trees.root / "CamVid/train/0006R0_f00930.png").write_bytes(b"\x89PNG broken")
+    (done,) = run_cells(methods=("baseline",), benchmarks=("camvid",), data_root=trees.root)
     assert done.record.status == "done", done.record.error
     assert [stage.skipped_files for stage in done.record.result.stages] == [1]
-    strict = SMOKE.model_copy(update={"most_skipped": 0})
-    monkeypatch.setitem(protocols.PROTOCOLS, "smoke", strict)
-    (stopped,) = run_cells(**common, seeds=(1,))
-    assert stopped.record.status == "failed"
-    assert "1 training files cannot be read, and the protocol allows 0" in stopped.record.error
-    assert "0006R0_f00930.png" in stopped.record.error
 
 
 def test_another_protocol_has_its_own_parts_and_sizes_and_none_is_an_error(g2c_root: Path, tmp_path: Path) -> None:
