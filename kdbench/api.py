@@ -94,11 +94,11 @@ def _listed(value: Any, everything: Callable[[], Iterable[str]]) -> tuple[str, .
 
 
 def _trackers(watch: Any, note: Callable[[str], object]) -> tuple[str, ...]:
-    from kdbench.engine.tracking import DEFAULT, find_trackers, install_command
+    from kdbench.engine.tracking import DEFAULT, find_trackers
 
     found = find_trackers(watch if watch is None or isinstance(watch, str) else ",".join(watch) or "none")
     if watch is None and not found:
-        note(f"{DEFAULT} is not installed, so that nothing is written for it. Install it: {install_command(DEFAULT)}")
+        note(f"{DEFAULT} is not installed, so that nothing is written for it. Install it: pip install {DEFAULT}")
     return found
 
 

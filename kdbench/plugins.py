@@ -190,7 +190,9 @@ def _method_in(loaded: Any, origin: str) -> type[Method[Any]]:
     """Return the method that an entry point names, or the only one that a module defines."""
     from kdbench.method import Method, MethodConfig
 
-    own = [loaded] if isinstance(loaded, type) and issubclass(loaded, Method) else _methods_of(loaded)
+    classes = [loaded] if isinstance(loaded, type) else vars(loaded).values()
+    module = loaded.__module__ if isinstance(loaded, type) else loaded.__name__
+    own = [c for c in classes if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module]
     if len(own) != 1:
         names = ", ".join(cls.__name__ for cls in own) or "none"
         repair = " Put a base that they share into another file and import it." if own else ""
@@ -205,16 +207,6 @@ def _method_in(loaded: Any, origin: str) -> type[Method[Any]]:
             "class Mine(Method[MyConfig])."
         )
     return method
-
-
-def _methods_of(module: Any) -> list[type[Method[Any]]]:
-    from kdbench.method import Method
-
-    return [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
 
 
 def _benchmark_in(loaded: Any, origin: str) -> Benchmark:

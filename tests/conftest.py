@@ -98,3 +98,16 @@ def run_cells(make_spec: Callable[..., RunSpec]) -> Callable[..., list[Done]]:
         return list(run_grid(spec, context, expand(spec, context)))
 
     return run
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Callable[..., str]:
+    """Writes a method's file with a class body, which begins in line 6; returns its path."""
+
+    def write(name: str, body: str, folder: Path = tmp_path) -> str:
+        head = "from kdbench.method import Method, Stage, task_loss\nfrom kdbench.types import STUDENT, Phase\n"
+        path = folder / f"{name}.py"
+        path.write_text(f"{head}\n\nclass Made(Method):\n{body}", encoding="utf-8")
+        return str(path)
+
+    return write

@@ -35,18 +35,17 @@ ARROWS = {
     "kdbench.plugins": (*SMALL, "kdbench.benchmark", "kdbench.method"),
     "kdbench.records": (*SMALL, "kdbench.names"),
     "kdbench.metrics": ("kdbench.records",),
-    "kdbench.pictures": (),
-    "kdbench.samples": (*SMALL, "kdbench.benchmark", "kdbench.records"),
+    "kdbench.pictures": (*SMALL, "kdbench.benchmark", "kdbench.records"),
     "kdbench.synthetic": ("kdbench.errors",),
     "kdbench.models": (*SMALL, "kdbench.types"),
     "kdbench.data": (*SMALL, "kdbench.synthetic", "kdbench.benchmark", "kdbench.protocol", "kdbench.types"),
     "kdbench.report": (
         *SMALL, "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.pictures",
-        "kdbench.samples", "kdbench.benchmark", "kdbench.protocol",
+        "kdbench.benchmark", "kdbench.protocol",
     ),
     "kdbench.engine": (
         *SMALL, "kdbench.models", "kdbench.data", "kdbench.plugins", "kdbench.protocol", "kdbench.spec",
-        "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.pictures", "kdbench.samples",
+        "kdbench.records", "kdbench.metrics", "kdbench.names", "kdbench.pictures",
         "kdbench.method", "kdbench.types", "kdbench.benchmark",
     ),
     "kdbench.conformance": (

@@ -20,9 +20,18 @@ from kdbench.engine.runner import deployed
 from kdbench.errors import KdbenchError
 from kdbench.files import save_atomically
 from kdbench.names import benchmark_title, domain_name, file_name, model_name
-from kdbench.pictures import colourise, contact_sheet
+from kdbench.pictures import (
+    ORDER,
+    Picture,
+    Samples,
+    Scene,
+    colourise,
+    contact_sheet,
+    read_predictions,
+    write_predictions,
+    write_samples,
+)
 from kdbench.records import Resolved, read_record
-from kdbench.samples import ORDER, Picture, Samples, Scene, read_predictions, write_predictions, write_samples
 from kdbench.spec import RunSpec
 
 IMAGES = 2
@@ -42,7 +51,9 @@ def write_pictures(context: RunContext, cells: list[Cell], spec: RunSpec) -> Ite
         path = spec.results / cell.id.path
         folder = path.parents[1]
         if folder not in folders:
-            folders[folder] = _samples(context, cell.benchmark)
+            labels = cell.benchmark.labels
+            scenes = tuple(_scene(samples, index) for samples, index in _places(context, cell.benchmark))
+            folders[folder] = Samples(labels.classes, labels.palette, scenes)
             write_samples(folder, folders[folder])
         if spec.fresh or _kept(path, folders[folder]) is None:
             write_predictions(path, read_record(path), folders[folder], _predictions(context, cell))
@@ -51,11 +62,6 @@ def write_pictures(context: RunContext, cells: list[Cell], spec: RunSpec) -> Ite
     for sheet, path in sheets.items():
         save_atomically(sheet, _sheet(path, folders[path.parents[1]]).savefig)
         yield sheet
-
-
-def _samples(context: RunContext, benchmark: Benchmark) -> Samples:
-    scenes = tuple(_scene(samples, index) for samples, index in _places(context, benchmark))
-    return Samples(benchmark.labels.classes, benchmark.labels.palette, scenes)
 
 
 def _places(context: RunContext, benchmark: Benchmark) -> Iterator[tuple[DomainSet, int]]:
@@ -117,6 +123,7 @@ def _sheet(path: Path, samples: Samples) -> Figure:
     ending = f"-s{cell.seed}.json"
     files = [*path.parent.glob(f"*{ending}"), *path.parents[1].glob(f"{file_name(cell.teacher)}--none/*{ending}")]
     kept = [found for file in files if (found := _kept(file, samples)) is not None]
+    teacher = f"teacher {model_name(cell.teacher, cell.model_set)}"
     kept.sort(key=lambda found: (ORDER.index(found[0].role), found[0].method, found[0].variant))
     rows = []
     for place, scene in enumerate(samples.scenes):
@@ -125,14 +132,10 @@ def _sheet(path: Path, samples: Samples) -> Figure:
         rows.append((domain_name(scene.domain, scene.data_source), tiles))
     return contact_sheet(
         rows,
-        ["image", "label", *(_column(found) for found, _ in kept)],
+        ["image", "label", *(teacher if each.role == "teacher" else each.id.label for each, _ in kept)],
         legend=list(zip(samples.classes, palette, strict=True)),
         title=_title(cell, samples),
     )
-
-
-def _column(cell: Resolved) -> str:
-    return f"teacher {model_name(cell.teacher, cell.model_set)}" if cell.role == "teacher" else cell.id.label
 
 
 def _title(cell: Resolved, samples: Samples) -> str:

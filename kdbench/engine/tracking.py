@@ -42,29 +42,17 @@ def logdir(results: Path) -> Path:
     return results / DEFAULT
 
 
-def _tensorboard(results: Path, cell: Path, name: str, purge_step: int | None) -> Logger:
-    return TensorBoardLogger(
-        logdir(results), "", str(cell), default_hp_metric=False, purge_step=purge_step, flush_secs=10
-    )
-
-
-def _wandb(results: Path, cell: Path, name: str, purge_step: int | None) -> Logger:
-    return WandbRun(project=PROJECT, name=name, save_dir=results)
-
-
-def _mlflow(results: Path, cell: Path, name: str, purge_step: int | None) -> Logger:
-    here = f"sqlite:///{results.resolve() / 'mlflow.db'}"
-    return MLFlowLogger(PROJECT, name, os.environ.get("MLFLOW_TRACKING_URI", here))
-
-
 TRACKERS: dict[str, Callable[[Path, Path, str, int | None], Logger]] = {
-    DEFAULT: _tensorboard,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
+    DEFAULT: lambda results, cell, name, purge_step: TensorBoardLogger(
+        logdir(results), "", str(cell), default_hp_metric=False, purge_step=purge_step, flush_secs=10
+    ),
+    "wandb": lambda results, cell, name, purge_step: WandbRun(project=PROJECT, name=name, save_dir=results),
+    "mlflow": lambda results, cell, name, purge_step: MLFlowLogger(
+        PROJECT, name, os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{results.resolve() / 'mlflow.db'}")
+    ),
 }
-"""By name, which is also that of the package that it needs. Arguments: the results folder, the
-record's path below it (no suffix), the cell's name, and the step from which a new run hides what an earlier one wrote.
-"""
+"""By name, which is also that of the package that it needs. Arguments: the results folder, the record's path below it
+(no suffix), the cell's name, and the step from which a new run hides what an earlier one wrote."""
 
 
 def find_trackers(text: str | None) -> tuple[str, ...]:
@@ -84,15 +72,9 @@ def find_trackers(text: str | None) -> tuple[str, ...]:
             raise unknown("tracker (in --watch)", name, [*TRACKERS, NONE])
         if not find_spec(name):
             raise KdbenchError(
-                f"--watch {name}: the package {name} is not installed. Install it: {install_command(name)}; or leave "
-                "it out."
+                f"--watch {name}: the package {name} is not installed. Install it: pip install {name}; or leave it out."
             )
     return names
-
-
-def install_command(name: str) -> str:
-    """Return the command that installs a tracker's package."""
-    return f"pip install {name}"
 
 
 class EventLog:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -390,43 +389,32 @@ def test_a_file_without_costs_is_an_error_that_names_it(tmp_path: Path, text: st
 
 # The contract
 
-PLUGIN = """
-    from kdbench.method import Method
 
-
-    class Mine(Method):
-        def loss(self, batch, student, teacher):
-            output = student(batch.image)
-            return RETURNED
-"""
+LOSS = "    def loss(self, batch, student, teacher):\n        output = student(batch.image)\n        return {}\n"
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Writes a plug-in whose loss returns this, to be checked on two pairs."""
+def checked(plugin: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[CheckResult]]:
+    """Checks a plug-in whose loss returns this, on two pairs."""
     monkeypatch.setattr(conformance, "PAIRS", ("dinov2-s:deit-s", "dinov2-b:deit-s"))
-
-    def make(returned: str) -> str:
-        path = tmp_path / "mine.py"
-        path.write_text(dedent(PLUGIN).replace("RETURNED", returned), encoding="utf-8")
-        return str(path)
-
-    return make
+    return lambda returned: list(contract.check(plugin("mine", LOSS.format(returned))))
 
 
-def test_a_sound_plug_in_passes_in_one_line(plugin: Callable[[str], str]) -> None:
-    result = only(contract.check(plugin("student.task_loss(output, batch.label)")))
+def test_a_sound_plug_in_passes_in_one_line(checked: Callable[[str], list[CheckResult]]) -> None:
+    result = only(checked("student.task_loss(output, batch.label)"))
     assert (result.status, result.file) == ("ok", None)
 
 
-def test_a_fault_is_told_once_with_what_the_contract_asks(plugin: Callable[[str], str]) -> None:
-    path = plugin("{n: v * float('nan') for n, v in student.task_loss(output, batch.label).items()}")
-    found = {result.name: result for result in contract.check(path)}
-    result = found[f"method {path} losses_are_finite_scalars dinov2-s:deit-s"]
-    assert (result.status, result.file) == ("FAIL", Path(path))
+def test_a_fault_is_told_once_with_what_the_contract_asks(
+    checked: Callable[[str], list[CheckResult]], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    found = checked("{n: v * float('nan') for n, v in student.task_loss(output, batch.label).items()}")
+    (result,) = [each for each in found if each.name == f"method {path} losses_are_finite_scalars dinov2-s:deit-s"]
+    assert (result.status, result.file) == ("FAIL", path)
     assert "is nan" in result.detail
     assert "The contract: Every stage returns named scalars" in result.detail
-    first, *others = contract.check(plugin("[output]"))
+    first, *others = checked("[output]")
     assert re.search(r"The same in [1-9]\d* further checks and pairs\.", first.detail)
     assert len({each.detail.partition(" The contract")[0] for each in (first, *others)}) == 1 + len(others)
 

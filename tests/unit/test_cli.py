@@ -14,8 +14,8 @@ from PIL import Image
 
 from kdbench.cli import main
 from kdbench.cli.listing import render
+from kdbench.pictures import predictions_file
 from kdbench.records import read_record, record_files
-from kdbench.samples import predictions_file
 
 
 class Printed(NamedTuple):
@@ -88,20 +88,15 @@ def test_a_run_prints_rows_and_the_board_and_what_is_done_is_skipped(kdbench: Co
     assert path.with_suffix(".html").read_text(encoding="utf-8").count('src="data:image/png') == 2 * 5
 
 
-def test_a_failed_cell_gives_status_1(kdbench: Command, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.py"
-    bad.write_text(
-        "from kdbench.method import Method\n\n\nclass Bad(Method):\n    def loss(self, batch, student, teacher):\n"
-        "        raise ValueError('no')\n",
-        encoding="utf-8",
-    )
+def test_a_failed_cell_gives_status_1(kdbench: Command, plugin: Callable[..., str], tmp_path: Path) -> None:
+    bad = plugin("bad", "    def loss(self, batch, student, teacher):\n        raise ValueError('no')\n")
     done = kdbench(
         "run", "--method", f"{bad},baseline", *SMOKE, "--no-references", "--store", tmp_path / "store",
         "--results", tmp_path / "results", "--pictures",
     )  # fmt: skip
     assert done.status == 1
     assert "picture: " in done.out
-    assert "ValueError: no (at bad.py, line 6, in loss)" in done.out
+    assert "ValueError: no (at bad.py, line 7, in loss)" in done.out
     assert "1 cell failed; the board says why." in done.err
 
 

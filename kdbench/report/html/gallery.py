@@ -16,9 +16,17 @@ from PIL import Image
 
 from kdbench.errors import KdbenchError
 from kdbench.names import REAL, domain_name, model_name
-from kdbench.pictures import colourise, to_css
+from kdbench.pictures import (
+    ORDER,
+    Picture,
+    Samples,
+    colourise,
+    predictions_file,
+    read_predictions,
+    read_samples,
+    to_css,
+)
 from kdbench.records import read_record
-from kdbench.samples import ORDER, Picture, Samples, predictions_file, read_predictions, read_samples
 
 
 @dataclass(frozen=True)

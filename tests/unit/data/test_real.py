@@ -20,10 +20,10 @@ from kdbench.engine.plan import Cell, RunContext
 from kdbench.engine.preflight import all_stages, check_sets
 from kdbench.errors import KdbenchError
 from kdbench.models.toy import ToyModels
+from kdbench.pictures import read_samples
 from kdbench.plugins import load_benchmark
 from kdbench.progress import Silent
 from kdbench.protocol import MINI, SMOKE
-from kdbench.samples import read_samples
 
 Run = Callable[..., list[Done]]
 

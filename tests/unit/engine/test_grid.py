@@ -33,19 +33,6 @@ def result(done: Done) -> str:
     return done.record.result.model_dump_json()
 
 
-@pytest.fixture
-def plugin(tmp_path: Path) -> Callable[..., str]:
-    """Writes a method file with a class body; returns its path."""
-
-    def write(name: str, body: str, folder: Path = tmp_path) -> str:
-        head = "from kdbench.method import Method, Stage, task_loss\nfrom kdbench.types import STUDENT, Phase\n"
-        path = folder / f"{name}.py"
-        path.write_text(f"{head}\n\nclass Made(Method):\n{body}", encoding="utf-8")
-        return str(path)
-
-    return write
-
-
 def test_cold_warm_and_half_warm_stores_give_the_same_result(run_cells: Run, tmp_path: Path) -> None:
     """Law 4; and stages say which engine made them."""
     store = tmp_path / "own-store"

@@ -12,9 +12,9 @@ from PIL import Image
 from kdbench.engine import pictures
 from kdbench.engine.grid import expand, make_context, run_grid
 from kdbench.engine.plan import Cell, RunContext
+from kdbench.pictures import SAMPLES, Samples, predictions_file, read_predictions, read_samples
 from kdbench.progress import Silent
 from kdbench.records import SIDE_FILE, read_record, record_files
-from kdbench.samples import SAMPLES, Samples, predictions_file, read_predictions, read_samples
 from kdbench.spec import RunSpec
 
 

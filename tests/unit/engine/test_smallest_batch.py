@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,33 +25,6 @@ from kdbench.models.registry import parse_pair
 from kdbench.plugins import load_method, method_names
 from kdbench.types import Batch
 
-PAIRED = '''
-"""How alike two images are."""
-from kdbench.method import FIT_TEACHER, FeatureMethod
-
-class Paired(FeatureMethod):
-    """Two images at a time."""
-    smallest_batch = {smallest}
-
-    def stages(self):
-        return (FIT_TEACHER, *super().stages())
-
-    def terms(self, batch, student, teacher):
-        return {{"paired": student.final.float().std(0, correction=0).mean()}}
-'''
-
-
-@pytest.fixture
-def paired(tmp_path: Path) -> Callable[[int], str]:
-    """The file of a method that compares so many images."""
-
-    def write(smallest: int) -> str:
-        path = tmp_path / f"paired_{smallest}.py"
-        path.write_text(PAIRED.format(smallest=smallest), encoding="utf-8")
-        return str(path)
-
-    return write
-
 
 def on(context: RunContext, processes: int) -> RunContext:
     fabric: Any = SimpleNamespace(world_size=processes, device=torch.device("cpu"), is_global_zero=True)
@@ -72,17 +44,17 @@ def test_numbers_of_processes_that_fit_are_named() -> None:
 
 
 def test_a_share_that_gives_a_loss_nothing_is_refused_before_data_sets_are_opened(
-    plan_cells: Callable[..., tuple], paired: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+    plan_cells: Callable[..., tuple], plugin: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, cells = plan_cells(methods=(paired(2),))
+    context, cells = plan_cells(methods=(plugin("paired", "    smallest_batch = 2\n"),))
     monkeypatch.setattr(preflight, "check_sets", lambda *arguments: pytest.fail("data sets were opened"))
-    words = r"g2c · paired_2, stage 'joint': .*2 images at least, .* 1 of a batch of 4\. Start one of 1, 2 processes\."
+    words = r"g2c · paired, stage 'joint': .*2 images at least, .* 1 of a batch of 4\. Start one of 1, 2 processes\."
     for refused in (preflight.check, lambda *arguments: list(describe(*arguments))):
         with pytest.raises(KdbenchError, match=words):
             refused(on(context, 4), cells)
     # As many images suffice, and stages of other losses need one.
     for smallest, processes in ((2, 2), (1, 4)):
-        context, cells = plan_cells(methods=(paired(smallest),))
+        context, cells = plan_cells(methods=(plugin(f"paired_{smallest}", f"    smallest_batch = {smallest}\n"),))
         preflight.check_batches(on(context, processes), preflight.all_stages(context, cells))
 
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kdbench.api import make_request
 from kdbench.engine import tracking, trainer
 from kdbench.engine.grid import Done, expand, make_context, run_grid
-from kdbench.engine.tracking import SUFFIX, TRACKERS, EventLog, find_trackers, logdir
+from kdbench.engine.tracking import SUFFIX, TRACKERS, find_trackers, logdir
 from kdbench.errors import KdbenchError
 from kdbench.metrics import domain_miou
 from kdbench.names import domain_name
@@ -189,13 +189,6 @@ def test_a_log_that_cannot_be_written_stops_no_run(make_spec: MakeSpec) -> None:
     assert done.record.status == "done"
     (note,) = listener.notes
     assert note.startswith(f"{path} failed and is left out from here on")
-
-
-def test_an_error_is_one_line_whatever_it_says(tmp_path: Path, whole: tuple[Record, list[dict[str, Any]]]) -> None:
-    record = whole[0].model_copy(update={"status": "failed", "error": "one\u2028two\x85three\nfour"})
-    EventLog(tmp_path).finish(record)
-    (path,) = tmp_path.rglob(f"*{SUFFIX}")
-    assert json.loads(path.read_text(encoding="utf-8").split("\n")[-2])["error"] == record.error
 
 
 def test_the_example_of_the_page_is_what_a_run_writes(whole: tuple[Record, list[dict[str, Any]]]) -> None:

@@ -12,10 +12,7 @@ import pytest
 from PIL import Image
 
 from kdbench.errors import KdbenchError
-from kdbench.records import Record, read_record
-from kdbench.report.frame import read
-from kdbench.report.html.gallery import Gallery, make_gallery
-from kdbench.samples import (
+from kdbench.pictures import (
     SAMPLES,
     Samples,
     Scene,
@@ -25,6 +22,9 @@ from kdbench.samples import (
     write_predictions,
     write_samples,
 )
+from kdbench.records import Record, read_record
+from kdbench.report.frame import read
+from kdbench.report.html.gallery import Gallery, make_gallery
 
 PALETTE = ((200, 10, 20), (30, 200, 40), (50, 60, 200))
 CLASSES = ("road", "building", "sky")
