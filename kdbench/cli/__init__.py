@@ -12,7 +12,7 @@ import typer
 
 from kdbench import __version__
 from kdbench.cli import boards, check, data, models, runs
-from kdbench.cli.shared import complain, out
+from kdbench.cli.console import complain, out
 from kdbench.errors import KdbenchError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

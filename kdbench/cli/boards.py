@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from kdbench.cli.shared import Results, complain, out
+from kdbench.cli.console import Results, complain, out
 from kdbench.errors import KdbenchError
 from kdbench.files import default_reference, default_results, write_atomically
 from kdbench.spec import split_list

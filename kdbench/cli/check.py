@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.cli.shared import Results, out
+from kdbench.cli.console import Results, out
 from kdbench.errors import KdbenchError
 from kdbench.files import default_reference, default_results
 

@@ -1,17 +1,60 @@
-"""Shows progress: bars on a terminal, plain lines elsewhere."""
+"""What several verbs share: options, the text that they print, and progress: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
 from rich import progress as rich
 from rich.console import Console
 
+from kdbench.errors import KdbenchError
 from kdbench.progress import Progress
 
+Results = Annotated[Path | None, typer.Option(help="Where records are written and read. [results/runs]")]
+StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages are kept. [~/.cache/kdbench]")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 SILENT_SECONDS = 30
 """How long lines say nothing of work that goes on."""
+
+
+def needed(data_root: Path | None) -> Path:
+    """--data-root, where a verb cannot do without it."""
+    if data_root is None:
+        raise KdbenchError("add --data-root DIR, the folder that holds the data sets.")
+    return data_root
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Around work of which nothing is lost when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain("stopped. The same command continues where it was.")
+        raise typer.Exit(130) from None
+
+
+def complain(text: str) -> None:
+    """Print to standard error."""
+    print_line(Console(stderr=True), f"kdbench: {text}")
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a text as it is, without markup; the terminal wraps it."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def out(text: str) -> None:
+    """Print to standard output, as it is, at once."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
 
 
 class Bars(Progress):
@@ -49,7 +92,7 @@ class Bars(Progress):
 
     def note(self, text: str) -> None:
         """Print a line."""
-        _print(self._progress.console, text)
+        print_line(self._progress.console, text)
 
 
 class Lines(Progress):
@@ -78,16 +121,12 @@ class Lines(Progress):
 
     def note(self, text: str) -> None:
         """Print a line."""
-        _print(self._console, text)
+        print_line(self._console, text)
 
 
 def progress_for(console: Console) -> Progress:
     """Return bars on a terminal, lines elsewhere."""
     return Bars(console) if console.is_terminal else Lines(console)
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _text(losses: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from kdbench.api import servable_benchmarks
-from kdbench.cli.shared import DataRoot, StoreOption, needed, out, resumable
+from kdbench.cli.console import DataRoot, StoreOption, needed, out, progress_for, resumable
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import default_store
 from kdbench.plugins import benchmark_names
@@ -39,7 +39,6 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Check the pixels of all images.")] = False,
 ) -> None:
     """Check counts, pairs, sizes, labels and pixels of data sets. Exit status 1 where something is wrong."""
-    from kdbench.cli.console import progress_for
     from kdbench.data.datasets import ADAPTERS
     from kdbench.tools.verify import lines
     from kdbench.tools.verify import verify as verify_set
@@ -97,7 +96,6 @@ def prepare(
     workers: Annotated[int, typer.Option(min=1, help="Tiles or pictures at a time.")] = 4,
 ) -> None:
     """Cut ISPRS tiles into crops, or pack a data set; what is done is kept, a stopped run goes on."""
-    from kdbench.cli.console import progress_for
     from kdbench.tools.prepare import cut_tiles
     from kdbench.tools.prepare import pack as pack_set
 

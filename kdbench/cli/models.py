@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdbench.cli.shared import Device, StoreOption, out
+from kdbench.cli.console import Device, StoreOption, out, progress_for
 from kdbench.errors import KdbenchError
 from kdbench.files import default_store
 from kdbench.spec import split_list
@@ -24,7 +24,6 @@ def train_models(
     device: Device = "auto",
 ) -> None:
     """Pretrain toy models as the shipped ones were; the same command continues what was stopped."""
-    from kdbench.cli.console import progress_for
     from kdbench.tools.pretraining.configs import CONFIGS, find_config
     from kdbench.tools.pretraining.pretrainer import make_pretrainer
 

@@ -11,7 +11,17 @@ from rich.console import Console
 from kdbench import __version__
 from kdbench.api import make_request
 from kdbench.cli.boards import BoardRequest, print_boards
-from kdbench.cli.shared import DataRoot, Device, Results, StoreOption, complain, out, resumable
+from kdbench.cli.console import (
+    DataRoot,
+    Device,
+    Results,
+    StoreOption,
+    complain,
+    out,
+    print_line,
+    progress_for,
+    resumable,
+)
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Protocol
 from kdbench.spec import RunSpec
@@ -91,7 +101,6 @@ def run(
 
 def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     """Run or describe the cells; return how many failed."""
-    from kdbench.cli.console import progress_for
     from kdbench.engine.grid import expand, make_context, run_grid
     from kdbench.engine.preflight import describe
     from kdbench.engine.tracking import DEFAULT, logdir
@@ -115,7 +124,7 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
         ran += not done.cached
         if done.record.status == "done":
             succeeded.append(done.cell)
-        console.print(result_line(done.record, done.cached), highlight=False, markup=False, soft_wrap=True)
+        print_line(console, result_line(done.record, done.cached))
     console.print()
     benchmarks = [cell.id.benchmark for cell in cells]
     print_boards(BoardRequest(spec.results, context.protocol.id, benchmarks, list(spec.pairs), terminal=console))

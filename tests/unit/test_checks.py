@@ -446,14 +446,6 @@ def test_the_status_and_every_output_tell_a_failure(tmp_path: Path) -> None:
     assert "::error file=" in broken.stdout
 
 
-@pytest.mark.parametrize("option", ["--results", "--reference", "--against"])
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, option: str) -> None:
-    failed = check(option, tmp_path / "none")
-    assert isinstance(failed.exception, KdbenchError)
-    assert failed.exception.status == 2
-    assert option in str(failed.exception)
-
-
 def test_without_training_checks_torch_is_not_imported(tmp_path: Path) -> None:
     write(tmp_path, make_record())
     costs(tmp_path, one=0.5)

@@ -113,7 +113,7 @@ RUN = ("run", "--method", "gkd", "--pair", "dinov2-s:deit-s")
         (("leaderboard", "--protocol", "mni"), "Did you mean 'mini'"),
         (("leaderboard", "--include-images"), "add --format html"),
         (("leaderboard", "--protocol", "smoke", "--output", "/dev/null/x"), "--output '/dev/null/x' cannot be written"),
-        (("leaderboard", "--results", "/dev/null"), "--results /dev/null is no folder"),
+        (("check", "--against", "/dev/null"), "--against /dev/null is no folder"),
         (("data", "preview", "g3c"), "unknown benchmark"),
         (("check", "--method", "gdk"), "Did you mean 'gkd'"),
     ],

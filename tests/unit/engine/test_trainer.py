@@ -240,14 +240,6 @@ def test_the_optimizer_is_adamw_on_the_schedule(tmp_path: Path) -> None:
     assert module.weight.detach().flatten().tolist() == pytest.approx(w, abs=1e-6)
 
 
-def test_curves_are_means_over_tenths() -> None:
-    log = LossLog()
-    for value in range(20):
-        log.add({"a": torch.tensor(float(value))})
-    log.flush("toy")
-    assert log.summary() == {"a": [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5, 16.5, 18.5]}
-
-
 def test_losses_of_several_processes_are_their_mean_and_a_bad_one_stops_all() -> None:
     log = LossLog(lambda mine: [mine, [{"a": 3.0}, {"a": 5.0, "late": 2.0}]])
     for value in (1.0, 2.0):
