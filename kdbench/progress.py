@@ -22,3 +22,4 @@ class Progress:
 
 
 Silent = Progress
+"""The same by its name where nothing is to be shown."""
