@@ -190,7 +190,7 @@ def _differences(protocol: Protocol) -> dict[str, Any]:
 _VIEWS = Augmentation(hue=0.1)
 MINI = Protocol(
     name="mini",
-    summary="minutes on a laptop: small stand-ins for the models; where the absolute numbers mean little",
+    summary="minutes on a laptop: small toy models; where the absolute numbers mean little",
     model_set="toy-v1",
     decoder="light",
     image_size=(64, 128),

@@ -84,293 +84,206 @@ def test_a_sound_method_passes(check, bench) -> None:
     check(bench())
 
 
+def replaced(init: str = "", hint: str = "", stages: str = "", loss: str = "", more: str = "") -> str:
+    """Definitions that replace those of Mine: lines after super().__init__(), returned values, lines of loss()."""
+    parts = [dedent(more)]
+    if init:
+        start = "def __init__(self, config, pair):\n    super().__init__(config, pair)\n"
+        parts.append(start + "    widths = pair.student.final_channels, pair.teacher.final_channels\n" + _body(init))
+    if hint:
+        parts.append("def hint(self, ours, theirs):\n" + _body(hint))
+    if stages:
+        parts.append(f"def stages(self):\n    return {stages}\n")
+    if loss:
+        parts.append("def loss(self, batch, student, teacher):\n" + _body(loss))
+    return "\n".join(parts)
+
+
+def _body(lines: str) -> str:
+    return indent(dedent(lines).strip(), "    ") + "\n"
+
+
+ERROR = "(self.adapter(ours.features.pooled) - theirs.pooled).square().mean()"
+ADAPTER = "self.adapter = nn.Linear(*widths)\n"
+WITHOUT_MEMORY = '(Stage("joint", Phase.TASK, STUDENT | {"adapter"}, self.loss),)'
+CANCELLED_BIAS = """
+    # Over the positions, so that what is added to all of them cancels; a gradient of rounding errors is left.
+    maps = self.adapter(ours.features.final.movedim(1, 3)), theirs.final.movedim(1, 3)
+    ours, theirs = (map_.flatten(1, 2).log_softmax(1) for map_ in maps)
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+"""
+OWN_GENERATOR = replaced(
+    more="generator = torch.Generator().manual_seed(0)",
+    hint=f"return {ERROR} * torch.rand((), generator=self.generator)",
+)
+
 FAULTS = {
-    "two stages of one name": (
-        "stages_are_sound",
-        "distinct names",
-        """
-        def stages(self):
-            return (self.joint_stage(), self.joint_stage())
-        """,
-    ),
-    "no stage": (
-        "stages_are_sound",
-        "distinct names",
-        """
-        def stages(self):
-            return ()
-        """,
-    ),
-    "a stage that trains nothing": (
-        "stages_are_sound",
-        "nothing trains",
-        """
-        def stages(self):
-            return (Stage("joint", Phase.TASK, frozenset(), self.loss),)
-        """,
-    ),
-    "an unknown part": (
-        "stages_are_sound",
-        "unknown parts student.head",
-        """
-        def stages(self):
-            return (Stage("joint", Phase.TASK, frozenset({"student.head"}), self.loss),)
-        """,
-    ),
-    "an unknown part to reset": (
-        "stages_are_sound",
-        "unknown parts head",
-        """
-        def stages(self):
-            return (Stage("joint", Phase.TASK, STUDENT, self.loss, reset=frozenset({"head"})),)
-        """,
-    ),
-    "a parameter outside of a sub-module": (
-        "stages_are_sound",
-        "holds scale directly",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            self.scale = nn.Parameter(torch.ones(()))
-        """,
-    ),
-    "a buffer outside of a sub-module": (
-        "stages_are_sound",
-        "holds bank directly",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            self.register_buffer("bank", torch.zeros(3))
-        """,
-    ),
-    "NaN": (
-        "losses_are_finite_scalars",
-        "loss 'hint' is nan",
-        """
-        def hint(self, ours, theirs):
-            return self.adapter(ours.features.pooled).square().mean() * float("nan")
-        """,
-    ),
-    "a mean over labelled pixels where there are none": (
-        "losses_are_finite_scalars",
-        "loss 'pixels' is nan .all ignored: True.",
-        """
-        def loss(self, batch, student, teacher):
-            logits = F.interpolate(student(batch.image).logits, batch.label.shape[-2:])
-            return {"pixels": F.cross_entropy(logits, batch.label, ignore_index=IGNORE)}
-        """,
-    ),
-    "a loss an image": (
-        "losses_are_finite_scalars",
-        r"loss 'hint' has shape \(4,\), not a scalar",
-        """
-        def hint(self, ours, theirs):
-            return (self.adapter(ours.features.pooled) - theirs.pooled).square().mean(1)
-        """,
-    ),
-    "a logarithm of zero": (
-        "losses_are_finite_scalars",
-        "loss 'hint' is -inf",
-        """
-        def hint(self, ours, theirs):
-            return (0 * self.adapter(ours.features.pooled)).abs().mean().log()
-        """,
-    ),
-    "a second pass that is not declared": (
-        "passes_are_declared",
-        r"sends an image through the student 2 times and declares 1\. Write Stage\(\.\.\., student_forwards=2\)",
-        """
-        def loss(self, batch, student, teacher):
-            student.encode(batch.image)
-            output = student(batch.image)
-            hint = self.hint(output, teacher.encode(batch.image))
-            return {**student.task_loss(output, batch.label), "hint": hint}
-        """,
-    ),
-    "a part that trains but is not read": (
-        "exactly_trains_moves",
-        "student.decoder did not move",
-        """
-        def loss(self, batch, student, teacher):
-            theirs = teacher.encode(batch.image)
-            return {"hint": (self.adapter(student.encode(batch.image).pooled) - theirs.pooled).square().mean()}
-        """,
-    ),
-    "an adapter that trains but is detached": (
-        "exactly_trains_moves",
-        "adapter did not move",
-        """
-        def hint(self, ours, theirs):
-            return (self.adapter(ours.features.pooled).detach() - theirs.pooled).square().mean()
-        """,
-    ),
-    "a frozen module whose buffer follows the batch": (
-        "exactly_trains_moves",
-        "memory moved",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            self.adapter = nn.Linear(pair.student.final_channels, pair.teacher.final_channels)
-            self.memory = nn.BatchNorm1d(pair.teacher.final_channels)
+    "stages_are_sound": [
+        ("two stages of one name", "distinct names", replaced(stages="(self.joint_stage(), self.joint_stage())")),
+        ("no stage", "distinct names", replaced(stages="()")),
+        (
+            "a stage that trains nothing", "nothing trains",
+            replaced(stages='(Stage("joint", Phase.TASK, frozenset(), self.loss),)'),
+        ),
+        (
+            "an unknown part", "unknown parts student.head",
+            replaced(stages='(Stage("joint", Phase.TASK, frozenset({"student.head"}), self.loss),)'),
+        ),
+        (
+            "an unknown part to reset", "unknown parts head",
+            replaced(stages='(Stage("joint", Phase.TASK, STUDENT, self.loss, reset=frozenset({"head"})),)'),
+        ),
+        (
+            "a parameter outside of a sub-module", "holds scale directly",
+            replaced(init="self.scale = nn.Parameter(torch.ones(()))"),
+        ),
+        (
+            "a buffer outside of a sub-module", "holds bank directly",
+            replaced(init='self.register_buffer("bank", torch.zeros(3))'),
+        ),
+    ],
+    "losses_are_finite_scalars": [
+        ("NaN", "loss 'hint' is nan", replaced(hint=f"return {ERROR} * float('nan')")),
+        (
+            "a mean over labelled pixels where there are none", "loss 'pixels' is nan .all ignored: True.",
+            replaced(loss="""
+                logits = F.interpolate(student(batch.image).logits, batch.label.shape[-2:])
+                return {"pixels": F.cross_entropy(logits, batch.label, ignore_index=IGNORE)}
+            """),
+        ),
+        (
+            "a loss an image", r"loss 'hint' has shape \(4,\), not a scalar",
+            replaced(hint=f"return {ERROR.replace('mean()', 'mean(1)')}"),
+        ),
+        ("a logarithm of zero", "loss 'hint' is -inf", replaced(hint=f"return (0 * {ERROR}).log()")),
+    ],
+    "passes_are_declared": [
+        (
+            "a second pass that is not declared",
+            r"sends an image through the student 2 times and declares 1\. Write Stage\(\.\.\., student_forwards=2\)",
+            replaced(loss="""
+                student.encode(batch.image)
+                return student.task_loss(student(batch.image), batch.label)
+            """),
+        )
+    ],
+    "exactly_trains_moves": [
+        (
+            "a part that trains but is not read", "student.decoder did not move",
+            replaced(loss="""
+                theirs = teacher.encode(batch.image)
+                return {"hint": (self.adapter(student.encode(batch.image).pooled) - theirs.pooled).square().mean()}
+            """),
+        ),
+        (
+            "an adapter that trains but is detached", "adapter did not move",
+            replaced(hint="return (self.adapter(ours.features.pooled).detach() - theirs.pooled).square().mean()"),
+        ),
+        (
+            "a frozen module whose buffer follows the batch", "memory moved",
+            replaced(
+                init=ADAPTER + "self.memory = nn.BatchNorm1d(widths[1])",
+                stages=WITHOUT_MEMORY,
+                hint=f"self.memory.running_mean.lerp_(theirs.pooled.mean(0), 0.1)\nreturn {ERROR}",
+            ),
+        ),
+        (
+            "a frozen module that is put into training mode", "memory",
+            replaced(
+                init=ADAPTER + "self.memory = nn.BatchNorm1d(widths[1])",
+                stages=WITHOUT_MEMORY,
+                hint=f"self.memory.train()\nreturn {ERROR}",
+            ),
+        ),
+    ],
+    "gradients_reach_what_trains": [
+        (
+            "an adapter that stands in a list",
+            r"reads 2 parameters that no sub-module holds, one of shape \(\d+",
+            replaced(
+                init=ADAPTER + "self.more = [nn.Linear(*widths)]",
+                hint=f"return {ERROR} + self.more[0](ours.features.pooled).square().mean()",
+            ),
+        ),
+        (
+            "an adapter that gets no gradient", "no gradient reaches adapter",
+            replaced(hint=f"with torch.no_grad():\n    error = {ERROR}\nreturn error + ours.features.pooled.mean()"),
+        ),
+        ("an adapter whose gradient is zero", "no gradient reaches adapter", replaced(hint=f"return 0 * {ERROR}")),
+        (
+            "a bias that the loss takes out again",
+            r"stage joint: no gradient reaches adapter.bias\. .*unused_parameters = \('adapter.bias',\)",
+            replaced(hint=CANCELLED_BIAS),
+        ),
+        (
+            "one of two layers left out of the loss",
+            "no gradient reaches adapter.1.weight, adapter.1.bias",
+            replaced(
+                init="self.adapter = nn.ModuleList(nn.Linear(*widths) for _ in range(2))",
+                hint=f"return {ERROR.replace('adapter', 'adapter[0]')}",
+            ),
+        ),
+        (
+            "a level of the student that is read in vain",
+            r"no gradient reaches student.encoder.body.layer2\..* and \d+ more\.",
+            replaced(loss="""
+                features = student.encode(batch.image)
+                shallow, deep = features.levels[0].square().mean(), 0 * features.final.square().mean()
+                hint = self.adapter(features.pooled.detach()).square().mean()
+                return {"shallow": shallow, "deep": deep, "hint": hint}
+            """),
+        ),
+    ],
+    "losses_repeat": [
+        ("a generator of its own", "'hint' was", OWN_GENERATOR),
+        (
+            "hidden state", "'hint' was",
+            replaced(more="calls = 0", hint=f"self.calls += 1\nreturn self.calls * {ERROR}"),
+        ),
+        (
+            "a hidden buffer that no checkpoint holds", "'hint' was",
+            replaced(
+                init=ADAPTER + 'self.adapter.register_buffer("seen", torch.zeros(()), persistent=False)',
+                hint=f"self.adapter.seen += 1\nreturn self.adapter.seen * {ERROR}",
+            ),
+        ),
+        (
+            "terms that come and go", "other terms the second time",
+            replaced(
+                more="calls = 0",
+                loss="""
+                    self.calls += 1
+                    return {f"term {self.calls}": student(batch.image).logits.square().mean()}
+                """,
+            ),
+        ),
+    ],
+    "deployment_segments": [
+        (
+            "a deployment with fewer classes", r"deployed logits have shape \(2, 4, ",
+            replaced(more="""
+                def deploy(self, student, teacher):
+                    class Fewer(nn.Module):
+                        def forward(self, image):
+                            output = student(image)
+                            return SegOutput(output.features, output.logits[:, 1:])
 
-        def stages(self):
-            return (Stage("joint", Phase.TASK, STUDENT | {"adapter"}, self.loss),)
-
-        def hint(self, ours, theirs):
-            self.memory.running_mean.lerp_(theirs.pooled.mean(0), 0.1)
-            return (self.adapter(ours.features.pooled) - self.memory(theirs.pooled)).square().mean()
-        """,
-    ),
-    "a frozen module that is put into training mode": (
-        "exactly_trains_moves",
-        "memory",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            self.adapter = nn.Linear(pair.student.final_channels, pair.teacher.final_channels)
-            self.memory = nn.Dropout(0.5)
-
-        def stages(self):
-            return (Stage("joint", Phase.TASK, STUDENT | {"adapter"}, self.loss),)
-
-        def hint(self, ours, theirs):
-            return (self.adapter(ours.features.pooled) - self.memory.train()(theirs.pooled)).square().mean()
-        """,
-    ),
-    "an adapter that stands in a list": (
-        "gradients_reach_what_trains",
-        r"reads 2 parameters that no sub-module holds, one of shape \(\d+",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            self.adapter = nn.Linear(pair.student.final_channels, pair.teacher.final_channels)
-            self.more = [nn.Linear(pair.student.final_channels, pair.teacher.final_channels)]
-
-        def hint(self, ours, theirs):
-            both = self.adapter(ours.features.pooled) + self.more[0](ours.features.pooled)
-            return (both - theirs.pooled).square().mean()
-        """,
-    ),
-    "an adapter that gets no gradient": (
-        "gradients_reach_what_trains",
-        "no gradient reaches adapter",
-        """
-        def hint(self, ours, theirs):
-            with torch.no_grad():
-                projected = self.adapter(ours.features.pooled)
-            return (projected - theirs.pooled).square().mean()
-        """,
-    ),
-    "an adapter whose gradient is zero": (
-        "gradients_reach_what_trains",
-        "no gradient reaches adapter",
-        """
-        def hint(self, ours, theirs):
-            return 0 * (self.adapter(ours.features.pooled) - theirs.pooled).square().mean()
-        """,
-    ),
-    "a bias that the loss takes out again": (
-        "gradients_reach_what_trains",
-        r"stage joint: no gradient reaches adapter.bias\. .*unused_parameters = \('adapter.bias',\)",
-        """
-        def hint(self, ours, theirs):
-            # Over the positions, so that what is added to all of them cancels; a gradient of rounding errors is left.
-            maps = self.adapter(ours.features.final.movedim(1, 3)), theirs.final.movedim(1, 3)
-            ours, theirs = (map_.flatten(1, 2).log_softmax(1) for map_ in maps)
-            return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-        """,
-    ),
-    "one of two layers left out of the loss": (
-        "gradients_reach_what_trains",
-        "no gradient reaches adapter.1.weight, adapter.1.bias",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            widths = pair.student.final_channels, pair.teacher.final_channels
-            self.adapter = nn.ModuleList(nn.Linear(*widths) for _ in range(2))
-
-        def hint(self, ours, theirs):
-            return (self.adapter[0](ours.features.pooled) - theirs.pooled).square().mean()
-        """,
-    ),
-    "a level of the student that is read in vain": (
-        "gradients_reach_what_trains",
-        r"no gradient reaches student.encoder.body.layer2\..* and \d+ more\.",
-        """
-        def loss(self, batch, student, teacher):
-            features = student.encode(batch.image)
-            shallow, deep = features.levels[0].square().mean(), 0 * features.final.square().mean()
-            hint = self.adapter(features.pooled.detach()).square().mean()
-            return {"shallow": shallow, "deep": deep, "hint": hint}
-        """,
-    ),
-    "a generator of its own": (
-        "losses_repeat",
-        "'hint' was",
-        """
-        generator = torch.Generator().manual_seed(0)
-
-        def hint(self, ours, theirs):
-            noise = torch.rand(theirs.pooled.shape, generator=self.generator)
-            return (self.adapter(ours.features.pooled) - theirs.pooled * noise).square().mean()
-        """,
-    ),
-    "hidden state": (
-        "losses_repeat",
-        "'hint' was",
-        """
-        calls = 0
-
-        def hint(self, ours, theirs):
-            self.calls += 1
-            return self.calls * (self.adapter(ours.features.pooled) - theirs.pooled).square().mean()
-        """,
-    ),
-    "a hidden buffer that no checkpoint holds": (
-        "losses_repeat",
-        "'hint' was",
-        """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            self.adapter = nn.Linear(pair.student.final_channels, pair.teacher.final_channels)
-            self.adapter.register_buffer("seen", torch.zeros(()), persistent=False)
-
-        def hint(self, ours, theirs):
-            self.adapter.seen += 1
-            return self.adapter.seen * (self.adapter(ours.features.pooled) - theirs.pooled).square().mean()
-        """,
-    ),
-    "terms that come and go": (
-        "losses_repeat",
-        "other terms the second time",
-        """
-        calls = 0
-
-        def loss(self, batch, student, teacher):
-            self.calls += 1
-            return {f"term {self.calls}": student(batch.image).logits.square().mean()}
-        """,
-    ),
-    "a deployment with fewer classes": (
-        "deployment_segments",
-        r"deployed logits have shape \(2, 4, ",
-        """
-        def deploy(self, student, teacher):
-            class Fewer(nn.Module):
-                def forward(self, image):
-                    output = student(image)
-                    return SegOutput(output.features, output.logits[:, 1:])
-
-            return Fewer()
-        """,
-    ),
-}
+                    return Fewer()
+            """),
+        )
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_fails_its_check(fault: str, bench) -> None:
-    name, message, further = FAULTS[fault]
-    check = next(check for check in CHECKS if check.__name__ == name)
+@pytest.mark.parametrize(
+    ("check", "message", "further"),
+    [
+        pytest.param(check, message, further, id=fault)
+        for check in CHECKS
+        for fault, message, further in FAULTS[check.__name__]
+    ],
+)
+def test_a_fault_fails_its_check(check, message: str, further: str, bench) -> None:
     with pytest.raises((AssertionError, KdbenchError), match=message):
         check(bench(further))
 
@@ -407,19 +320,17 @@ def test_a_forgotten_comma_is_told(body: str, message: str, bench) -> None:
 
 
 def test_a_parameter_declared_unused_needs_no_gradient(bench) -> None:
-    _, _, further = FAULTS["a bias that the loss takes out again"]
-    (check,) = (check for check in CHECKS if check.__name__ == "gradients_reach_what_trains")
-    check(bench(dedent(further) + 'unused_parameters = ("adapter.b*",)'))
+    further = replaced(hint=CANCELLED_BIAS, more='unused_parameters = ("adapter.b*",)')
+    conformance.gradients_reach_what_trains(bench(further))
 
 
 def test_what_starts_at_zero_hides_nothing_behind_it(bench) -> None:
-    further = """
-        def __init__(self, config, pair):
-            super().__init__(config, pair)
-            inner, width = pair.student.final_channels, pair.teacher.final_channels
-            self.adapter = nn.Sequential(nn.Linear(inner, 3), nn.Linear(3, width))
-            nn.init.zeros_(self.adapter[1].weight)
+    further = replaced(
+        init="""
+        self.adapter = nn.Sequential(nn.Linear(widths[0], 3), nn.Linear(3, widths[1]))
+        nn.init.zeros_(self.adapter[1].weight)
     """
+    )
     for check in CHECKS:
         check(bench(further))
 
@@ -440,21 +351,14 @@ def test_parameters_declared_unused_get_no_gradient(method: str, pair: str) -> N
     assert f"no gradient reaches {', '.join(declared)}. Mend" in str(fault.value)
 
 
-def test_every_check_has_a_fault_that_fails_it() -> None:
-    assert {check.__name__ for check in CHECKS} == {name for name, _, _ in FAULTS.values()}
-
-
 def test_a_teachers_decoder_that_is_not_in_play_cannot_be_read(bench) -> None:
-    further = """
-        def loss(self, batch, student, teacher):
-            return {"kd": (student(batch.image).logits - teacher(batch.image).logits).square().mean()}
-    """
+    loss = 'return {"kd": (student(batch.image).logits - teacher(batch.image).logits).square().mean()}'
     with pytest.raises(KdbenchError, match=r"reads the teacher.decoder, .*Add it to the stage's `uses`"):
-        CHECKS[1](bench(further))
+        CHECKS[1](bench(replaced(loss=loss)))
 
 
 def test_check_method_reports_every_check_and_the_fault(bench, tmp_path: Path) -> None:
-    bench(FAULTS["a generator of its own"][2])
+    bench(OWN_GENERATOR)
     rows = list(check_method(str(tmp_path / "mine.py")))
     assert [(pair, check) for pair, check, _ in rows] == [(PAIR, check.__name__) for check in CHECKS]
     assert {check for _, check, fault in rows if fault} == {"losses_repeat"}

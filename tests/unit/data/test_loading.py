@@ -57,7 +57,7 @@ def test_every_pass_shows_every_sample_once_in_another_order() -> None:
 def test_repeated_augmentation_as_deits_sampler_with_four_processes() -> None:
     recipe = Recipe(epochs=2, batch=64, lr=0.1, repeats=3)
     assert (recipe.epoch(600), recipe.length(600)) == (8, 16)  # 600 images: 512 views
-    assert Recipe(epochs=100, batch=512, lr=0.1, repeats=3).length(1281167) == 250_200  # ImageNet, formula sheet 5.5
+    assert Recipe(epochs=100, batch=512, lr=0.1, repeats=3).length(1281167) == 250_200  # ImageNet as in the paper
     assert Recipe(epochs=300, batch=128, lr=0.1, repeats=3).length(24966) == 58_200  # GTAV
     sampler = Sampler(600, recipe, 0, "proxy")
     ours = [[draw.sample for draw in sampler.step(step)] for step in range(8)]
