@@ -65,6 +65,17 @@ def other_classes(logits: Tensor, label: Tensor) -> Tensor:
     return logits.gather(1, others + (others >= label[:, None]))
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b in single precision, also under autocast, where sums over many positions or channels lose digits."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
+def last_maps(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+    """Both last maps (B, C, h, w) in single precision, the student's on the teacher's grid."""
+    return resize_as(student.final.float(), teacher.final), teacher.final.float()
+
+
 def attention(map_: Tensor) -> Tensor:
     """(B, C, h, w) to (B, h * w): each position's energy, an image's energies scaled to Euclidean norm one."""
     return F.normalize(map_.square().mean(1).flatten(1))

@@ -16,8 +16,6 @@ PATCH = 4
 
 
 class AfDCDConfig(MethodConfig):
-    """Options of Af-DCD."""
-
     kd: float = Field(
         1.0,
         ge=0,

@@ -7,14 +7,12 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import attention, pixel_kl, resize_as
+from kdbench.losses import attention, last_maps, pixel_kl
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features
 
 
 class ATConfig(PresetConfig):
-    """Options of AT."""
-
     mean_weight: float = Field(
         1e4 / (64 * 128),
         ge=0,
@@ -44,7 +42,6 @@ class AT(FeatureMethod[ATConfig]):
     auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        theirs = teacher.final.float()
-        ours = resize_as(student.final.float(), theirs)
-        distance = (attention(ours) - attention(theirs)).square().sum(1)
+        ours, theirs = map(attention, last_maps(student, teacher))
+        distance = (ours - theirs).square().sum(1)
         return {"at": self.config.mean_weight * distance.mean()}

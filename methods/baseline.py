@@ -10,8 +10,6 @@ from kdbench.method import Method, MethodConfig, Stage, task_stage
 
 
 class BaselineConfig(MethodConfig):
-    """Options of the baseline."""
-
     encoder: Literal["fine-tuned", "frozen"] = Field(
         "fine-tuned",
         description="whether the encoder learns the task. Source: GKD's configs/dinov2 (fine-tuned) and "

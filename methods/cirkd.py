@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import kl, labels_at, pixel_kl, resize, tokens
+from kdbench.losses import kl, labels_at, pixel_kl, product, resize, tokens
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import IGNORE, Batch, Features, PairSpec
 
@@ -19,8 +19,6 @@ POSITIONS = 1024
 
 
 class CIRKDConfig(PresetConfig):
-    """Options of CIRKD."""
-
     batch_weight: float = Field(1.0, ge=0, description="weight of the relations in a batch. Source: CIRKD's script, 1")
     pixel_weight: float = Field(
         0.1, ge=0, description="weight of the relations to remembered pixels. Source: CIRKD's script, 0.1"
@@ -119,7 +117,7 @@ class CIRKD(FeatureMethod[CIRKDConfig]):
     full ring goes on at its start without the code's step back. Maps of more than 1024 positions are mean-pooled for
     the term within a batch by the smallest window that leaves about so many (the code: twofold for SegFormer, fourfold
     from 256 x 256 on). Without labelled positions the memory's terms are 0, where the code's are not a number. The
-    encoder's last map stands in for the feature before the classifier. With several processes batch norm sees a
+    encoder's last map takes the place of the feature before the classifier. With several processes batch norm sees a
     process's own images and the memory holds those of the first; the code gathers all of them. CIRKDv2's relations of
     channels are not here.
 
@@ -170,10 +168,7 @@ class CIRKD(FeatureMethod[CIRKDConfig]):
         return (divergence * labelled).sum() / labelled.sum().clamp(min=1)
 
     def _cosines(self, ours: Tensor, others: Tensor) -> Tensor:
-        # Divided by a small temperature, the error of half precision would be that of the softmax.
-        with torch.autocast(ours.device.type, enabled=False):
-            cosines: Tensor = ours @ others.T / self.config.temperature
-        return cosines
+        return product(ours, others.T) / self.config.temperature
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, labels: Tensor) -> None:

@@ -13,8 +13,6 @@ from kdbench.types import Batch, PairSpec, Segmentor
 
 
 class CWDConfig(PresetConfig):
-    """Options of CWD."""
-
     target: Literal["logits", "features", "both"] = Field(
         "logits", description="the maps that are compared. Source: TorchDistiller's headline command, logits only"
     )

@@ -12,8 +12,6 @@ from kdbench.types import Batch
 
 
 class DISTConfig(MethodConfig):
-    """Options of DIST."""
-
     inter: float = Field(
         1.0, ge=0, description="weight beta of the relations between classes. Source: code for segmentation, 1"
     )

@@ -15,8 +15,6 @@ FIRST = 1 / 20
 
 
 class DKDConfig(MethodConfig):
-    """Options of DKD."""
-
     alpha: float = Field(1.0, ge=0, description="weight of the target part. Source: mdistiller, alpha = 1 throughout")
     beta: float = Field(
         0.5, ge=0, description="weight of the other classes' part. Source: mdistiller for ImageNet, 0.5 (CIFAR: 2 to 8)"

@@ -9,14 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import attention, matched_levels, resize
+from kdbench.losses import attention, matched_levels, product, resize
 from kdbench.method import Method, MethodConfig
 from kdbench.types import Batch, Segmentor
 
 
 class DSDConfig(MethodConfig):
-    """Options of DSD."""
-
     pixel_mean_weight: float = Field(
         1e3 / (64 * 128),
         ge=0,
@@ -43,8 +41,7 @@ def class_affinities(logits: Tensor, temperature: float) -> Tensor:
     """(B, K, h, w) to (B, K, K): overlaps of the classes' distributions over N pooled positions, times N."""
     pooled = F.avg_pool2d(logits, 2, ceil_mode=True).flatten(2)
     places = F.softmax(pooled / temperature, dim=2)
-    with torch.autocast(places.device.type, enabled=False):
-        return places.shape[2] * places @ places.mT
+    return product(places.shape[2] * places, places.mT)
 
 
 class DSD(Method[DSDConfig]):
@@ -62,7 +59,7 @@ class DSD(Method[DSDConfig]):
     Deviations: CIRKD takes a mean over positions in $L_1$ and has no factor $N$ in $A$, which ties both weights to the
     grid; here they are converted. At the published weight the second term hardly counts. CIRKD's maps come at one
     stride from one kind of head: an auxiliary output, the feature before the classifier, the logits. kdbench's decoders
-    share no such layers, so encoder maps stand in; with networks of a single level one pair of maps remains.
+    share no such layers, so encoder maps are read; with networks of a single level one pair of maps remains.
 
     Compared: CIRKD's losses/dsd.py on three random maps on one grid, the first term times the positions / 8192, the
     second times the square of the pooled positions / 2048: values equal to 2e-7, gradients to 2e-6.

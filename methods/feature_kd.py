@@ -14,8 +14,6 @@ from kdbench.types import Batch, Features, PairSpec
 
 
 class FeatureKDConfig(PresetConfig):
-    """Options of feature distillation."""
-
     weight: float = Field(10.0, ge=0, description="weight of the error. Source: CIRKD, lambda = 10")
 
 
@@ -29,7 +27,7 @@ class FeatureKD(FeatureMethod[FeatureKDConfig]):
     $$ L = \frac{\lambda}{B C_t h w} \lVert P(F_s) - F_t \rVert^2 $$
 
     Deviations: CIRKD reads the last feature before the classifier; kdbench's decoders share no such layer, so the
-    encoder's last map stands in. The published numbers add logit distillation with weight 1 at T = 1.
+    encoder's last map is read. The published numbers add logit distillation with weight 1 at T = 1.
 
     Compared: CIRKD's losses/fitnet.py on random maps, for a convolutional student: equal to 1.9e-7, relative.
     """

@@ -115,7 +115,7 @@ class GKD(RepresentationMethod[GKDConfig]):
     heads, both without labels; then the decoder alone learns the task on the frozen encoder.
 
     Deviations: none from the released code in its losses; docs/gkd-errata.md lists what it leaves open. Students
-    without a class token are kdbench's extension: the mean of the last map stands in for it, and the mask hides the
+    without a class token are kdbench's extension: the mean of the last map takes its place, and the mask hides the
     stem's output. Without batch norms both passes run as one batch, in which an image with no token hidden stands once.
     The released code would mask nothing in a batch of one image; here such an image is masked with probability
     mask_probability.

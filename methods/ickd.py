@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdbench.losses import product
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features, PairSpec
 
 
 class ICKDConfig(MethodConfig):
-    """Options of ICKD."""
-
     weight: float = Field(
         500 / 256,
         ge=0,
@@ -24,10 +22,8 @@ class ICKDConfig(MethodConfig):
 
 def correlations(map_: Tensor) -> Tensor:
     """Inner products of the channels of (B, C, h, w), each row of (B, C, C) brought to unit length."""
-    channels = map_.float().flatten(2)
-    # In single precision also under autocast: these are sums over all positions.
-    with torch.autocast(channels.device.type, enabled=False):
-        return F.normalize(channels @ channels.transpose(1, 2), dim=2)
+    channels = map_.flatten(2)
+    return F.normalize(product(channels, channels.mT), dim=2)
 
 
 class ICKD(FeatureMethod[ICKDConfig]):

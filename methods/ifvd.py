@@ -9,14 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import labels_at, pixel_kl, resize_as, tokens
+from kdbench.losses import labels_at, last_maps, pixel_kl, tokens
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import IGNORE, Batch, Features
 
 
 class IFVDConfig(PresetConfig):
-    """Options of IFVD."""
-
     weight: float = Field(20.0, ge=0, description="weight of the loss. Source: CIRKD, 20 beside logits at 1")
 
 
@@ -52,8 +50,6 @@ class IFVD(FeatureMethod[IFVDConfig]):
     auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        theirs = teacher.final.float()
-        maps = resize_as(student.final.float(), theirs), theirs
-        label = labels_at(batch.label, theirs.shape[-2:])
+        maps, label = last_maps(student, teacher), labels_at(batch.label, teacher.final.shape[-2:])
         ours, goal = (variation(map_, label, self.pair.classes) for map_ in maps)
         return {"ifvd": self.config.weight * F.mse_loss(ours, goal)}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.losses import kl, resize_as, tokens
+from kdbench.losses import kl, product, resize_as, tokens
 from kdbench.method import MethodConfig, RepresentationMethod
 from kdbench.types import Batch, Features, PairSpec, Segmentor
 
@@ -50,7 +50,7 @@ class EmbeddingQueue(nn.Module):
         """Unit vectors (B, C) to cosines with all rows / temperature (B, N), for a softmax without unfilled rows."""
         unfilled = torch.arange(len(self.rows), device=self.rows.device) >= self.filled
         # Of a copy, because the next push changes the rows while this graph may still hold them.
-        cosines = embeddings @ self.rows.clone().T
+        cosines = product(embeddings, self.rows.clone().T)
         # Not minus infinity, which the divergence would subtract from itself.
         return (cosines / temperature).masked_fill(unfilled, torch.finfo(cosines.dtype).min)
 
@@ -137,9 +137,7 @@ class Lightly(RepresentationMethod[LightlyConfig]):
         pooled = self.global_head(student.pooled), teacher.pooled
         ours, theirs = (F.normalize(vector.float(), dim=1) for vector in pooled)
         heat = self.config.temperature
-        # Behind a division by 0.07, half precision would leave errors of several per cent.
-        with torch.autocast(theirs.device.type, enabled=False):
-            self.queue.push(theirs)
-            across_images = kl(self.queue.compare(ours, heat), self.queue.compare(theirs, heat), 1.0, dim=1).mean()
-            within = kl(our_tokens @ our_tokens.mT / heat, their_tokens @ their_tokens.mT / heat, 1.0, dim=2).mean()
-        return {"global": across_images, "local": self.config.local * within}
+        self.queue.push(theirs)
+        across_images = kl(self.queue.compare(ours, heat), self.queue.compare(theirs, heat), 1.0, dim=1).mean()
+        ours, theirs = (product(rows, rows.mT) / heat for rows in (our_tokens, their_tokens))
+        return {"global": across_images, "local": self.config.local * kl(ours, theirs, 1.0, dim=2).mean()}

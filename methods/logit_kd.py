@@ -11,8 +11,6 @@ from kdbench.types import Batch
 
 
 class LogitKDConfig(MethodConfig):
-    """Options of logit distillation."""
-
     temperature: float = Field(
         1.0, gt=0, description="softmax temperature T. Source: CIRKD and Af-DCD for Cityscapes, T = 1"
     )

@@ -11,12 +11,8 @@ from kdbench.types import Batch
 
 
 class LogitStdConfig(MethodConfig):
-    """Options of LogitStd."""
-
     temperature: float = Field(
-        2.0,
-        gt=0,
-        description="softmax temperature T. Source: Sun et al. (CIFAR-100) and torchdistill's sample, 2",
+        2.0, gt=0, description="softmax temperature T. Source: Sun et al. (CIFAR-100) and torchdistill's sample, 2"
     )
     weight: float = Field(
         9.0, ge=0, description="weight of the loss. Source: Sun et al. for CIFAR-100, and torchdistill's sample, 9"

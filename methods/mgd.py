@@ -15,8 +15,6 @@ from kdbench.types import Batch, Features, PairSpec
 
 
 class MGDConfig(PresetConfig):
-    """Options of MGD."""
-
     mask_ratio: float = Field(
         0.75, ge=0, le=1, description="chance that a position is hidden. Source: MGD for segmentation, lambda = 0.75"
     )

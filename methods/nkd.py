@@ -12,8 +12,6 @@ from kdbench.types import IGNORE, Batch
 
 
 class NKDConfig(MethodConfig):
-    """Options of NKD."""
-
     gamma: float = Field(
         1.5, ge=0, description="weight of the other classes' part. Source: cls_KD for ImageNet, CNNs, 1.5 (DeiT: 1)"
     )

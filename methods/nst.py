@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import resize_as
+from kdbench.losses import last_maps, product
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features
 
 
 class NSTConfig(MethodConfig):
-    """Options of NST."""
-
     weight: float = Field(50.0, ge=0, description="weight of the discrepancy. Source: mdistiller, 50 for each map")
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:
     """Mean over images and pairs of channels of (a . b)^2, for channels (B, C, N)."""
-    # In single precision also under autocast: the discrepancy is a small difference of large means.
-    with torch.autocast(a.device.type, enabled=False):
-        return (a @ b.transpose(1, 2)).square().mean()
+    return product(a, b.mT).square().mean()
 
 
 class NST(FeatureMethod[NSTConfig]):
@@ -47,7 +42,6 @@ class NST(FeatureMethod[NSTConfig]):
     paper = "Huang, Wang, Knowledge Distill via Neuron Selectivity Transfer, 2017 (arXiv 1707.01219)"
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        maps = resize_as(student.final, teacher.final), teacher.final
-        ours, theirs = (F.normalize(map_.float().flatten(2), dim=2) for map_ in maps)
+        ours, theirs = (F.normalize(map_.flatten(2), dim=2) for map_ in last_maps(student, teacher))
         discrepancy = kernel(theirs, theirs) + kernel(ours, ours) - 2 * kernel(ours, theirs)
         return {"nst": self.config.weight * discrepancy}

@@ -14,8 +14,6 @@ FLAT = 1e-4
 
 
 class PKDConfig(MethodConfig):
-    """Options of PKD."""
-
     weight: float = Field(
         10.0, ge=0, description="weight of the loss. Source: mmrazor, 10 an FPN level (single-stage detectors; else 6)"
     )

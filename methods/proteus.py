@@ -15,16 +15,11 @@ from kdbench.types import Batch, PairSpec, Segmentor
 
 
 class ProteusConfig(MethodConfig):
-    """Options of Proteus."""
-
     token: float = Field(1.0, ge=0, description="weight of the class token. Source: script for DINOv2 teachers, 1")
     feature: float = Field(1.0, ge=0, description="weight of all tokens. Source: script for DINOv2 teachers, 1")
     patch: float = Field(1.0, ge=0, description="weight of the hidden tokens. Source: script for DINOv2 teachers, 1")
     mask_probability: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of images that are masked. Source: Proteus scripts, half",
+        0.5, ge=0, le=1, description="share of images that are masked. Source: Proteus scripts, half"
     )
     mask_ratio: float = Field(
         0.5, ge=0, le=1, description="share of a masked image's tokens that are hidden. Source: Proteus scripts, half"

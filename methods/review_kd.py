@@ -16,12 +16,8 @@ POOLS = (4, 2, 1)
 
 
 class ReviewKDConfig(MethodConfig):
-    """Options of ReviewKD."""
-
     weight: float = Field(
-        1.0,
-        ge=0,
-        description="weight of the loss. Source: mdistiller for ImageNet, 1 (CIFAR-100: 5)",
+        1.0, ge=0, description="weight of the loss. Source: mdistiller for ImageNet, 1 (CIFAR-100: 5)"
     )
     warm_up: float = Field(
         0.01,

@@ -15,8 +15,6 @@ from kdbench.types import Batch, PairSpec, Part, Phase, Segmentor, SegOutput
 
 
 class SimKDConfig(MethodConfig):
-    """Options of SimKD."""
-
     weight: float = Field(
         1.0, ge=0, description="weight of the features. Source: SimKD scripts, 1 (labels and logits: 0)"
     )

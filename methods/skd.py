@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.losses import pixel_kl, resize_as, tokens
+from kdbench.losses import last_maps, pixel_kl, product, tokens
 from kdbench.method import FeatureMethod, PresetConfig
 from kdbench.types import Batch, Features
 
 
 class SKDConfig(PresetConfig):
-    """Options of SKD."""
-
     weight: float = Field(10.0, ge=0, description="weight of the pair-wise loss. Source: CIRKD, 10")
     pool: int = Field(2, ge=1, description="side of a node, in positions. Source: CIRKD, 2")
 
@@ -24,8 +21,7 @@ class SKDConfig(PresetConfig):
 def affinities(map_: Tensor, pool: int) -> Tensor:
     """(B, C, h, w) to (B, N, N): cosines between all nodes of an image."""
     nodes = F.normalize(tokens(F.max_pool2d(map_, pool, ceil_mode=True)), dim=2)
-    with torch.autocast(nodes.device.type, enabled=False):
-        return nodes @ nodes.mT
+    return product(nodes, nodes.mT)
 
 
 class SKD(FeatureMethod[SKDConfig]):
@@ -52,7 +48,5 @@ class SKD(FeatureMethod[SKDConfig]):
     auxiliary_losses: ClassVar = {"logit_kd": pixel_kl}
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> dict[str, Tensor]:
-        theirs = teacher.final.float()
-        maps = resize_as(student.final.float(), theirs), theirs
-        ours, goal = (affinities(map_, self.config.pool) for map_ in maps)
+        ours, goal = (affinities(map_, self.config.pool) for map_ in last_maps(student, teacher))
         return {"skd": self.config.weight * F.mse_loss(ours, goal)}

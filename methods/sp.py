@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdbench.losses import product
 from kdbench.method import FeatureMethod, MethodConfig
 from kdbench.types import Batch, Features
 
 
 class SPConfig(MethodConfig):
-    """Options of SP."""
-
     row_weight: float = Field(
         3000 / 64,
         ge=0,
@@ -24,9 +22,8 @@ class SPConfig(MethodConfig):
 
 def similarities(map_: Tensor) -> Tensor:
     """(B, C, h, w) to (B, B): products of whole maps, each image's row scaled to Euclidean norm one."""
-    rows = map_.float().flatten(1)
-    with torch.autocast(rows.device.type, enabled=False):
-        return F.normalize(rows @ rows.T)
+    rows = map_.flatten(1)
+    return F.normalize(product(rows, rows.T))
 
 
 class SP(FeatureMethod[SPConfig]):

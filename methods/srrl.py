@@ -14,8 +14,6 @@ from kdbench.types import Batch, PairSpec, Segmentor
 
 
 class SRRLConfig(MethodConfig):
-    """Options of SRRL."""
-
     feature_weight: float = Field(1.0, ge=0, description="weight of the features' means. Source: SRRL, alpha = 1")
     logit_weight: float = Field(
         1.0, ge=0, description="weight of the logits. Source: SRRL, beta = 1 on ImageNet (CIFAR: 5)"

@@ -20,8 +20,6 @@ from kdbench.types import Batch, Features, PairSpec, Part, Phase, Segmentor, Seg
 
 
 class TorchDistillConfig(MethodConfig):
-    """Options of torchdistill's losses."""
-
     loss: Literal[
         "AffinityLoss", "ATLoss", "AltActTransferLoss", "ChSimLoss", "DISTLoss", "DISTPlusLoss", "FSPLoss", "FTLoss",
         "KDLoss", "KTALoss", "LogitStdKDLoss", "RKDLoss", "SPKDLoss",

@@ -18,8 +18,6 @@ FLOOR = 1e-5
 
 
 class VIDConfig(MethodConfig):
-    """Options of VID."""
-
     weight: float = Field(1.0, ge=0, description="weight of the loss. Source: mdistiller and torchdistill, 1 a level")
     variance: float = Field(5.0, gt=FLOOR, description="variance to begin with. Source: mdistiller and torchdistill, 5")
 
