@@ -81,7 +81,8 @@ class ViTKD(FeatureMethod[ViTKDConfig]):
 
     Deviations: weights stand on means, so that they do not grow with the crop or the width; defaults convert the sums
     over 196 tokens of a teacher 768 wide (DeiT III-B to DeiT-S at 224 pixels). In networks that are no plain
-    transformers the two shallowest levels stand for blocks 0 and 1. Grids need not be square. The published numbers are for classification, some of them with NKD, which is left out.
+    transformers the two shallowest levels stand for blocks 0 and 1. Grids need not be square. The published
+    numbers are for classification, some of them with NKD, which is left out.
 
     Compared: cls_KD's mmcls/models/dis_losses/vitkd.py on random maps with equal weights and masks: equal to 2e-7, with
     the published weights put back on sums.
