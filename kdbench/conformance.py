@@ -19,7 +19,7 @@ from kdbench.errors import KdbenchError, describe
 from kdbench.method import Method, Stage, check_terms
 from kdbench.models.backbones import build_toy
 from kdbench.models.registry import ModelSpec, Pair, find_model
-from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
 from kdbench.plugins import MethodPlugin, load_method
 from kdbench.types import IGNORE, Batch, FeatureSpec, PairSpec
 
@@ -72,11 +72,13 @@ class Bench:
 def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
     """Build the method on a pair of toy models."""
 
-    def segmentor(role: ModelSpec, part: str) -> Segmentor:
+    def segmentor(role: ModelSpec, part: str) -> SegmentationModel:
         encoder = seeded(lambda: build_toy(role), "conformance", part)
         # LayerNorms' and zero-initialised residuals' start values hide missing gradients and moves.
         _roughen(parameter for parameter in encoder.parameters() if parameter.ndim <= 1)
-        return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "conformance", part))
+        return SegmentationModel(
+            encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "conformance", part)
+        )
 
     teacher, student = segmentor(pair.teacher, "teacher"), segmentor(pair.student, "student")
     spec = PairSpec(teacher.spec, student.spec, CLASSES)

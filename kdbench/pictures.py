@@ -40,7 +40,7 @@ Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Scene:
+class SampleImage:
     """A validation image (H, W, 3) with its label (H, W), 255 = ignore. licence: of a real data set, with its title."""
 
     domain: str
@@ -62,7 +62,7 @@ class Samples:
 
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
-    scenes: tuple[Scene, ...]
+    scenes: tuple[SampleImage, ...]
 
     @cached_property
     def identity(self) -> str:
@@ -100,7 +100,7 @@ def read_samples(folder: Path) -> Samples | None:
             image, label = held[f"image/{domain}/{index}"], held[f"label/{domain}/{index}"]
             height, width = label.shape
             pair = _checked(image, (height, width, 3)), _checked(label, (height, width))
-            scenes.append(Scene(domain, index, data_source, licence, *pair))
+            scenes.append(SampleImage(domain, index, data_source, licence, *pair))
         palette = tuple((red, green, blue) for red, green, blue in header["palette"])
         return Samples(tuple(header["classes"]), palette, tuple(scenes))
 

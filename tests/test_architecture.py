@@ -162,13 +162,6 @@ def test_weights_are_never_unpickled() -> None:
         assert not {"pickle", "joblib", "dill"} & {name.split(".")[0] for name in imports(path)}
 
 
-SHARED_CLASS_NAMES = {
-    "Benchmark", "Cell", "Cost", "Entry", "Layout", "Look", "Place", "Scene", "Seen", "Segmentor", "Style", "View",
-    "_Model", "Sample", "Loaded",
-}  # fmt: skip
-"""Names that several classes still have; this list only shrinks."""
-
-
 def test_no_two_classes_share_a_name() -> None:
     names = Counter(
         node.name
@@ -176,7 +169,7 @@ def test_no_two_classes_share_a_name() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef)
     )
-    assert {name for name, count in names.items() if count > 1} <= SHARED_CLASS_NAMES
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_only_the_command_line_prints_and_exits() -> None:

@@ -24,11 +24,13 @@ REDRAWN = 10
 """How often a crop is drawn again at most."""
 
 
-View = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+TrainingView = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Brings image (3, h, w) and label (h', w'), uint8, to one size (H, W), as a function of a seed."""
 
 
-def make_view(augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]) -> View:
+def make_view(
+    augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]
+) -> TrainingView:
     """Return the view that a recipe asks for; size is the protocol's, for recipes that name none."""
     match augmentation:
         case DistillationViews():

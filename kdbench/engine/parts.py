@@ -15,7 +15,7 @@ from kdbench.errors import KdbenchError
 from kdbench.method import Method, Stage
 from kdbench.models.backbones import Encoder
 from kdbench.models.geometry import Geometry
-from kdbench.models.segmentor import Segmentor
+from kdbench.models.segmentor import SegmentationModel
 from kdbench.types import ENCODERS, Features, FeatureSpec, Part, SegOutput
 
 
@@ -54,8 +54,8 @@ class LoadedState:
 class Networks:
     """A cell's networks. student and method are None in a teacher's own cell."""
 
-    teacher: Segmentor
-    student: Segmentor | None = None
+    teacher: SegmentationModel
+    student: SegmentationModel | None = None
     method: Method[Any] | None = None
     _loaded: dict[str, LoadedState] = field(default_factory=dict)
 
@@ -168,7 +168,12 @@ class StageModel:
     """
 
     def __init__(
-        self, segmentor: Segmentor | None, stage: Stage, encoder: Part, decoder: Part, compiled: Encode | None = None
+        self,
+        segmentor: SegmentationModel | None,
+        stage: Stage,
+        encoder: Part,
+        decoder: Part,
+        compiled: Encode | None = None,
     ) -> None:
         self._segmentor, self._stage = segmentor, stage
         self._encoder, self._decoder, self._compiled = encoder, decoder, compiled
@@ -203,7 +208,7 @@ class StageModel:
             )
         return self._network(self._decoder).task_loss(output, label)
 
-    def _network(self, part: Part) -> Segmentor:
+    def _network(self, part: Part) -> SegmentationModel:
         if self._segmentor is None or part not in self._stage.parts:
             raise KdbenchError(
                 f"stage '{self._stage.name}' reads the {part}, which is not among its parts "
@@ -217,7 +222,7 @@ def stage_models(
 ) -> tuple[StageModel, StageModel]:
     """Return student and teacher as the stage's loss sees them; compiled: encoders that torch has compiled."""
 
-    def model(segmentor: Segmentor | None, encoder: Part, decoder: Part) -> StageModel:
+    def model(segmentor: SegmentationModel | None, encoder: Part, decoder: Part) -> StageModel:
         return StageModel(segmentor, stage, encoder, decoder, (compiled or {}).get(encoder))
 
     return (

@@ -23,8 +23,8 @@ from kdbench.names import benchmark_title, domain_name, file_name, model_name
 from kdbench.pictures import (
     ORDER,
     Picture,
+    SampleImage,
     Samples,
-    Scene,
     colourise,
     contact_sheet,
     read_predictions,
@@ -71,10 +71,10 @@ def _places(context: RunContext, benchmark: Benchmark) -> Iterator[tuple[DomainS
         yield from ((samples, int((place + 0.5) * len(samples) / shown)) for place in range(shown))
 
 
-def _scene(samples: DomainSet, index: int) -> Scene:
+def _scene(samples: DomainSet, index: int) -> SampleImage:
     image, label = samples.read(index)
     size = _size(label)
-    return Scene(
+    return SampleImage(
         samples.domain,
         index,
         samples.data_source,

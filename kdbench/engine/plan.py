@@ -25,7 +25,7 @@ from kdbench.errors import KdbenchError
 from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage
 from kdbench.models.geometry import Geometry
 from kdbench.models.registry import ModelSpec
-from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
 from kdbench.models.toy import ToyModels
 from kdbench.models.weights import ModelSource
 from kdbench.plugins import MethodPlugin
@@ -227,13 +227,13 @@ def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet
 
 
 def _build(context: RunContext, cell: Cell) -> Networks:
-    def segmentor(model: ModelSpec, encoder: Part, decoder: Part) -> Segmentor:
+    def segmentor(model: ModelSpec, encoder: Part, decoder: Part) -> SegmentationModel:
         body = seeded(lambda: context.models.find(model).build(), cell.seed, encoder, model.name)
 
         def build_head() -> nn.Module:
             return body.own_decoder(cell.classes) or build_decoder(context.protocol.decoder, body.spec, cell.classes)
 
-        return Segmentor(body, seeded(build_head, cell.seed, decoder))
+        return SegmentationModel(body, seeded(build_head, cell.seed, decoder))
 
     teacher = segmentor(cell.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER)
     if cell.student is None or cell.method is None:

@@ -17,7 +17,7 @@ from kdbench.types import Features, FeatureSpec, SegOutput
 Built = TypeVar("Built")
 
 
-class Segmentor(nn.Module):
+class SegmentationModel(nn.Module):
     """An encoder with a decoder, as kdbench.types.Segmentor."""
 
     def __init__(self, encoder: Encoder, decoder: nn.Module) -> None:

@@ -25,7 +25,7 @@ from kdbench.files import default_store, save_atomically, write_atomically
 from kdbench.metrics import hits, miou
 from kdbench.models.backbones import TOY_IMAGE_SIZE, build_toy
 from kdbench.models.registry import MODELS
-from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Augmentation, Evaluation, Recipe
 from kdbench.types import Batch, Phase
@@ -56,7 +56,7 @@ class Distances:
             rows[name] = [self._score(model, other) for other in names]
         return pd.DataFrame.from_dict(rows, orient="index", columns=names)
 
-    def trained(self, name: str) -> Segmentor:
+    def trained(self, name: str) -> SegmentationModel:
         """Return the reference network of a domain, from the store where it is there."""
         samples, model = self.samples(name, "train"), _network(synthetic.DOMAINS[name].classes)
         recipe = RECIPE.model_dump(mode="json")
@@ -66,14 +66,14 @@ class Distances:
             if folder.summary is None:
                 folder.finish(train(self.fabric, _job(name, model, samples, self.fabric.device), folder, self.progress))
         model.load_state_dict(folder.load_snapshot(0, "model"))
-        placed: Segmentor = self.fabric.to_device(model)
+        placed: SegmentationModel = self.fabric.to_device(model)
         return placed
 
     def samples(self, name: str, split: str) -> RenderedSet:
         """Return the images of a domain."""
         return RenderedSet(name, name, split, IMAGES[split], TOY_IMAGE_SIZE, self.store.renders)
 
-    def _score(self, model: Segmentor, name: str) -> float:
+    def _score(self, model: SegmentationModel, name: str) -> float:
         classes = synthetic.DOMAINS[name].classes
         counts = evaluate(model, self.samples(name, "val"), classes, WHOLE, self.fabric.device)
         return miou(hits(counts.sum(0)))
@@ -104,12 +104,14 @@ def heat_map(matrix: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _network(classes: int) -> Segmentor:
+def _network(classes: int) -> SegmentationModel:
     encoder = seeded(lambda: build_toy(MODELS[REFERENCE]), "distances", "encoder")
-    return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, classes), "distances", "decoder"))
+    return SegmentationModel(
+        encoder, seeded(lambda: build_decoder("light", encoder.spec, classes), "distances", "decoder")
+    )
 
 
-def _job(name: str, model: Segmentor, samples: RenderedSet, device: torch.device) -> TrainingJob:
+def _job(name: str, model: SegmentationModel, samples: RenderedSet, device: torch.device) -> TrainingJob:
     def loss(batch: Batch) -> dict[str, torch.Tensor]:
         assert batch.label is not None
         return model.task_loss(model(batch.image), batch.label)

@@ -19,7 +19,7 @@ from kdbench.engine.parts import Networks
 from kdbench.models.backbones import Encoder
 from kdbench.models.geometry import Geometry
 from kdbench.models.registry import ModelSpec, parse_pair
-from kdbench.models.segmentor import Segmentor, build_decoder
+from kdbench.models.segmentor import SegmentationModel, build_decoder
 from kdbench.plugins import load_method
 from kdbench.protocol import MINI
 from kdbench.types import Batch, PairSpec
@@ -74,11 +74,11 @@ def build_networks() -> Callable[..., Networks]:
     def build(
         method: str, pair: str, encoder: Callable[[ModelSpec], Encoder], geometry: Geometry | None = None
     ) -> Networks:
-        def segmentor(role: ModelSpec) -> Segmentor:
+        def segmentor(role: ModelSpec) -> SegmentationModel:
             made = encoder(role)
             if geometry is not None:
                 made.adapt(geometry)
-            return Segmentor(made, build_decoder("light", made.spec, CLASSES))
+            return SegmentationModel(made, build_decoder("light", made.spec, CLASSES))
 
         plugin, roles = load_method(method).method, parse_pair(pair)
         models = segmentor(roles.teacher), segmentor(roles.student)

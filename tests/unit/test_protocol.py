@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,57 @@ def test_the_equal_budget_is_another_protocol_under_the_same_name() -> None:
         assert equal.recipes == published.recipes
 
 
+TASK = {
+    "steps": 40_000, "epochs": 0, "batch": 4, "lr": 1e-4, "encoder_lr": 0.1, "schedule": "poly", "min_lr": 0.0,
+    "warmup": 0, "clip": None, "weight_decay": 0.05, "decay": "mmengine", "patch": 16, "repeats": 1,
+}  # fmt: skip
+DISTILLATION = {
+    "steps": 0, "warmup": 0, "clip": None, "weight_decay": 0.05, "min_lr": 1e-5, "encoder_lr": 1.0, "decay": "timm",
+}  # fmt: skip
+AS_RUN = {"repeats": 3, "schedule": "cosine-epochs"}
+AS_WRITTEN = {"repeats": 1, "schedule": "cosine-epochs-on-time"}
+PROXY = {"epochs": 100, "batch": 512, "lr": 5e-4, "patch": 14, **DISTILLATION}
+SOURCE = {"epochs": 300, "batch": 128, "patch": 16, **DISTILLATION}
+PUBLISHED: dict[str, dict[Phase, dict[str, Any]]] = {
+    "paper": {
+        Phase.FIT_TEACHER: TASK, Phase.TASK: TASK, Phase.PROXY: PROXY | AS_RUN,
+        Phase.SOURCE: SOURCE | AS_RUN | {"lr": 1.25e-4},
+    },
+    "paper-text": {
+        Phase.FIT_TEACHER: TASK, Phase.TASK: TASK, Phase.PROXY: PROXY | AS_WRITTEN,
+        Phase.SOURCE: SOURCE | AS_WRITTEN | {"lr": 5e-4},
+    },
+}  # fmt: skip
+"""Every number of each phase but its views: of GKD's released code (paper) and of its text (paper-text)."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_are_those_of_gkds_code_and_text(name: str) -> None:
+    recipes = PROTOCOLS[name].recipes
+    assert set(recipes) == set(PUBLISHED[name])
+    for phase, expected in PUBLISHED[name].items():
+        assert recipes[phase].model_dump(exclude={"augmentation"}) == expected, phase
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_views_and_windows_are_those_of_gkds_code(name: str) -> None:
+    """Hue in degrees, of which OpenCV's 8 bits hold half as many."""
+    protocol = PROTOCOLS[name]
+    views = {phase: recipe.augmentation for phase, recipe in protocol.recipes.items()}
+    erased = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "erase": 0.25}
+    policy = {"kind": "distillation", "rand_augment": "rand-m9-mstd0.5-inc1"}
+    assert views[Phase.PROXY].model_dump() == {"crop": 224, **erased, **policy}
+    assert views[Phase.SOURCE].model_dump() == {"crop": 512, **erased, **policy}
+    edges = (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024)
+    photometry = {"brightness": 32, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 2 * 18}
+    scaling = {"crop": 512, "short_edges": edges, "long_edge": 2048, "largest_class": 0.75, "flip": 0.5}
+    for phase in (Phase.FIT_TEACHER, Phase.TASK):
+        assert views[phase].model_dump() == {"kind": "segmentation", **scaling, **photometry}
+    assert (protocol.evaluation.window, protocol.evaluation.stride) == ((512, 512), (341, 341))
+    assert protocol.image_size == (512, 512)
+    assert (protocol.decoder, protocol.native, protocol.resampling) == ("mask2former", True, "bicubic")
+
+
 SIZES = {
     "g2c": {"cityscapes": InputSize(512, 1024)},
     "g2b": {"bdd100k": InputSize(720, 1280)},
@@ -66,7 +118,7 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_targets_are_tested_at_the_sizes_of_gkds_code(name: str) -> None:
     targets = {domain.name: domain.real for domain in load_benchmark(name).targets}
-    for protocol in ("paper", "paper-text"):
+    for protocol in PUBLISHED:
         stated_under = PROTOCOLS[protocol].overrides_of or protocol
         found = {target: real and real.under_protocol(stated_under).size for target, real in targets.items()}
         assert found == SIZES[name]

@@ -20,7 +20,7 @@ from kdbench.errors import KdbenchError
 from kdbench.identity import digest
 from kdbench.models.backbones import Encoder, cut, has_batch_norms, padded
 from kdbench.models.registry import ModelSpec
-from kdbench.models.segmentor import Segmentor, seeded
+from kdbench.models.segmentor import SegmentationModel, seeded
 from kdbench.models.weights import ENDINGS, Model, State, checksum, find_file, read_checkpoint, where_to_put
 from kdbench.types import IGNORE, Features, FeatureSpec, SegOutput
 
@@ -212,7 +212,7 @@ class SemanticFPN(nn.Module):
 
 def student_from_config(
     config: CfgNode | Path | str, classes: int, weights: Path | None = None, seed: int = 0
-) -> Segmentor:
+) -> SegmentationModel:
     """Build the semantic part of a detectron2 model, FPN and semantic head, for images (B, 3, H, W) in [0, 1].
 
     config: a node, a file, or a file's name below detectron2's own configs/, e.g. `Misc/semantic_R_50_FPN_1x.yaml`.
@@ -224,9 +224,9 @@ def student_from_config(
     stated = "" if "://" in node.MODEL.WEIGHTS else node.MODEL.WEIGHTS
     path = Path(weights or stated) if weights or stated else None
 
-    def build() -> Segmentor:
+    def build() -> SegmentationModel:
         encoder = build_encoder(node, trained=path is not None)
-        return Segmentor(encoder, encoder.own_decoder(classes))
+        return SegmentationModel(encoder, encoder.own_decoder(classes))
 
     student = seeded(build, "detectron2", seed)
     if path is not None:

@@ -52,7 +52,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class _Model:
+class _GalleryModel:
     """A cell's predictions, one for each scene of the samples in its benchmark's folder."""
 
     cell: Any
@@ -84,7 +84,7 @@ def make_gallery(frame: pd.DataFrame, order: Sequence[str], include_images: bool
     return _gallery(alike, include_images, faults)
 
 
-def _read(cell: Any, samples_of: Callable[[Path], Samples | None], faults: list[str]) -> _Model | None:
+def _read(cell: Any, samples_of: Callable[[Path], Samples | None], faults: list[str]) -> _GalleryModel | None:
     if not predictions_file(cell.path).is_file():
         return None
     try:
@@ -93,10 +93,10 @@ def _read(cell: Any, samples_of: Callable[[Path], Samples | None], faults: list[
     except KdbenchError as error:
         faults.append(str(error))
         return None
-    return _Model(cell, samples, maps) if samples and maps else None
+    return _GalleryModel(cell, samples, maps) if samples and maps else None
 
 
-def _gallery(models: list[_Model], include_images: bool, faults: list[str]) -> Gallery:
+def _gallery(models: list[_GalleryModel], include_images: bool, faults: list[str]) -> Gallery:
     samples = models[0].samples
     rows = []
     for place, scene in enumerate(samples.scenes):

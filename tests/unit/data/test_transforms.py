@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.data.transforms import DistillationView, SegmentationView, View, make_view
+from kdbench.data.transforms import DistillationView, SegmentationView, TrainingView, make_view
 from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
 
 # ImageNet's mean, (123.675, 116.28, 103.53), to the level.
@@ -39,7 +39,7 @@ def test_a_view_is_a_function_of_its_seed_and_leaves_every_generator_alone(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, label = places(60, 90)
-    view: View = make_view(VIEWS[kind], (32, 32))
+    view: TrainingView = make_view(VIEWS[kind], (32, 32))
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))

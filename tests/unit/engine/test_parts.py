@@ -15,7 +15,7 @@ from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import Encoder, build_toy
 from kdbench.models.registry import MODELS
-from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
 from kdbench.protocol import PROTOCOLS
 from kdbench.types import Features, FeatureSpec, Part
 
@@ -28,9 +28,9 @@ def encoder(role: str) -> Encoder:
     return seeded(lambda: build_toy(MODELS[role]), "test", role)
 
 
-def segmentor(role: str) -> Segmentor:
+def segmentor(role: str) -> SegmentationModel:
     body = encoder(role)
-    return Segmentor(body, seeded(lambda: build_decoder("light", body.spec, 5), "test", "decoder"))
+    return SegmentationModel(body, seeded(lambda: build_decoder("light", body.spec, 5), "test", "decoder"))
 
 
 def images(count: int = 2) -> Tensor:
@@ -49,7 +49,7 @@ def maps(features: Features) -> list[Tensor]:
 # --- channels last
 
 
-def gradients(network: Segmentor) -> tuple[list[Tensor], dict[str, Tensor]]:
+def gradients(network: SegmentationModel) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Features and logits of a training pass with hidden positions, and every parameter's gradient."""
     network.train()
     features = network.encode(images(4), hidden(network.encoder, 4))

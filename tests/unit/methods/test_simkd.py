@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.models.decoders import LightDecoder
-from kdbench.models.segmentor import Segmentor
+from kdbench.models.segmentor import SegmentationModel
 from kdbench.types import Features, FeatureSpec, PairSpec
 
 METHOD = SimKD
@@ -60,9 +60,9 @@ class Encoder(nn.Module):
 def test_deployed_is_the_students_encoder_with_projectors_and_the_teachers_decoder(
     size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
-    def segmentor(channels: tuple[int, ...], strides: tuple[int, ...]) -> Segmentor:
+    def segmentor(channels: tuple[int, ...], strides: tuple[int, ...]) -> SegmentationModel:
         shape = FeatureSpec(channels, strides, channels[-1], strides[-1], class_token=False)
-        return Segmentor(Encoder(shape), LightDecoder(shape, 4))
+        return SegmentationModel(Encoder(shape), LightDecoder(shape, 4))
 
     teacher, student = segmentor((6, 6), (8, 8)), segmentor((3, 5), (4, 16))
     method = SimKD(SimKDConfig(), PairSpec(teacher.spec, student.spec, 4))

@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.models.segmentor import Segmentor, build_decoder, seeded
+from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
 
 CLASSES = 5
 
 
 @pytest.fixture
-def segmentor(encoder) -> Segmentor:
-    return Segmentor(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "test")).eval()
+def segmentor(encoder) -> SegmentationModel:
+    return SegmentationModel(encoder, seeded(lambda: build_decoder("light", encoder.spec, CLASSES), "test")).eval()
 
 
 pytestmark = pytest.mark.parametrize("encoder", ["deit-s", "resnet18", "mit-b0"], indirect=True)
 
 
 @torch.no_grad()
-def test_encode_hands_on_masks_and_blocks(segmentor: Segmentor, images) -> None:
+def test_encode_hands_on_masks_and_blocks(segmentor: SegmentationModel, images) -> None:
     image, stride = images(1, 32, 64), segmentor.spec.final_stride
     mask = torch.ones(1, 32 // stride, 64 // stride, dtype=torch.bool)
     masked = segmentor.encode(image, mask=mask, blocks=(1,))

@@ -14,8 +14,8 @@ from PIL import Image
 from kdbench.errors import KdbenchError
 from kdbench.pictures import (
     SAMPLES,
+    SampleImage,
     Samples,
-    Scene,
     predictions_file,
     read_predictions,
     read_samples,
@@ -31,12 +31,12 @@ CLASSES = ("road", "building", "sky")
 LICENCE = "ACDC, adverse conditions (ACDC licence: non-commercial research)"
 
 
-def scene(domain: str, index: int, shape: tuple[int, int] = (4, 6), data_source: str = "synthetic-1") -> Scene:
+def scene(domain: str, index: int, shape: tuple[int, int] = (4, 6), data_source: str = "synthetic-1") -> SampleImage:
     """An image of noise, with a label that has all classes and a corner to ignore."""
     label = np.resize(np.array([0, 1, 2], np.uint8), shape)
     label[0, 0] = 255
     image = np.random.default_rng(index).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    return Scene(domain, index, data_source, LICENCE if data_source == "real" else "", image, label)
+    return SampleImage(domain, index, data_source, LICENCE if data_source == "real" else "", image, label)
 
 
 def two_scenes(data_source: str = "synthetic-1") -> Samples:
