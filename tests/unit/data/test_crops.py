@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from kdbench.data.datasets import ADAPTERS
 from kdbench.data.datasets.labels import ByColour
-from kdbench.data.realset import RealSet
-from kdbench.data.sizing import Native
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
 from kdbench.tools.prepare import COLOURS, TILES, crop_starts, cut_tiles
@@ -63,30 +61,30 @@ def tile(root: Path, name: str, side: int = 600) -> tuple[np.ndarray, np.ndarray
     return image, values
 
 
-def test_crops_have_their_names_pixels_and_classes_and_bands_lie_apart(tmp_path: Path) -> None:
-    image, values = tile(tmp_path / "potsdam", "2_10")
-    tile(tmp_path / "potsdam", "2_13")
-    cuts = cut_tiles("potsdam", tmp_path, 2, Silent())
+def test_crops_have_their_names_pixels_and_classes_and_bands_lie_apart(trees: Any) -> None:
+    image, values = tile(trees.root / "potsdam", "2_10")
+    tile(trees.root / "potsdam", "2_13")
+    cuts = cut_tiles("potsdam", trees.root, 2, Silent())
     assert [(c.bands, c.tile, c.split, c.crops, c.off_palette) for c in cuts] == [
         (bands, tile, split, 4, 600)
         for tile, split in (("2_10", "train"), ("2_13", "val"))
         for bands in ("IRRG", "RGB")
     ]
-    names = sorted(path.name for path in (tmp_path / "potsdam/RGB/img_dir/train").iterdir())
+    names = sorted(path.name for path in (trees.root / "potsdam/RGB/img_dir/train").iterdir())
     assert names == [f"2_10_{x}_{y}_{x + 512}_{y + 512}.png" for x in (0, 88) for y in (0, 88)]
-    samples = RealSet("d", ADAPTERS["potsdam"].scan(tmp_path), ("RGB/train",), Native())
+    samples = trees.open("potsdam", "RGB/train")
     index = names.index("2_10_88_0_600_512.png")
     pixels, label = samples.read(index)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), image[:512, 88:])
     # Zero, the border, is ignored; what is off the palette too; the classes begin with 0, once.
     assert np.array_equal(label.numpy(), np.where(values == 0, 255, values - 1)[:512, 88:])
-    infrared, same = RealSet("d", ADAPTERS["potsdam"].scan(tmp_path), ("IRRG/train",), Native()).read(index)
+    infrared, same = trees.open("potsdam", "IRRG/train").read(index)
     assert np.array_equal(infrared.numpy(), 255 - pixels.numpy())
     assert np.array_equal(same.numpy(), label.numpy())
 
 
-def test_vaihingen_takes_labels_without_boundaries(tmp_path: Path) -> None:
-    root = tmp_path / "vaihingen"
+def test_vaihingen_takes_labels_without_boundaries(trees: Any) -> None:
+    root = trees.root / "vaihingen"
     (root / "top").mkdir(parents=True)
     image = np.random.default_rng(0).integers(0, 256, (520, 512, 3), dtype=np.uint8)
     Image.fromarray(image).save(root / "top/top_mosaic_09cm_area1.tif")
@@ -94,57 +92,57 @@ def test_vaihingen_takes_labels_without_boundaries(tmp_path: Path) -> None:
     Image.fromarray(label + 255).save(root / "top_mosaic_09cm_area1.tif")  # the one with boundaries, of the same name
     Image.fromarray(label + np.array([0, 0, 255], np.uint8)).save(root / "top_mosaic_09cm_area1_noBoundary.tif")
     Image.fromarray(label).save(root / "top_mosaic_09cm_area9_noBoundary.tif")  # it has no image
-    (cut,) = cut_tiles("vaihingen", tmp_path, 1, Silent())
+    (cut,) = cut_tiles("vaihingen", trees.root, 1, Silent())
     assert (cut.tile, cut.split, cut.crops, cut.off_palette) == ("1", "train", 2, 0)
-    samples = RealSet("d", ADAPTERS["vaihingen"].scan(tmp_path), ("train",), Native())
+    samples = trees.open("vaihingen", "train")
     assert [sample.image.path.name for sample in samples.pairs] == ["area1_0_0_512_512.png", "area1_0_8_512_520.png"]
     assert samples.read(0)[1].unique().tolist() == [1]
 
 
-def test_what_is_missing_or_changed_is_cut_and_what_is_done_stays(tmp_path: Path) -> None:
+def test_what_is_missing_or_changed_is_cut_and_what_is_done_stays(trees: Any) -> None:
     for name in ("2_10", "2_11"):
-        tile(tmp_path / "potsdam", name)
-    cut_tiles("potsdam", tmp_path, 1, Silent())
-    crop = tmp_path / "potsdam/RGB/img_dir/train/2_11_0_0_512_512.png"
-    other = tmp_path / "potsdam/RGB/img_dir/train/2_10_0_0_512_512.png"
+        tile(trees.root / "potsdam", name)
+    cut_tiles("potsdam", trees.root, 1, Silent())
+    crop = trees.root / "potsdam/RGB/img_dir/train/2_11_0_0_512_512.png"
+    other = trees.root / "potsdam/RGB/img_dir/train/2_10_0_0_512_512.png"
     before, content = other.stat().st_mtime_ns, crop.read_bytes()
     crop.unlink()
-    cut_tiles("potsdam", tmp_path, 1, Silent())
+    cut_tiles("potsdam", trees.root, 1, Silent())
     assert crop.read_bytes() == content
     assert other.stat().st_mtime_ns == before
     # So is one of which the summary is damaged.
-    summary = tmp_path / "potsdam/RGB/tiles/2_11.json"
+    summary = trees.root / "potsdam/RGB/tiles/2_11.json"
     for damaged in ("", "{}"):
         crop.unlink()
         summary.write_text(damaged, encoding="utf-8")
-        cut_tiles("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", trees.root, 1, Silent())
         assert crop.read_bytes() == content
     # A tile that was corrected is cut again.
-    picture = tmp_path / "potsdam/2_Ortho_RGB/top_potsdam_2_11_RGB.tif"
+    picture = trees.root / "potsdam/2_Ortho_RGB/top_potsdam_2_11_RGB.tif"
     Image.fromarray(np.zeros((600, 600, 3), np.uint8)).save(picture)
-    cut_tiles("potsdam", tmp_path, 1, Silent())
+    cut_tiles("potsdam", trees.root, 1, Silent())
     assert np.asarray(Image.open(crop)).max() == 0
     assert other.stat().st_mtime_ns == before
 
 
-def test_one_tile_twice_is_refused_and_what_is_unpacked_comes_first(tmp_path: Path) -> None:
-    tile(tmp_path / "potsdam", "2_10")
+def test_one_tile_twice_is_refused_and_what_is_unpacked_comes_first(trees: Any) -> None:
+    tile(trees.root / "potsdam", "2_10")
     label = np.full((600, 600, 3), 255, np.uint8)
-    (tmp_path / "potsdam/a").mkdir()
-    Image.fromarray(label).save(tmp_path / "potsdam/a/top_potsdam_2_10_label_noBoundary.tif")
-    cut_tiles("potsdam", tmp_path, 1, Silent())
-    crop = np.asarray(Image.open(tmp_path / "potsdam/RGB/ann_dir/train/2_10_0_0_512_512.png"))
+    (trees.root / "potsdam/a").mkdir()
+    Image.fromarray(label).save(trees.root / "potsdam/a/top_potsdam_2_10_label_noBoundary.tif")
+    cut_tiles("potsdam", trees.root, 1, Silent())
+    crop = np.asarray(Image.open(trees.root / "potsdam/RGB/ann_dir/train/2_10_0_0_512_512.png"))
     assert crop.min() == crop.max() == 1
-    (tmp_path / "potsdam/b").mkdir()
-    Image.fromarray(label).save(tmp_path / "potsdam/b/top_potsdam_2_10_label_noBoundary.tif")
+    (trees.root / "potsdam/b").mkdir()
+    Image.fromarray(label).save(trees.root / "potsdam/b/top_potsdam_2_10_label_noBoundary.tif")
     with pytest.raises(KdbenchError, match=r"are the same tile\. Remove the one"):
-        cut_tiles("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", trees.root, 1, Silent())
 
 
-def test_what_is_missing_or_does_not_belong_is_named(tmp_path: Path) -> None:
-    (tmp_path / "potsdam").mkdir()
+def test_what_is_missing_or_does_not_belong_is_named(trees: Any) -> None:
+    (trees.root / "potsdam").mkdir(parents=True)
     with pytest.raises(KdbenchError, match=r"no images of tiles, top_potsdam_2_10_RGB\.tif or .*potsdam or in"):
-        cut_tiles("potsdam", tmp_path, 1, Silent())
-    tile(tmp_path / "potsdam", "9_99")
+        cut_tiles("potsdam", trees.root, 1, Silent())
+    tile(trees.root / "potsdam", "9_99")
     with pytest.raises(KdbenchError, match=r"top_potsdam_9_99_IRRG\.tif is no tile of ISPRS Potsdam"):
-        cut_tiles("potsdam", tmp_path, 1, Silent())
+        cut_tiles("potsdam", trees.root, 1, Silent())

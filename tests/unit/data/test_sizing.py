@@ -9,24 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.benchmark import InputSize
 from kdbench.data.sizing import Cover, Evaluated, Native
 from kdbench.plugins import load_benchmark
-
-
-def seen(rule: InputSize, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    image, label = Evaluated(**asdict(rule))(
-        torch.zeros(3, height, width, dtype=torch.uint8), torch.zeros(height, width, dtype=torch.uint8)
-    )
-    return tuple(image.shape[1:]), tuple(label.shape)
-
-
-def rule(benchmark: str, target: str) -> InputSize:
-    (domain,) = (domain for domain in load_benchmark(benchmark).targets if domain.name == target)
-    assert domain.real is not None
-    size = domain.real.under_protocol("paper").size
-    assert isinstance(size, InputSize)
-    return size
 
 
 @pytest.mark.parametrize(
@@ -47,7 +31,10 @@ def rule(benchmark: str, target: str) -> InputSize:
 def test_targets_are_evaluated_at_the_papers_sizes(
     name: str, target: str, stored: tuple[int, int], image: tuple[int, int], label: tuple[int, int]
 ) -> None:
-    assert seen(rule(name, target), *stored) == (image, label)
+    (real,) = (domain.real for domain in load_benchmark(name).targets if domain.name == target)
+    blank = torch.zeros(3, *stored, dtype=torch.uint8)
+    seen = Evaluated(**asdict(real.under_protocol("paper").size))(blank, blank[0])
+    assert (tuple(seen[0].shape[1:]), tuple(seen[1].shape)) == (image, label)
 
 
 def test_halving_an_image_exactly_is_the_mean_of_four_pixels() -> None:
