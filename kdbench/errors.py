@@ -19,6 +19,9 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, KdbenchError) or not frames:
         return str(error) or type(error).__name__
+    if isinstance(error, SyntaxError):
+        # Its text has the author's line; the frames are those of Python's import.
+        return f"SyntaxError: {error}"
     # The author's own line says more than the depths of a library that it called.
     frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
     file = frame.filename.rpartition("/")[2]

@@ -68,7 +68,7 @@ def test_an_entry_point_is_a_plug_in_like_any_other(tmp_path: Path, monkeypatch:
     ("text", "message"),
     [
         ("import nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
-        ("def broken(:\n", "SyntaxError"),
+        ("def broken(:\n", "SyntaxError: invalid syntax (broken.py, line 1)"),
         ("raise RuntimeError('at import')\n", "RuntimeError: at import"),
         ("x = 1\n", "exactly one subclass of kdbench.method.Method; found none"),
         (METHOD + "\n\nclass Other(Method):\n    pass\n", "found Mine, Other"),
@@ -83,6 +83,7 @@ def test_a_broken_file_is_listed_with_its_error_and_breaks_nothing_else(
     assert list(loaded) == ["fine"]
     assert message in broken["broken"]
     assert "broken.py" in broken["broken"]
+    assert "<frozen" not in broken["broken"]
 
 
 def test_a_missing_file_and_a_benchmark_without_its_value_are_errors(tmp_path: Path) -> None:
