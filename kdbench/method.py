@@ -122,6 +122,9 @@ class Method(nn.Module, Generic[ConfigT]):
     line of a subclass's docstring is its idea, shown in lists; its sections "Formula:", "Deviations:" and "Compared:"
     stand on the method's page (docs/methods.md).
 
+    `LogitMethod` hands `terms` the logits, `FeatureMethod` the features; to use both, override `loss` here and return
+    `student.task_loss(...)` among the terms.
+
     Sub-modules are the method's own (projectors, heads, memories): trained where a stage's `trains` names them, dropped
     at deployment. Parameters and buffers live in sub-modules, never directly on the method.
     """

@@ -289,6 +289,10 @@ def read_record(path: Path) -> Record:
         content = json.loads(path.read_bytes())
         record = Record.model_validate(_upgrade(content) if content.get("schema_version") == 1 else content)
         _check_shapes(record)
+    except FileNotFoundError:
+        raise KdbenchError(
+            f"there is no record {path}. Give a path from a frame's column `path`, or run its cell."
+        ) from None
     except (ValidationError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))) if first else str(error)

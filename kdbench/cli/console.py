@@ -130,4 +130,4 @@ def progress_for(console: Console) -> Progress:
 
 
 def _text(losses: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    return "  ".join(f"{name} {value:.3g}" for name, value in losses.items())

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdbench.engine.evaluation import class_scores
 from kdbench.engine.parts import Networks, stage_models
 from kdbench.engine.plan import Plan, PlannedStage, RunContext, networks_and_stages
+from kdbench.errors import describe
 from kdbench.types import Batch
 
 ADAM = 16
@@ -57,7 +58,7 @@ def stage_flops(context: RunContext, plan: Plan, names: Collection[str]) -> dict
         try:
             found[name] = cost_of(context, networks, step).total_flops(step)
         except Exception as error:  # a plug-in's own code, which may train where it fails here
-            context.progress.note(f"{plan.cell.id.name} · {name}: operations are not counted ({error})")
+            context.progress.note(f"{plan.cell.id.name} · {name}: operations are not counted ({describe(error)})")
             found[name] = None
     return found
 

@@ -180,3 +180,8 @@ def test_counts_that_do_not_fit_are_no_record(tmp_path: Path, make_record, write
     record = record.model_copy(update={"result": record.result.model_copy(update={"domains": changed})})
     with pytest.raises(KdbenchError, match=r"json is not a valid record.*result\.domains\.cityscapes.*3 classes"):
         read_record(write(tmp_path, record))
+
+
+def test_a_missing_record_is_not_to_be_removed(tmp_path: Path) -> None:
+    with pytest.raises(KdbenchError, match=r"there is no record .*nowhere\.json"):
+        read_record(tmp_path / "nowhere.json")

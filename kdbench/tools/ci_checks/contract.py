@@ -29,6 +29,6 @@ def check(method: str) -> Iterator[CheckResult]:
     for fault, places in shown.items():
         asked = RULES[places[0].partition(" ")[0]]
         again = f" The same in {len(places) - 1} further checks and pairs." if len(places) > 1 else ""
-        yield CheckResult(f"{name} {places[0]}", "FAIL", f"{fault}. The contract: {asked}{again}", file)
+        yield CheckResult(f"{name} {places[0]}", "FAIL", f"{fault.rstrip('.')}. The contract: {asked}{again}", file)
     if not faults:
         yield CheckResult(name, "ok", f"keeps {len(CHECKS)} checks on {len(PAIRS)} pairs")
