@@ -47,11 +47,6 @@ def miou(counts: np.ndarray) -> float:
     return float(mious(counts))
 
 
-def labelled_iou(domain: DomainResult) -> np.ndarray:
-    """Return IoU (K) in percent at the last snapshot; nan for classes that the domain's labels do not show."""
-    return np.where(domain.confusion.sum(1) > 0, class_iou(hits(domain.confusion)), np.nan)
-
-
 def domain_miou(domain: DomainResult) -> float:
     """Return the mIoU of a domain in percent at the last snapshot."""
     return miou(hits(domain.confusion))

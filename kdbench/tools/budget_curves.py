@@ -2,7 +2,7 @@
 
 The curves of docs/mini.md, e.g. those of the proxy phase:
 
-    spec = RunSpec(methods=("gkd",), pairs=("dinov2-b:deit-s",), benchmarks=("c2a",), references=False, ...)
+    spec = RunSpec(methods=(METHOD,), pairs=(PAIR,), benchmarks=(BENCHMARK,), references=False, ...)
     write_curves(spec, Phase.PROXY, Path("docs/pictures"))
 """
 
