@@ -151,6 +151,9 @@ class Protocol(Frozen):
     """How patch kernels and position embeddings change their size (kdbench.models.geometry)."""
     snapshots: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Where in a labelled stage its trained parts are kept; the last is the one that boards rank."""
+    common: tuple[Phase, ...] = ()
+    """Phases whose stages are common to all seeds: every draw in them is seed 0's. Their result is rounded to half
+    precision, so that one computed anywhere can be shipped."""
     checkpoint_every: int = 50
     """Steps between the points from which a killed stage continues."""
     budget: Literal["published", "equal"] = "published"
@@ -209,6 +212,7 @@ MINI = Protocol(
 )
 SMOKE = Protocol(
     name="smoke",
+    version=2,
     summary="seconds: every path once, hardly anything learnt",
     model_set="toy-v1",
     decoder="light",
@@ -223,6 +227,7 @@ SMOKE = Protocol(
         Phase.TASK: Recipe(steps=8, batch=4, lr=1e-3, encoder_lr=0.3, schedule="poly"),
     },
     evaluation=Evaluation(window=(32, 64), stride=(16, 32), batch=8),
+    common=(Phase.PROXY,),
     checkpoint_every=2,
 )
 # Numbers of GKD's released code; docs/gkd-errata.md says where its paper differs.

@@ -178,21 +178,28 @@ class StageCounts(_Model):
 
 
 class StageSummary(StageCounts):
-    """What a finished stage leaves in the store (stage.json). memory_mb: peak of a GPU's tensors; None on a CPU."""
+    """What a finished stage leaves in the store (stage.json).
 
+    first_losses: of its first steps, by term; with them somebody else can tell that they get the same (models verify).
+    memory_mb: peak of a GPU's tensors; None on a CPU. device: where it was computed, `cpu, AMD EPYC 7763`.
+    """
+
+    first_losses: dict[str, list[float]] = {}
     seconds: float
+    device: str = ""
     memory_mb: float | None = None
     versions: dict[str, str] = {}
     revision: str = ""
 
 
 class StageResult(StageCounts):
-    """A stage in a record. data: domain -> its data source."""
+    """A stage in a record. data: domain -> its data source. shipped: whether its result came with kdbench."""
 
     name: str
     phase: str
     key: str
     data: dict[str, str]
+    shipped: bool = False
 
 
 class Result(_Model):
@@ -208,15 +215,17 @@ class RunInfo(_Model):
     """How the run went; differs from run to run.
 
     stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; memory on a GPU only.
-    cached: stages that the store had. peak_memory_mb: the largest of stage_memory_mb, or of what the process (on a GPU:
-    its tensors) has taken so far, for other cells too. latency_ms: of the deployed segmentor for one image of the
-    protocol's size. versions: of the engine (`engine`; unknown in older records) and of libraries.
+    stage_devices: where each stage that is common to all seeds was computed. cached: stages that the store had or that
+    came with kdbench. peak_memory_mb: the largest of stage_memory_mb, or of what the process (on a GPU: its tensors)
+    has taken so far, for other cells too. latency_ms: of the deployed segmentor for one image of the protocol's size.
+    versions: of the engine (`engine`; unknown in older records) and of libraries.
     """
 
     started: str
     seconds: float
     stage_seconds: dict[str, float]
     stage_memory_mb: dict[str, float] = {}
+    stage_devices: dict[str, str] = {}
     latency_ms: float | None = None
     cached: list[str]
     peak_memory_mb: float

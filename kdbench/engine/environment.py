@@ -48,6 +48,11 @@ def host() -> dict[str, str]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    """Return a device's kind and model."""
+    return f"{device.type}, {_processor()}"
+
+
 def _processor() -> str:
     """Return the model's name: libraries pick other kernels on another model, and the last bit follows them."""
     if torch.cuda.is_available():

@@ -66,6 +66,12 @@ def weights_digest(module: nn.Module) -> str:
     return state.hexdigest()
 
 
+def key_parts(device: torch.device | None, precision: str, **reads: Any) -> dict[str, Any]:
+    """Return what a key hashes: `reads`, a precision, this engine, and a kind of device unless that is None."""
+    where = {} if device is None else {"device": device.type}
+    return {"engine": ENGINE_VERSION, "precision": precision, **where, **reads}
+
+
 def key_of(device: torch.device, precision: str, **reads: Any) -> str:
     """Return the key of a result that depends on `reads`, on a kind of device, in a precision, by this engine."""
-    return digest({"engine": ENGINE_VERSION, "device": device.type, "precision": precision, **reads})
+    return digest(key_parts(device, precision, **reads))

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from kdbench.benchmark import Benchmark
 from kdbench.data.domainset import DomainSet, Subset
 from kdbench.data.sources import DataSources
-from kdbench.engine.keys import key_of, method_source, source_of, weights_digest
+from kdbench.engine.keys import key_parts, method_source, source_of, weights_digest
 from kdbench.engine.parts import Networks, WeightSource, check_stages
 from kdbench.engine.store import StageFolder, Store
 from kdbench.errors import KdbenchError
+from kdbench.identity import digest
 from kdbench.method import FIT_TEACHER, Method, MethodConfig, Stage
 from kdbench.models.geometry import Geometry
 from kdbench.models.registry import ModelSpec
@@ -35,6 +36,8 @@ from kdbench.records import CellId, StageResult
 from kdbench.types import FeatureSpec, PairSpec, Part, Phase
 
 DECODERS = frozenset({Part.TEACHER_DECODER, Part.STUDENT_DECODER})
+COMMON_SEED = 0
+"""The seed of every random draw in stages that are common to all seeds."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """The seed of every random draw."""
+        """The seed of every random draw outside of common phases."""
         return self.id.seed
 
     @property
@@ -98,6 +101,10 @@ class RunContext:
         )
         return Cell(id, benchmark, teacher, student, method, config or MethodConfig())
 
+    def seed_of(self, cell: Cell, phase: Phase) -> int:
+        """Return the seed of a phase's random draws: the cell's, unless the phase is common to all seeds."""
+        return COMMON_SEED if phase in self.protocol.common else cell.seed
+
     def geometry(self, recipe: Recipe, size: tuple[int, int]) -> Geometry | None:
         """Return what a recipe brings encoders to, for images of a size."""
         return None if recipe.patch is None else Geometry(recipe.patch, size, self.protocol.resampling)
@@ -113,7 +120,11 @@ class RunContext:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with everything that it reads. snapshots: the steps after which it keeps what it trains."""
+    """A stage with everything that it reads.
+
+    snapshots: the steps after which it keeps what it trains. common: its phase is common to all seeds. key_parts: what
+    the key hashes; nothing where the key comes from a record.
+    """
 
     stage: Stage
     key: str
@@ -123,6 +134,8 @@ class PlannedStage:
     steps: int
     snapshots: tuple[int, ...]
     folder: StageFolder
+    common: bool = False
+    key_parts: Mapping[str, Any] = field(default_factory=dict)
 
     def trained(self, part: str, snapshot: int) -> WeightSource:
         """Return a part that the stage trained, as one of its snapshots has it."""
@@ -173,14 +186,15 @@ def recorded_plan(context: RunContext, cell: Cell, results: Sequence[StageResult
         result, recipe = recorded[stage.name], context.protocol.recipes[stage.phase]
         snapshots = _snapshots(context.protocol, stage, result.steps)
         folder = context.store.stage(result.key)
-        return PlannedStage(stage, result.key, {}, (), recipe, result.steps, snapshots, folder)
+        common = stage.phase in context.protocol.common
+        return PlannedStage(stage, result.key, {}, (), recipe, result.steps, snapshots, folder, common)
 
     return _chain(context, cell, networks, stages, plan_stage)
 
 
 def networks_and_stages(context: RunContext, cell: Cell) -> tuple[Networks, tuple[Stage, ...]]:
     """Build a cell's networks with their seeded random weights, and check its stages."""
-    networks = _build(context, cell)
+    networks = _build(context, cell, cell.seed)
     if networks.method is None:
         return networks, (FIT_TEACHER,)
     stages = networks.method.stages()
@@ -196,15 +210,33 @@ def _chain(
     plan_stage: Callable[[Stage, Mapping[str, WeightSource]], PlannedStage],
 ) -> Plan:
     """Plan the stages in order; each starts from the weights that those before it leave."""
-    initial = {name: _initial(context, cell, networks, name) for name in networks.modules()}
-    sources, planned = dict(initial), []
+    own = _Weights(context, cell, networks)
+    common = own
+    if cell.seed != COMMON_SEED and any(stage.phase in context.protocol.common for stage in stages):
+        common = _Weights(context, cell, _build(context, cell, COMMON_SEED))
+    planned = []
     for stage in stages:
-        sources |= {name: initial[name] for name in stage.reset}
-        sources |= {name: _as_built(networks, name) for name in stage.scratch}
-        step = plan_stage(stage, sources)
+        for weights in (own, common):
+            weights.put_back(stage)
+        step = plan_stage(stage, (common if stage.phase in context.protocol.common else own).sources)
         planned.append(step)
-        sources |= {part: step.trained(part, len(step.snapshots) - 1) for part in stage.trains}
-    return Plan(cell, networks, tuple(planned), sources)
+        for weights in (own, common):
+            weights.sources |= {part: step.trained(part, len(step.snapshots) - 1) for part in stage.trains}
+    return Plan(cell, networks, tuple(planned), own.sources)
+
+
+class _Weights:
+    """Where the parts' weights come from, one stage after the other, with random ones as one seed draws them."""
+
+    def __init__(self, context: RunContext, cell: Cell, networks: Networks) -> None:
+        self._networks = networks
+        self._initial = {name: _initial(context, cell, networks, name) for name in networks.modules()}
+        self.sources = dict(self._initial)
+
+    def put_back(self, stage: Stage) -> None:
+        """Put back what a stage resets or begins from random weights."""
+        self.sources |= {name: self._initial[name] for name in stage.reset}
+        self.sources |= {name: _as_built(self._networks, name) for name in stage.scratch}
 
 
 def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]:
@@ -212,7 +244,7 @@ def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]
     if cell.student is None or cell.method is None:
         return (FIT_TEACHER,)
     pair = PairSpec(specs[cell.teacher.name], specs[cell.student.name], cell.classes)
-    return _method(cell.method, pair, cell).stages()
+    return _method(cell.method, pair, cell.config, cell.seed).stages()
 
 
 def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:
@@ -223,27 +255,29 @@ def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet
     if not phase.labelled:
         return tuple(samples.without_labels() for samples in whole)
     fraction = Fraction(cell.id.label_fraction)
-    return tuple(whole if fraction == 1 else (Subset(samples, fraction, cell.seed) for samples in whole))
+    seed = context.seed_of(cell, phase)
+    return tuple(whole if fraction == 1 else (Subset(samples, fraction, seed) for samples in whole))
 
 
-def _build(context: RunContext, cell: Cell) -> Networks:
+def _build(context: RunContext, cell: Cell, seed: int) -> Networks:
     def segmentor(model: ModelSpec, encoder: Part, decoder: Part) -> SegmentationModel:
-        body = seeded(lambda: context.models.find(model).build(), cell.seed, encoder, model.name)
+        body = seeded(lambda: context.models.find(model).build(), seed, encoder, model.name)
 
         def build_head() -> nn.Module:
             return body.own_decoder(cell.classes) or build_decoder(context.protocol.decoder, body.spec, cell.classes)
 
-        return SegmentationModel(body, seeded(build_head, cell.seed, decoder))
+        return SegmentationModel(body, seeded(build_head, seed, decoder))
 
     teacher = segmentor(cell.teacher, Part.TEACHER_ENCODER, Part.TEACHER_DECODER)
     if cell.student is None or cell.method is None:
         return Networks(teacher)
     student = segmentor(cell.student, Part.STUDENT_ENCODER, Part.STUDENT_DECODER)
-    return Networks(teacher, student, _method(cell.method, PairSpec(teacher.spec, student.spec, cell.classes), cell))
+    pair = PairSpec(teacher.spec, student.spec, cell.classes)
+    return Networks(teacher, student, _method(cell.method, pair, cell.config, seed))
 
 
-def _method(plugin: MethodPlugin, pair: PairSpec, cell: Cell) -> Method[Any]:
-    method: Method[Any] = seeded(lambda: plugin.method(cell.config, pair), cell.seed, "method")
+def _method(plugin: MethodPlugin, pair: PairSpec, config: MethodConfig, seed: int) -> Method[Any]:
+    method: Method[Any] = seeded(lambda: plugin.method(config, pair), seed, "method")
     return method
 
 
@@ -304,10 +338,12 @@ def _plan_stage(
     recipe, sets = protocol.recipes[stage.phase], stage_sets(context, cell, stage.phase)
     steps = max(1, round(_length(recipe, sets) * stage.budget * factor))
     recipe = recipe.model_copy(update={"warmup": round(recipe.warmup * factor)}) if factor != 1 else recipe
-    key = key_of(
-        context.fabric.device,
+    common = stage.phase in protocol.common
+    parts = key_parts(
+        # A common stage is one for all devices; where it was computed stands in its summary.
+        None if common else context.fabric.device,
         protocol.precision,
-        seed=cell.seed,
+        seed=context.seed_of(cell, stage.phase),
         phase=stage.phase,
         trains=sorted(stage.trains),
         inputs={name: source.key for name, source in inputs.items()},
@@ -324,10 +360,11 @@ def _plan_stage(
         # Masks and batch statistics are drawn within a process.
         processes=context.fabric.world_size,
         bf16_parts=sorted(context.bf16_parts(stage)),
-        compiled=context.compiled,
+        **({"result": "half precision"} if common else {"compiled": context.compiled}),
     )
-    snapshots = _snapshots(protocol, stage, steps)
-    return PlannedStage(stage, key, inputs, sets, recipe, steps, snapshots, context.store.stage(key))
+    key, snapshots = digest(parts), _snapshots(protocol, stage, steps)
+    folder = context.store.stage(key)
+    return PlannedStage(stage, key, inputs, sets, recipe, steps, snapshots, folder, common, parts)
 
 
 def _shares(protocol: Protocol, stage: Stage) -> tuple[float, ...]:

@@ -141,7 +141,8 @@ def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generat
     """Return the operations of what is to do."""
     total, sharers = 0, context.fabric.world_size
     for step in plan.stages:
-        state = "shared" if step.key in seen else "stored" if step.folder.summary else "to do"
+        held = None if context.store.fresh else step.folder.origin
+        state = "shared" if step.key in seen else held or "to do"
         seen.add(step.key)
         data = ", ".join(f"{domain_name(s.domain, s.data_source)} ({len(s)} images)" for s in step.sets)
         size = f"{step.steps} steps of {step.recipe.batch}"

@@ -16,11 +16,12 @@ from torch import nn
 from kdbench.data.loading import training_batches
 from kdbench.engine.costs import InferenceCost, inference_of, stage_flops
 from kdbench.engine.distributed import Failure, all_failures, explain_failures, failure_of, share
-from kdbench.engine.environment import gpu_memory, host, peak_memory, revision, versions
+from kdbench.engine.environment import device_name, gpu_memory, host, peak_memory, revision, versions
 from kdbench.engine.evaluation import deploy, deployment_source, evaluate_cell
 from kdbench.engine.keys import weights_digest
 from kdbench.engine.parts import Encode, compile_encoder, stage_models
 from kdbench.engine.plan import Cell, Plan, PlannedStage, RunContext, make_plan, strides
+from kdbench.engine.store import Origin
 from kdbench.engine.tracking import EventLog
 from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.errors import KdbenchError
@@ -43,11 +44,11 @@ class CellOutcome:
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A stage that is in the store now. cached: it was there before."""
+    """A stage whose result can be read. origin: where it was before this run; None where this run has trained it."""
 
     planned: PlannedStage
     summary: StageSummary
-    cached: bool
+    origin: Origin | None
 
     @property
     def name(self) -> str:
@@ -61,6 +62,7 @@ class FinishedStage:
             phase=self.planned.stage.phase,
             key=self.planned.key,
             data={samples.domain: samples.data_source for samples in self.planned.sets},
+            shipped=self.origin == "shipped",
             **self.summary.model_dump(include=set(StageCounts.model_fields)),
         )
 
@@ -183,9 +185,9 @@ def _finish_stage(
             held.enter_context(stage.folder.locked(lambda: context.progress.note(waiting)))
             if context.store.stale(stage.key):
                 stage.folder.clear()
-        cached: bool = fabric.broadcast(stage.folder.summary is not None)
-        if cached:
-            log.write({"event": "stored", "stage": stage.stage.name, "steps": stage.steps})
+        origin: Origin | None = fabric.broadcast(stage.folder.origin)
+        if origin is not None:
+            log.write({"event": origin, "stage": stage.stage.name, "steps": stage.steps})
         else:
             summary = train_stage(context, plan, stage, flops, log)
             if fabric.is_global_zero:
@@ -194,24 +196,48 @@ def _finish_stage(
         found = stage.folder.summary
     if found is None:
         raise KdbenchError(f"{what}: {stage.folder.path} has vanished from the store. Run the same command again.")
-    return FinishedStage(stage, found, cached)
+    return FinishedStage(stage, found, origin)
 
 
 def train_stage(
     context: RunContext, plan: Plan, planned: PlannedStage, flops: int | None, log: EventLog
 ) -> StageSummary:
     """Train a stage to its end; a part that does not move raises KdbenchError."""
-    networks, stage, fabric, seed = plan.networks, planned.stage, context.fabric, plan.cell.seed
-    size = planned.recipe.size(context.protocol.image_size)
-    networks.load(planned.inputs, context.geometry(planned.recipe, size), context.bf16_parts(stage))
-    map_strides = strides(networks, stage)
-    trained = networks.freeze_all_but(stage.trains)
+    stage, fabric, job = planned.stage, context.fabric, make_job(context, plan, planned)
+    trained = job.module.parts()
     before = {name: weights_digest(module) for name, module in trained.items()}
+    if fabric.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(fabric.device)
+    summary = train(fabric, job, planned.folder, log.stage(stage.name, plan.steps_before(planned), context.progress))
+    idle = [name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]]
+    if idle:
+        raise KdbenchError(
+            f"stage '{stage.name}' trains {', '.join(idle)}, but nothing in it moved: its loss does not reach it. "
+            "Add the term that does (the task loss, for a decoder) or take it out of `trains`."
+        )
+    return summary.model_copy(
+        update={
+            "flops": flops,
+            "strides": strides(plan.networks, stage),
+            "memory_mb": gpu_memory(fabric.device),
+            "device": device_name(fabric.device),
+            "versions": versions(fabric.device, context.protocol.precision),
+            "revision": revision(),
+        }
+    )
+
+
+def make_job(context: RunContext, plan: Plan, planned: PlannedStage) -> TrainingJob:
+    """Load what a stage starts from, freeze what it does not train, and return its training."""
+    networks, stage, fabric = plan.networks, planned.stage, context.fabric
+    seed, size = context.seed_of(plan.cell, stage.phase), planned.recipe.size(context.protocol.image_size)
+    networks.load(planned.inputs, context.geometry(planned.recipe, size), context.bf16_parts(stage))
+    trained = networks.freeze_all_but(stage.trains)
     networks.forget(stage.trains)
     networks.place(fabric.device)
     student, teacher = stage_models(networks, stage, _compiled_encoders(context, plan, stage, size))
     skipped: list[str] = []
-    job = TrainingJob(
+    return TrainingJob(
         what=f"{plan.cell.id.name} · {stage.name}",
         module=LossModule(trained, lambda batch: stage.loss(batch, student, teacher)),
         recipe=planned.recipe,
@@ -228,25 +254,8 @@ def train_stage(
         student_forwards=lambda: student.images * fabric.world_size,
         skipped=skipped,
         most_skipped=context.protocol.most_skipped,
+        half=planned.common,
     )  # fmt: skip
-    if fabric.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(fabric.device)
-    summary = train(fabric, job, planned.folder, log.stage(stage.name, plan.steps_before(planned), context.progress))
-    idle = [name for name, module in trained.items() if module.state_dict() and weights_digest(module) == before[name]]
-    if idle:
-        raise KdbenchError(
-            f"stage '{stage.name}' trains {', '.join(idle)}, but nothing in it moved: its loss does not reach it. "
-            "Add the term that does (the task loss, for a decoder) or take it out of `trains`."
-        )
-    return summary.model_copy(
-        update={
-            "flops": flops,
-            "strides": map_strides,
-            "memory_mb": gpu_memory(fabric.device),
-            "versions": versions(fabric.device, context.protocol.precision),
-            "revision": revision(),
-        }
-    )
 
 
 def _compiled_encoders(context: RunContext, plan: Plan, stage: Stage, size: tuple[int, int]) -> dict[Part, Encode]:
@@ -287,8 +296,9 @@ def _run_info(
         seconds=round(seconds, 2),
         stage_seconds={stage.name: round(stage.summary.seconds, 2) for stage in stages},
         stage_memory_mb=memory,
+        stage_devices={stage.name: stage.summary.device for stage in stages if stage.planned.common},
         latency_ms=inference.latency_ms,
-        cached=[stage.name for stage in stages if stage.cached],
+        cached=[stage.name for stage in stages if stage.origin is not None],
         peak_memory_mb=max([peak_memory(device), *memory.values()]),
         host=host(),
         versions=versions(device, context.protocol.precision),

@@ -3,67 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from kdbench.engine.shipped import CARD, SHIPPED, ShippedStage, snapshot_name
+from kdbench.engine.states import State, from_file, to_file
 from kdbench.files import save_atomically, write_atomically
 from kdbench.records import StageSummary
 
-States = dict[str, dict[str, Tensor]]
-"""Part name -> state dict."""
-SEPARATOR = "::"
+Origin = Literal["stored", "shipped"]
+"""Where a finished stage is: in the store, or in what comes with kdbench."""
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """One stage's place in the store: snapshots, a checkpoint while it runs, a summary once it is done."""
+    """One stage's place in the store: snapshots, a checkpoint while it runs, a summary once it is done.
+
+    shipped: the same stage as it comes with kdbench; it is read where the store lacks it.
+    """
 
     path: Path
+    shipped: ShippedStage | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the finished stage is; None where it has to be trained."""
+        return "stored" if self._own_summary is not None else "shipped" if self.shipped is not None else None
 
     @property
     def summary(self) -> StageSummary | None:
         """What the stage reported; None until it is done, since the summary is written last."""
+        return self._own_summary or (self.shipped.card.summary if self.shipped is not None else None)
+
+    @property
+    def _own_summary(self) -> StageSummary | None:
         try:
-            return StageSummary.model_validate_json((self.path / "stage.json").read_bytes())
+            return StageSummary.model_validate_json((self.path / CARD).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def finish(self, summary: StageSummary) -> None:
         """Mark the stage as done and drop its checkpoint."""
-        write_atomically(self.path / "stage.json", summary.model_dump_json().encode())
+        write_atomically(self.path / CARD, summary.model_dump_json().encode())
         self._checkpoint.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Make the stage unfinished. Its snapshots stay for their readers, until the same content replaces them."""
-        (self.path / "stage.json").unlink(missing_ok=True)
+        (self.path / CARD).unlink(missing_ok=True)
         self._checkpoint.unlink(missing_ok=True)
 
-    def save_snapshot(self, number: int, states: States) -> None:
+    def save_snapshot(self, number: int, states: Mapping[str, State]) -> None:
         """Keep the trained parts as they are now."""
-        flat = {
-            # Copies, since parameters may share their memory (tied weights), which this format refuses.
-            f"{part}{SEPARATOR}{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for part, state in states.items()
-            for name, t in state.items()
-        }
-        write_atomically(self._snapshot(number), to_bytes(flat))
+        write_atomically(self._snapshot(number), to_file(states))
 
     def load_snapshot(self, number: int, part: str) -> dict[str, Tensor]:
         """Return one part's state dict."""
-        prefix = f"{part}{SEPARATOR}"
-        flat = load_file(self._snapshot(number))
-        return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
+        if self.shipped is not None and self.origin == "shipped":
+            return self.shipped.load(number, part)
+        return from_file(self._snapshot(number).read_bytes(), part)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save all that a killed stage needs to continue as if nothing had happened."""
@@ -96,15 +102,19 @@ class StageFolder:
         return self.path / "checkpoint.pt"
 
     def _snapshot(self, number: int) -> Path:
-        return self.path / f"snapshot-{number}.safetensors"
+        return self.path / snapshot_name(number)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder that any number of runs may share. fresh: this run has to compute all that it reads."""
+    """A folder that any number of runs may share.
+
+    fresh: this run has to compute all that it reads. shipped: stages that come with kdbench, asked after the folder.
+    """
 
     root: Path
     fresh: bool = False
+    shipped: Path | None = field(default_factory=lambda: SHIPPED)
     _renewed: set[str] = field(default_factory=set)
 
     def stale(self, key: str) -> bool:
@@ -121,7 +131,9 @@ class Store:
 
     def stage(self, key: str) -> StageFolder:
         """Return a stage's place."""
-        return StageFolder(self.root / "stages" / key)
+        shipped = self.shipped / key if self.shipped is not None and not self.fresh else None
+        held = ShippedStage(shipped) if shipped is not None and shipped.is_dir() else None
+        return StageFolder(self.root / "stages" / key, held)
 
     def note(self, kind: str, key: str) -> None:
         """Remember that something has been found to hold."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.distributed import gathered
 from kdbench.engine.memory import Gradients
+from kdbench.engine.states import to_half
 from kdbench.engine.store import StageFolder
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
@@ -29,6 +30,12 @@ REPORT_EVERY = 10
 """Steps between two reports of the losses: each waits for the device."""
 CURVE_POINTS = 10
 """Means that a record keeps of each loss term."""
+FIRST_STEPS = 50
+"""Steps whose losses the store keeps one by one, so that somebody else can tell that they get the same."""
+MEASURED_STEPS = 2 * REPORT_EVERY
+"""Steps from which a stage's time is estimated."""
+LONG = 60
+"""Seconds from which an estimate is told."""
 
 
 class LossModule(nn.Module):
@@ -52,9 +59,10 @@ class LossModule(nn.Module):
         """Return what trains by part name."""
         return {name.replace("/", "."): module for name, module in self.trained.items()}
 
-    def states(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state dicts of what trains by part name."""
-        return {name: module.state_dict() for name, module in self.parts().items()}
+    def states(self, half: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Return the state dicts of what trains by part name, where wanted rounded to half precision."""
+        states = {name: module.state_dict() for name, module in self.parts().items()}
+        return {name: to_half(state) for name, state in states.items()} if half else states
 
 
 @dataclass
@@ -99,6 +107,10 @@ class LossLog:
             )
         for name in dict.fromkeys((*self.curves, *terms)):
             self.curves.setdefault(name, [0.0] * step).append(terms.get(name, 0.0))
+
+    def first(self, steps: int) -> dict[str, list[float]]:
+        """Return each term in its first steps, to seven digits."""
+        return {name: [float(f"{value:.7g}") for value in values[:steps]] for name, values in self.curves.items()}
 
     def summary(self) -> dict[str, list[float]]:
         """Return each term's means over tenths of the stage, to five digits."""
@@ -212,6 +224,8 @@ class TrainingJob:
     """Errors of the files that `batches` has skipped in this process so far."""
     most_skipped: int = 0
     """Files that all processes together may skip."""
+    half: bool = False
+    """Whether what is kept is rounded to half precision."""
 
 
 def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progress) -> StageSummary:
@@ -229,10 +243,12 @@ def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progr
                 progress.note(f"{job.what}: no gradient has reached {', '.join(unreached)} in the first step")
             if done % REPORT_EVERY == 0 or done == job.steps:
                 progress.advance(done, run.synchronise())
+            if done - begun == MEASURED_STEPS:
+                _estimate(job, done, (time.perf_counter() - started) / MEASURED_STEPS, progress)
             for number in [number for number, kept in enumerate(job.snapshots) if kept == done]:
                 run.synchronise()
                 if fabric.is_global_zero:
-                    folder.save_snapshot(number, job.module.states())
+                    folder.save_snapshot(number, job.module.states(job.half))
             if done % job.checkpoint_every == 0 and done < job.steps:
                 run.synchronise()
                 if fabric.is_global_zero:
@@ -241,6 +257,7 @@ def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progr
         progress.end()
     return StageSummary(
         losses=run.losses.summary(),
+        first_losses=run.losses.first(FIRST_STEPS),
         steps=job.steps,
         images=job.steps * job.recipe.batch,
         student_forwards=run.gradients.student_forwards,
@@ -248,6 +265,14 @@ def train(fabric: Fabric, job: TrainingJob, folder: StageFolder, progress: Progr
         micro_batches=run.gradients.micro_batches,
         seconds=seconds + time.perf_counter() - started,
     )
+
+
+def _estimate(job: TrainingJob, done: int, each: float, progress: Progress) -> None:
+    """Tell how long the rest of a long stage takes. each: seconds of a step."""
+    seconds = each * (job.steps - done)
+    if seconds > LONG:
+        left = f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+        progress.note(f"{job.what}: about {left} for {job.steps - done} steps")
 
 
 class _Training:

@@ -316,6 +316,7 @@ def _footnotes(methods: Methods, reasons: dict[str, list[str]]) -> pd.Series:
         committed = [str(seed) for seed in held.seed[held.reference]]
         partly = f"seed{'s' * (len(committed) > 1)} {', '.join(committed)}: reference"
         also = [partly] if 0 < len(committed) < len(held) else []
+        also += [f"{stage}: shipped" for stages in held.shipped for stage in stages]
         notes[label] = "; ".join(dict.fromkeys((*filter(None, held.footnote), *reasons[label], *also)))
     return pd.Series(notes, dtype=object)
 

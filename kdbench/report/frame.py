@@ -3,9 +3,10 @@
 Columns of a cell: `cell` (its CellId) and what that names (protocol_id, data_source, benchmark, label_fraction,
 teacher, student, pair, method, variant, label, seed); protocol, role, title, family, decoder, model_set, footnote,
 options, weights, classes; status, error, reference (committed), path, engine_version, revision; foreign (its domains
-from another data source than its own, with that), trained_on (the last stage's domains with their data sources), losses
-(stage -> term -> means over tenths of the stage); train_images, student_forwards, train_flops, train_seconds, memory_mb
-(sums and the peak over all stages), inference_flops, latency_ms, parameters (of what is deployed).
+from another data source than its own, with that), trained_on (the last stage's domains with their data sources),
+shipped (stages that came with kdbench), losses (stage -> term -> means over tenths of the stage); train_images,
+student_forwards, train_flops, train_seconds, memory_mb (sums and the peak over all stages), inference_flops,
+latency_ms, parameters (of what is deployed).
 
 Columns of a measurement: domain, domain_role, domain_source, images; snapshot (1 to P), last (bool); hits (3, K), which
 are true positives, false positives and false negatives; in percent miou, accuracy, class_iou (K) and labelled_iou (K),
@@ -40,7 +41,7 @@ CELL_COLUMNS = [
     "cell", "protocol_id", "protocol", "data_source", "benchmark", "label_fraction", "teacher", "student", "pair",
     "method", "variant", "label", "seed", "role", "title", "family", "decoder", "model_set", "footnote", "options",
     "weights", "classes", "status", "error", "reference", "path", "engine_version", "revision", "foreign", "trained_on",
-    "losses", *COSTS,
+    "shipped", "losses", *COSTS,
 ]  # fmt: skip
 MEASURED_COLUMNS = [
     "domain", "domain_role", "domain_source", "images", "snapshot", "last", "miou", "accuracy", "hits", "class_iou",
@@ -174,6 +175,7 @@ def _cell(entry: Entry) -> dict[str, Any]:
             "revision": record.run.revision,
             "foreign": tuple(sorted({(d.domain, d.data_source) for d in _domains(record)} - own)),
             "trained_on": stages[-1].data if stages else {},
+            "shipped": tuple(stage.name for stage in stages if stage.shipped),
             "losses": {stage.name: stage.losses for stage in stages},
         }
         | _costs(record)

@@ -120,6 +120,8 @@ def _rerun(pin: Record, folder: Path) -> Record:
         store=folder / "store",
     )
     context = make_context(spec, Silent())
+    # A pin tells what is computed today, so it trains what is shipped too.
+    context = replace(context, store=replace(context.store, shipped=None))
     cell = recorded_cell(pinned)
     today = context.protocol.id, context.data_sources.data_source_of(cell.benchmark)
     if (pinned.protocol_id, pinned.data_source) != today:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from safetensors.torch import save
 from torch import Tensor
@@ -18,6 +17,7 @@ from kdbench.data.rendered import RenderedSet
 from kdbench.engine.distributed import make_fabric
 from kdbench.engine.environment import versions
 from kdbench.engine.keys import key_of
+from kdbench.engine.states import to_half
 from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.errors import KdbenchError
@@ -151,7 +151,7 @@ def make_pretrainer(store: Path, folder: Path, device: str, progress: Progress) 
 
 def write_toy_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor], **facts: Any) -> Card:
     """Write weights in half precision with their card; running statistics and counters stay as they are."""
-    content = save({name: _compact(name, tensor) for name, tensor in state.items()})
+    content = save({name: tensor.contiguous() for name, tensor in to_half(state).items()})
     card = Card.model_validate({
         "name": spec.name,
         "family": spec.family,
@@ -196,8 +196,3 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
     """Return what decides how weights are used, as JSON writes it."""
     found: dict[str, Any] = json.loads(json.dumps({"kind": spec.kind, **spec.toy}))
     return found
-
-
-def _compact(name: str, tensor: Tensor) -> Tensor:
-    kept = not tensor.is_floating_point() or "running_" in name
-    return (tensor if kept else tensor.to(torch.float16)).contiguous()
