@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -33,7 +33,7 @@ from kdbench.plugins import MethodPlugin
 from kdbench.progress import Progress
 from kdbench.protocol import Protocol, Recipe
 from kdbench.records import CellId, StageResult
-from kdbench.types import FeatureSpec, PairSpec, Part, Phase
+from kdbench.types import TEACHER, FeatureSpec, PairSpec, Part, Phase
 
 DECODERS = frozenset({Part.TEACHER_DECODER, Part.STUDENT_DECODER})
 COMMON_SEED = 0
@@ -210,10 +210,10 @@ def _chain(
     plan_stage: Callable[[Stage, Mapping[str, WeightSource]], PlannedStage],
 ) -> Plan:
     """Plan the stages in order; each starts from the weights that those before it leave."""
-    own = _Weights(context, cell, networks)
-    common = own
-    if cell.seed != COMMON_SEED and any(stage.phase in context.protocol.common for stage in stages):
-        common = _Weights(context, cell, _build(context, cell, COMMON_SEED))
+    common = own = _Weights(context, cell, networks)
+    if any(stage.phase in context.protocol.common for stage in stages):
+        drawn = networks if cell.seed == COMMON_SEED else _build(context, cell, COMMON_SEED)
+        common = _CommonWeights(context, cell, drawn)
     planned = []
     for stage in stages:
         for weights in (own, common):
@@ -226,17 +226,55 @@ def _chain(
 
 
 class _Weights:
-    """Where the parts' weights come from, one stage after the other, with random ones as one seed draws them."""
+    """Where the parts' weights come from, one stage after the other."""
 
     def __init__(self, context: RunContext, cell: Cell, networks: Networks) -> None:
-        self._networks = networks
-        self._initial = {name: _initial(context, cell, networks, name) for name in networks.modules()}
+        self._context, self._cell, self._networks = context, cell, networks
+        self._initial = {name: self._first(name) for name in networks.modules()}
         self.sources = dict(self._initial)
 
     def put_back(self, stage: Stage) -> None:
         """Put back what a stage resets or begins from random weights."""
         self.sources |= {name: self._initial[name] for name in stage.reset}
-        self.sources |= {name: _as_built(self._networks, name) for name in stage.scratch}
+        self.sources |= {name: self._as_built(name) for name in stage.scratch}
+
+    def _first(self, name: str) -> WeightSource:
+        """Return a part's weights before any stage: an encoder's pretrained ones, else the seeded random ones."""
+        cell, context = self._cell, self._context
+        spec = {Part.TEACHER_ENCODER.value: cell.teacher, Part.STUDENT_ENCODER.value: cell.student}.get(name)
+        return self._as_built(name) if spec is None else _pretrained(context, spec, name)
+
+    def _as_built(self, name: str) -> WeightSource:
+        module = self._networks.modules()[name]
+        state = copy.deepcopy(module.state_dict())
+        return WeightSource(self._drawn(name, module), lambda: state)
+
+    def _drawn(self, name: str, module: nn.Module) -> str:
+        """Key random weights by content: whatever draws the same weights shares its stages."""
+        return weights_digest(module)
+
+
+class _CommonWeights(_Weights):
+    """The same for stages that are common to all seeds, where random weights are keyed by what draws them.
+
+    Their last bit may be another on another processor, where a shipped stage still has to be found.
+    """
+
+    def _drawn(self, name: str, module: nn.Module) -> str:
+        cell, method = self._cell, self._networks.method
+        shapes = [[key, str(tensor.dtype), list(tensor.shape)] for key, tensor in module.state_dict().items()]
+        model = cell.teacher if name in TEACHER else cell.student
+        if method is None or name in set(Part):
+            return digest([name, model and model.name, shapes])
+        return digest([name, method_source(method), cell.config.model_dump(mode="json"), self._classes(method), shapes])
+
+    def _classes(self, method: Method[Any]) -> int | None:
+        """Return the number of classes if the method's weights depend on it: if another number draws others."""
+        pair, cell = method.pair, self._cell
+        assert cell.method is not None
+        other = _method(cell.method, replace(pair, classes=pair.classes + 1), cell.config, COMMON_SEED)
+        built, again = ({n: weights_digest(m) for n, m in each.named_children()} for each in (method, other))
+        return pair.classes if built != again else None
 
 
 def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]:
@@ -281,11 +319,8 @@ def _method(plugin: MethodPlugin, pair: PairSpec, config: MethodConfig, seed: in
     return method
 
 
-def _initial(context: RunContext, cell: Cell, networks: Networks, name: str) -> WeightSource:
-    """Return a part's weights before any stage: an encoder's pretrained ones, else the seeded random ones."""
-    spec = {Part.TEACHER_ENCODER.value: cell.teacher, Part.STUDENT_ENCODER.value: cell.student}.get(name)
-    if spec is None:
-        return _as_built(networks, name)
+def _pretrained(context: RunContext, spec: ModelSpec, name: str) -> WeightSource:
+    """Return an encoder's pretrained weights."""
     model = context.models.find(spec)
 
     def read() -> Mapping[str, Tensor]:
@@ -296,13 +331,6 @@ def _initial(context: RunContext, cell: Cell, networks: Networks, name: str) -> 
         return state
 
     return WeightSource(model.key(), read)
-
-
-def _as_built(networks: Networks, name: str) -> WeightSource:
-    """Return a part's seeded random weights, keyed by content: whatever draws the same weights shares its stages."""
-    module = networks.modules()[name]
-    state = copy.deepcopy(module.state_dict())
-    return WeightSource(weights_digest(module), lambda: state)
 
 
 def _step_factor(context: RunContext, cell: Cell, stages: tuple[Stage, ...]) -> float:

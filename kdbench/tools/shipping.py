@@ -18,6 +18,7 @@ from kdbench.engine.store import StageFolder, Store
 from kdbench.engine.tracking import EventLog
 from kdbench.engine.trainer import FIRST_STEPS, train
 from kdbench.errors import KdbenchError
+from kdbench.identity import digest
 from kdbench.models.registry import find_model
 from kdbench.plugins import load_benchmark, load_method
 from kdbench.progress import Progress
@@ -159,7 +160,9 @@ def deviation(stored: Mapping[str, list[float]], found: Mapping[str, list[float]
 
 def _changes(card: ShippedCard, planned: PlannedStage) -> str:
     """Name what is in another way in today's key."""
-    ours, theirs = planned.key_parts, card.key_parts
+    ours, theirs = (
+        {name: digest(part) for name, part in parts.items()} for parts in (planned.key_parts, card.key_parts)
+    )
     changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     return f"changed: {', '.join(changed)}"
 

@@ -28,7 +28,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "protocols"
 def test_a_shipped_version_keeps_its_numbers(protocol: Protocol) -> None:
     """Changed numbers need a new version: raise it and add a file; the files of earlier versions stay."""
     held = json.loads((GOLDEN / f"{protocol.id}.json").read_text(encoding="utf-8"))
-    assert protocol.model_dump(mode="json", exclude={"summary", "checkpoint_every"}) == held
+    # A field that is younger than the file has its default.
+    words = {name: getattr(protocol, name) for name in ("summary", "checkpoint_every")}
+    assert Protocol.model_validate(held | words) == protocol
 
 
 def test_a_protocol_that_differs_from_the_shipped_one_says_so_in_its_id() -> None:
@@ -49,7 +51,7 @@ def test_the_equal_budget_is_another_protocol_under_the_same_name() -> None:
         published, equal = find_protocol(name), find_protocol(name, "equal")
         assert published is PROTOCOLS[name]
         assert equal.name == name
-        assert equal.id.startswith(f"{name}-v1-equal")
+        assert equal.id == f"{published.id}-equal"
         assert equal.student_forwards > 0
         assert equal.recipes == published.recipes
 

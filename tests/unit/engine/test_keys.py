@@ -61,10 +61,16 @@ class OtherWeights(ToyModels):
         return Retrained(spec)
 
 
+@pytest.mark.parametrize("change", [{"seeds": (1,)}, {"label_fraction": "1/2"}, {"benchmarks": ("p2r",)}], ids=str)
+def test_a_stage_that_is_common_to_all_seeds_knows_no_seed_and_no_benchmark(plan_cells: Plan, change: dict) -> None:
+    before, after = keys(plan_cells), keys(plan_cells, **change)
+    assert before["proxy"] == after["proxy"]
+    assert before["task"] != after["task"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"seeds": (1,)},
         {"settings": ("mask_ratio=0.25",)},
         {"pairs": ("dinov2-s:dino-s",)},
         {"models": OtherWeights()},
