@@ -181,7 +181,7 @@ class StageSummary(StageCounts):
     """What a finished stage leaves in the store (stage.json).
 
     first_losses: of its first steps, by term; with them somebody else can tell that they get the same (models verify).
-    memory_mb: peak of a GPU's tensors; None on a CPU. device: where it was computed, `cpu, AMD EPYC 7763`.
+    memory_mb: peak of a GPU's tensors; None on a CPU. device: where it was computed, `cpu, AMD EPYC, AVX2`.
     """
 
     first_losses: dict[str, list[float]] = {}

@@ -78,7 +78,9 @@ def run(
     ] = False,
     results: Results = None,
     store: StoreOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Compute everything again, also stages that come with kdbench.")
+    ] = False,
     references: Annotated[bool, typer.Option(help="Also run the teacher and the undistilled student.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Write pictures of predictions side by side.")] = False,

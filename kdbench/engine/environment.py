@@ -49,14 +49,18 @@ def host() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device's kind and model."""
-    return f"{device.type}, {_processor()}"
+    """Return a device's kind and model, of a CPU with the vector instructions that torch uses on it."""
+    if device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(device)}"
+    return f"{device.type}, {_cpu()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _processor() -> str:
     """Return the model's name: libraries pick other kernels on another model, and the last bit follows them."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
+
+
+def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -161,3 +161,17 @@ def test_previews_are_written(kdbench: Command, tmp_path: Path) -> None:
     assert done.status == 0, done.err
     with Image.open(tmp_path / "out" / "p2r.png") as image:
         assert min(image.size) > 100
+
+
+def test_common_stages_are_shipped_and_verified(kdbench: Command, tmp_path: Path) -> None:
+    folder, places = tmp_path / "stages", ("--store", tmp_path / "store", "--device", "cpu")
+    request = ("--method", "gkd", "--pair", "dinov2-s:deit-s", "--protocol", "smoke", "--output", folder)
+    done = kdbench("models", "ship", *request, *places)
+    assert done.status == 0, done.err
+    (stage,) = folder.iterdir()
+    assert f"{stage}: proxy of gkd, dinov2-s:deit-s, protocol smoke: student.encoder" in done.out
+    done = kdbench("models", "verify", "--stages", folder, *places)
+    assert (done.status, done.out.count("differ by 0.0e+00")) == (0, 1)
+    (stage / "snapshot-0.safetensors").write_bytes(b"")
+    done = kdbench("models", "verify", "--stages", folder, *places)
+    assert (done.status, f"FAIL  {stage}/snapshot-0.safetensors is damaged" in done.out) == (1, True)

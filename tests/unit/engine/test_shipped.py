@@ -200,7 +200,7 @@ def test_verify_finds_a_stage_current_stale_or_computed_otherwise(
     with pytest.raises(KdbenchError, match=f"{adopted.path.name} has it. Remove one of the two"):
         verifier.verify(shipped, adopt=True)
     card = json.loads((shipped.path / "stage.json").read_text(encoding="utf-8"))
-    card["summary"]["first_losses"]["token"][3] *= 1.1
+    card["summary"]["first_losses"]["token"][3] *= 1.01
     (shipped.path / "stage.json").write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(KdbenchError, match=r"is stale.*If that is meant, remove"):
         verifier.verify(shipped, adopt=True)
