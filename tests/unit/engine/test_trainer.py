@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -279,3 +280,26 @@ def test_skipped_files_are_counted_once_and_stop_a_stage_where_they_are_too_many
     assert run(skipping, tmp_path / "few").skipped_files == 2
     with pytest.raises(KdbenchError, match="2 training files cannot be read, and the protocol allows 1"):
         run(replace(skipping, most_skipped=1), tmp_path / "many")
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(45, []), (320, ["about 10 min for 300 steps"]), (9020, ["about 5.0 h for 9000 steps"])]
+)
+def test_a_long_stage_says_how_long_once_its_first_steps_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, said: list[str]
+) -> None:
+    now, told, network = [0.0], list[str](), nn.Linear(1, 1)
+
+    class Hearing(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    def batches(start: int) -> Iterator[Tensor]:
+        for _ in range(30):
+            now[0] += 2.0
+            yield torch.ones(4, 1)
+
+    monkeypatch.setattr("kdbench.engine.trainer.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    made = job(network, lambda batch: {"x": network(batch).square().mean()}, batches=batches, snapshots=())
+    run(replace(made, steps=steps), tmp_path, Hearing())
+    assert told == [f"toy: {text}" for text in said]
