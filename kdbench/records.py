@@ -193,13 +193,12 @@ class StageSummary(StageCounts):
 
 
 class StageResult(StageCounts):
-    """A stage in a record. data: domain -> its data source. shipped: whether its result came with kdbench."""
+    """A stage in a record. data: domain -> its data source."""
 
     name: str
     phase: str
     key: str
     data: dict[str, str]
-    shipped: bool = False
 
 
 class Result(_Model):
@@ -215,10 +214,10 @@ class RunInfo(_Model):
     """How the run went; differs from run to run.
 
     stage_seconds, stage_memory_mb: of each stage when it was trained, here or in an earlier run; memory on a GPU only.
-    stage_devices: where each stage that is common to all seeds was computed. cached: stages that the store had or that
-    came with kdbench. peak_memory_mb: the largest of stage_memory_mb, or of what the process (on a GPU: its tensors)
-    has taken so far, for other cells too. latency_ms: of the deployed segmentor for one image of the protocol's size.
-    versions: of the engine (`engine`; unknown in older records) and of libraries.
+    stage_devices: where each stage that is common to all seeds was computed. cached: stages that were finished before
+    this run; shipped: those of them that came with kdbench. peak_memory_mb: the largest of stage_memory_mb, or of what
+    the process (on a GPU: its tensors) has taken so far, for other cells too. latency_ms: of the deployed segmentor for
+    one image of the protocol's size. versions: of the engine (`engine`; unknown in older records) and of libraries.
     """
 
     started: str
@@ -228,6 +227,7 @@ class RunInfo(_Model):
     stage_devices: dict[str, str] = {}
     latency_ms: float | None = None
     cached: list[str]
+    shipped: list[str] = []
     peak_memory_mb: float
     host: dict[str, Any]
     versions: dict[str, str]

@@ -6,6 +6,7 @@ Nothing is trained and no weights are read: a finished cell is recognised by its
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -266,12 +267,15 @@ class _CommonWeights(_Weights):
         model = cell.teacher if name in TEACHER else cell.student
         if method is None or name in set(Part):
             return digest([name, model and model.name, shapes])
-        return digest([name, method_source(method), cell.config.model_dump(mode="json"), self._classes(method), shapes])
+        return digest([name, method_source(method), cell.config.model_dump(mode="json"), self._classes, shapes])
 
-    def _classes(self, method: Method[Any]) -> int | None:
-        """Return the number of classes if the method's weights depend on it: if another number draws others."""
-        pair, cell = method.pair, self._cell
+    @functools.cached_property
+    def _classes(self) -> int | None:
+        """The number of classes if the method's weights depend on it: if another number draws others."""
+        method, cell = self._networks.method, self._cell
+        assert method is not None
         assert cell.method is not None
+        pair = method.pair
         other = _method(cell.method, replace(pair, classes=pair.classes + 1), cell.config, COMMON_SEED)
         built, again = ({n: weights_digest(m) for n, m in each.named_children()} for each in (method, other))
         return pair.classes if built != again else None

@@ -62,7 +62,6 @@ class FinishedStage:
             phase=self.planned.stage.phase,
             key=self.planned.key,
             data={samples.domain: samples.data_source for samples in self.planned.sets},
-            shipped=self.origin == "shipped",
             **self.summary.model_dump(include=set(StageCounts.model_fields)),
         )
 
@@ -299,6 +298,7 @@ def _run_info(
         stage_devices={stage.name: stage.summary.device for stage in stages if stage.planned.common},
         latency_ms=inference.latency_ms,
         cached=[stage.name for stage in stages if stage.origin is not None],
+        shipped=[stage.name for stage in stages if stage.origin == "shipped"],
         peak_memory_mb=max([peak_memory(device), *memory.values()]),
         host=host(),
         versions=versions(device, context.protocol.precision),

@@ -175,7 +175,7 @@ def _cell(entry: Entry) -> dict[str, Any]:
             "revision": record.run.revision,
             "foreign": tuple(sorted({(d.domain, d.data_source) for d in _domains(record)} - own)),
             "trained_on": stages[-1].data if stages else {},
-            "shipped": tuple(stage.name for stage in stages if stage.shipped),
+            "shipped": tuple(record.run.shipped),
             "losses": {stage.name: stage.losses for stage in stages},
         }
         | _costs(record)

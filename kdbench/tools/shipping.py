@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -159,9 +160,14 @@ def deviation(stored: Mapping[str, list[float]], found: Mapping[str, list[float]
     if {name: len(values) for name, values in stored.items()} != {name: len(values) for name, values in found.items()}:
         return float("inf")
     return max(
-        max(abs(a - b) for a, b in zip(values, found[name], strict=True)) / (sum(map(abs, values)) / len(values))
+        max(abs(a - b) for a, b in zip(values, found[name], strict=True)) / _scale(values)
         for name, values in stored.items()
     )
+
+
+def _scale(values: list[float]) -> float:
+    """Return a term's mean size; a term that has not begun yet has none, and must then be zero again."""
+    return sum(map(abs, values)) / len(values) or sys.float_info.min
 
 
 def _changes(card: ShippedCard, planned: PlannedStage) -> str:
@@ -178,7 +184,7 @@ def _again(card: ShippedCard) -> str:
     settings = "".join(f" --set {text}" for text in card.cell.variant.split(",") if "=" in text)
     return (
         "If that is meant, remove the folder and ship the stage again: kdbench models ship "
-        f"--method {card.cell.method} --pair {pair} --protocol {card.protocol}{settings}"
+        f"--method {card.cell.method} --pair {pair} --protocol {card.protocol} --budget {card.budget}{settings}"
     )
 
 
