@@ -128,7 +128,7 @@ def test_weights_come_back_as_half_precision_kept_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        (torch.full((64,), 1e6), "is not finite in mask_token"),
+        (torch.full((64,), torch.inf), "is not finite in mask_token"),
         (torch.zeros(7), r"does not fit 'resnet18': mask_token \(7,\)"),
     ],
 )
