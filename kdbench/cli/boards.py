@@ -41,15 +41,22 @@ def leaderboard(
     published: Annotated[
         bool, typer.Option("--published", help="Instead: a paper's numbers beside those measured under its protocol.")
     ] = False,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Instead: whether the methods stand in a paper's order.")
+    ] = False,
 ) -> None:
     """Tables of methods for every benchmark and pair, from the records of runs and the committed reference."""
     if results is not None and not results.is_dir():
         raise KdbenchError(f"--results {results} is no folder. Leave it out for the records of this checkout's runs.")
-    if include_images and (published or format_ != "html"):
-        raise KdbenchError("--include-images is for the page of boards: add --format html, without --published.")
+    if published and agreement:
+        raise KdbenchError("--published and --agreement are two tables: ask for one of them.")
+    if include_images and (published or agreement or format_ != "html"):
+        raise KdbenchError("--include-images is for the page of boards: add --format html, without another table.")
     asked = BoardRequest(results or default_results(), protocol, _names(benchmark), _names(pair), format_, output)
     if published:
         print_published(asked)
+    elif agreement:
+        print_agreement(asked)
     else:
         flags = {"classes": classes, "selection": selection, "costs": costs}
         print_boards(asked, {name for name, wanted in flags.items() if wanted}, include_images)
@@ -128,6 +135,32 @@ def print_published(asked: BoardRequest) -> None:
         text = page.tables_to_html(published.published_tables(matches))
     else:
         text = asked.render(published.published_tables(matches))
+    asked.deliver(text, loaded.faults)
+
+
+def print_agreement(asked: BoardRequest) -> None:
+    """Write how far measured boards order the methods as a paper does."""
+    from kdbench.report import agreement, boards, frame, published
+
+    loaded = frame.load(
+        asked.results, default_reference(), protocol=asked.protocol, benchmarks=asked.benchmarks, pairs=asked.pairs
+    )
+    numbers = published.read_published()
+    found = agreement.agreements(numbers, boards.boards(loaded.frame))
+    if not found:
+        pairs = ", ".join(sorted({pair for pair in numbers.pair[numbers.measured_as != ""] if pair}))
+        raise KdbenchError(
+            f"nothing to compare: of a published pair, {agreement.FEWEST} methods with published numbers are needed on "
+            f"a benchmark, the teacher not counted. Published pairs: {pairs}."
+        )
+    if asked.format in agreement.EXPORTS:
+        text = agreement.EXPORTS[asked.format](found)
+    elif asked.format == "html":
+        from kdbench.report.html import page
+
+        text = page.tables_to_html(agreement.agreement_tables(found))
+    else:
+        text = asked.render(agreement.agreement_tables(found))
     asked.deliver(text, loaded.faults)
 
 

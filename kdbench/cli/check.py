@@ -50,10 +50,11 @@ def check(
 def _check(
     results: Path, reference: Path | None, smoke: bool, against: Path | None, method: str | None
 ) -> Iterator[CheckResult]:
-    from kdbench.tools.ci_checks import boards, records, scores, speed
+    from kdbench.tools.ci_checks import agreement, boards, records, scores, speed
 
     yield from records.check([folder for folder in dict.fromkeys((results, reference)) if folder and folder.is_dir()])
     yield from boards.check(reference)
+    yield from agreement.check(reference)
     if against:
         yield from scores.check(results, reference, against)
         yield from speed.check(results, reference, against)

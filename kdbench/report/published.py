@@ -122,16 +122,19 @@ def _comparable(number: dict[str, Any], board: Board) -> bool:
         return False
     teacher = board.rows.role[method] == "teacher" and pair.partition(":")[0] == board.pair.partition(":")[0]
     return (
-        (_settled(board), board.data_source, board.label_fraction) == (number["protocol"], REAL, "1")
+        (_name(board), board.data_source, board.label_fraction) == (number["protocol"], REAL, "1")
         and board.benchmark in benchmarks_of(number["column"])
         and (teacher or board.pair == pair)
     )
 
 
-def _settled(board: Board) -> str:
-    """Name the protocol where it is a shipped version without further choices; else its id."""
-    shipped = re.fullmatch(rf"{re.escape(board.protocol)}-v\d+", board.protocol_id)
-    return board.protocol if shipped else board.protocol_id
+def is_settled(board: Board) -> bool:
+    """Return whether the protocol is a shipped version without further choices."""
+    return re.fullmatch(rf"{re.escape(board.protocol)}-v\d+", board.protocol_id) is not None
+
+
+def _name(board: Board) -> str:
+    return board.protocol if is_settled(board) else board.protocol_id
 
 
 def _scores(number: dict[str, Any], board: Board) -> dict[int, float]:
