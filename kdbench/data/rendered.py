@@ -63,7 +63,7 @@ class RenderedSet:
     def fields(self) -> tuple[str, ...]:
         """Return which fields of a scene are kept: a domain's labels, or what pretraining learns from a collection."""
         labelled = synthetic.DOMAINS[self.rendition].classes > 0
-        return ("image", "label") if labelled else ("image", "coarse", "depth", "albedo", "object")
+        return ("image", "label") if labelled else ("image", "coarse", "material", "depth", "albedo", "object")
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ class RenderedSet:
 
     @cached_property
     def _target(self) -> Path:
-        return self.folder / f"{self.rendition}-{self.split}-{digest(self.identity)}"
+        return self.folder / f"{self.rendition}-{self.split}-{digest([self.identity, self.fields])}"
 
     def _draw(self, target: Path) -> None:
         partial = target.with_name(f"{target.name}.partial-{os.getpid()}")

@@ -12,10 +12,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import GroupNorm1
 from timm.models.eva import Eva
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -388,7 +390,11 @@ def build_toy(spec: ModelSpec) -> Encoder:
     if spec.kind in ("vit", "eva"):
         common = {"img_size": TOY_IMAGE_SIZE, "patch_size": PATCH, "num_classes": 0, "global_pool": "token"}
         network = VisionTransformer if spec.kind == "vit" else Eva
-        return TokenEncoder(network(**common, **size, dynamic_img_size=True), PATCH)
+        convolutions = size.pop("embedding", "") == "convolutions"
+        body = network(**common, **size, dynamic_img_size=True)
+        if convolutions:
+            body.patch_embed.proj = _convolutions(size["embed_dim"])
+        return TokenEncoder(body, PATCH)
     if spec.kind == "resnet":
         block = {"basic": BasicBlock, "bottleneck": Bottleneck}[size.pop("block")]
         # Output stride 8: at these image sizes a stride of 32 would leave no grid to distil.
@@ -396,6 +402,16 @@ def build_toy(spec: ModelSpec) -> Encoder:
         return PyramidEncoder(resnet, resnet.maxpool, 64, "NCHW", (1, 2, 3, 4), convolutional=True)
     pvt = PyramidVisionTransformerV2(num_classes=0, **size, sr_ratios=(4, 2, 1), mlp_ratios=(4.0, 4.0, 4.0))
     return PyramidEncoder(pvt, pvt.patch_embed, size["embed_dims"][0], "NHWC", (0, 1, 2), convolutional=False)
+
+
+def _convolutions(width: int) -> nn.Module:
+    """Build a patch embedding of three convolutions of stride 2 (Xiao et al., NeurIPS 2021), without batch norms."""
+    channels = (width // 4, width // 2, width)
+    stem = ConvStem(channels=channels, norm_layer=GroupNorm1, act_layer=nn.GELU)
+    for module in stem.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return stem
 
 
 def build_pretrained(spec: ModelSpec) -> Encoder:

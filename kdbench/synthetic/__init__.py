@@ -12,12 +12,13 @@ from kdbench.synthetic.domains import (
     describe,
     draw,
 )
-from kdbench.synthetic.vocabulary import COARSE
+from kdbench.synthetic.vocabulary import COARSE, MATERIALS
 
 __all__ = [
     "CATEGORIES",
     "COARSE",
     "DOMAINS",
+    "MATERIALS",
     "NEUTRAL",
     "OBJECTS",
     "WORLDS",

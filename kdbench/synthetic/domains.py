@@ -49,6 +49,7 @@ class Scene:
     label: NDArray[np.uint8]  # (H, W), class of the domain's label space, 255 = ignore; collections: all 255
     coarse: NDArray[np.uint8]  # (H, W), index into COARSE
     albedo: NDArray[np.uint8]  # (H, W, 3), the materials' own colours, before any style
+    material: NDArray[np.uint8]  # (H, W), what the renderer made it of: index below MATERIALS
     depth: NDArray[np.uint8]  # (H, W), 0 = far .. 255 = near; from above: height over ground
     object: int  # collections: index into CATEGORIES; -1 for the benchmark domains
 
@@ -226,4 +227,5 @@ def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ran
     if not spec.classes:
         category = layout.object if layout.object >= 0 else len(SUBJECTS) + (layout.horizon is None)
     albedo = _ALBEDO[layout.material, layout.tone >> 4]
-    return Scene(np.ascontiguousarray(image), label, COARSE_OF[layout.thing], albedo, layout.depth, category)
+    coarse = COARSE_OF[layout.thing]
+    return Scene(np.ascontiguousarray(image), label, coarse, albedo, layout.material, layout.depth, category)

@@ -15,7 +15,7 @@ from kdbench.data.transforms import make_view
 from kdbench.identity import seed_from
 from kdbench.protocol import Recipe
 
-PLANES = {"coarse": 1, "depth": 1, "albedo": 3}
+PLANES = {"coarse": 1, "material": 1, "depth": 1, "albedo": 3}
 
 
 @dataclass
@@ -23,12 +23,13 @@ class PretrainBatch:
     """One step's pictures.
 
     views: V random views of the same B pictures, (V, B, 3, H, W) in [0, 1]. Of the first view, by the renderer: coarse
-    (B, H, W) int64, index into COARSE, 255 = ignore; depth (B, 1, H, W) and albedo (B, 3, H, W) in [0, 1]. object (B,):
-    index into CATEGORIES. progress: 0 to 1 through the training.
+    (B, H, W) int64, index into COARSE, 255 = ignore; material (B, H, W) int64, below MATERIALS; depth (B, 1, H, W) and
+    albedo (B, 3, H, W) in [0, 1]. object (B,): index into CATEGORIES. progress: 0 to 1 through the training.
     """
 
     views: Tensor
     coarse: Tensor
+    material: Tensor
     depth: Tensor
     albedo: Tensor
     object: Tensor
@@ -49,10 +50,11 @@ def pretrain_batches(
         ]
         images = torch.stack([torch.stack([image for image, _ in group]) for group in drawn])
         targets = torch.stack([planes for _, planes in drawn[0]])
-        coarse, depth, albedo = torch.split(targets, list(PLANES.values()), 1)
+        coarse, material, depth, albedo = torch.split(targets, list(PLANES.values()), 1)
         yield PretrainBatch(
             views=images.float().div_(255),
             coarse=coarse[:, 0].long(),
+            material=material[:, 0].long(),
             depth=depth.float().div_(255),
             albedo=albedo.float().div_(255),
             object=torch.from_numpy(np.asarray(samples.arrays["object"])[chosen].astype(np.int64)),

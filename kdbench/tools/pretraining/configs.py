@@ -18,11 +18,12 @@ ObjectiveName = Literal[
     "class distillation",
     "rendering",
     "rendering + coarse",
+    "rendering + coarse + materials",
     "features",
     "masked features",
     "objects",
 ]
-IMAGES = {"web": 16000, "proxy": 8000}
+IMAGES = {"web": 128000, "proxy": 8000}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _views(steps: int) -> Recipe:
 CONFIGS = {
     config.name: config
     for config in (
-        PretrainConfig("dinov2-l", "web", "rendering + coarse", _foundation(5000)),
+        PretrainConfig("dinov2-l", "web", "rendering + coarse + materials", _foundation(20000)),
         PretrainConfig("dinov2-b", "web", "features", _foundation(1500), "dinov2-l"),
         PretrainConfig("dinov2-s", "web", "features", _foundation(1500), "dinov2-l"),
         PretrainConfig("eva02-l", "web", "masked features", _foundation(1200), "dinov2-l"),
@@ -76,6 +77,7 @@ ABLATION: tuple[tuple[ObjectiveName, Recipe], ...] = (
     ("self-distillation", _views(1500)),
     ("rendering", _foundation(1500)),
     ("rendering + coarse", _foundation(1500)),
+    ("rendering + coarse + materials", _foundation(1500)),
 )
 """The objectives tried for a foundation model, label-free first, each with the numbers that its kind has in CONFIGS."""
 

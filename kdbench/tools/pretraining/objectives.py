@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.models.backbones import Encoder
-from kdbench.synthetic import COARSE, OBJECTS
+from kdbench.synthetic import COARSE, MATERIALS, OBJECTS
 from kdbench.tools.pretraining.batches import PretrainBatch
 from kdbench.types import IGNORE, Features
 
@@ -39,11 +39,12 @@ class Objective(nn.Module):
 class InverseRendering(Objective):
     """Predict what the renderer knows of every pixel, and its mean over the picture from the pooled feature.
 
-    depth; albedo, the materials' colours before palette, light, weather and sensor; coarse, the groups of COARSE.
+    depth; albedo, the materials' colours before palette, light, weather and sensor; coarse, the groups of COARSE;
+    material, which of the renderer's materials it is.
     """
 
-    CHANNELS: ClassVar = {"depth": 1, "albedo": 3, "coarse": len(COARSE)}
-    WEIGHTS: ClassVar = {"depth": 5.0, "albedo": 5.0, "coarse": 1.0}
+    CHANNELS: ClassVar = {"depth": 1, "albedo": 3, "coarse": len(COARSE), "material": MATERIALS}
+    WEIGHTS: ClassVar = {"depth": 5.0, "albedo": 5.0, "coarse": 1.0, "material": 1.0}
     """Mean absolute errors of quantities in [0, 1] are about a fifth of a cross-entropy."""
 
     def __init__(self, encoder: Encoder, targets: Sequence[str]) -> None:
@@ -55,28 +56,30 @@ class InverseRendering(Objective):
         self.whole = nn.Linear(channels, sum(self._widths))
 
     def loss(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the groups and mean absolute errors of the rest."""
+        """Return cross-entropies of groups and materials, and mean absolute errors of the rest."""
         features = self.encoder(batch.views[0])
         dense = torch.split(F.pixel_shuffle(self.dense(features.final), DETAIL).float(), self._widths, 1)
         whole = torch.split(self.whole(features.pooled).float(), self._widths, 1)
         terms: dict[str, Tensor] = {}
         for name, fine, mean in zip(self.targets, dense, whole, strict=True):
-            local, overall = _coarse(fine, mean, batch) if name == "coarse" else _plane(name, fine, mean, batch)
+            compare = _plane if name in ("depth", "albedo") else _choice
+            local, overall = compare(fine, mean, getattr(batch, name))
             terms[name] = self.WEIGHTS[name] * local
             terms[f"mean {name}"] = self.WEIGHTS[name] * overall
         return terms
 
 
-def _plane(name: str, fine: Tensor, mean: Tensor, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
-    target: Tensor = getattr(batch, name)
+def _plane(fine: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     target = F.interpolate(target, size=fine.shape[-2:], mode="area")
     return F.l1_loss(fine, target), F.l1_loss(mean, target.mean((2, 3)))
 
 
-def _coarse(fine: Tensor, mean: Tensor, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
-    label = F.interpolate(batch.coarse[:, None].float(), size=fine.shape[-2:], mode="nearest")[:, 0].long()
+def _choice(fine: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross-entropies of a class by pixel and of the classes' shares in the picture."""
+    count = fine.shape[1]
+    label = F.interpolate(target[:, None].float(), size=fine.shape[-2:], mode="nearest")[:, 0].long()
     known = (label != IGNORE)[:, None]
-    shares = (F.one_hot(label.clamp(max=len(COARSE) - 1), len(COARSE)).movedim(-1, 1) * known).float().mean((2, 3))
+    shares = (F.one_hot(label.clamp(max=count - 1), count).movedim(-1, 1) * known).float().mean((2, 3))
     # Poles and people are few: by the root of their rarity they weigh more.
     rarity = shares.mean(0).clamp(min=1e-3).rsqrt()
     return F.cross_entropy(fine, label, rarity, ignore_index=IGNORE), -(shares * mean.log_softmax(1)).sum(1).mean()
