@@ -35,10 +35,10 @@ NEUTRAL: Final = MappingProxyType({f.name: getattr(Style(), f.name) for f in fie
 """What a style's fields are where a domain does not name them."""
 
 Kind = Literal["street", "aerial", "collection"]
-WORLDS: Final[Mapping[Kind, str]] = MappingProxyType(
-    {"street": "synthetic-v1", "aerial": "synthetic-v2", "collection": "synthetic-v1"}
+WORLDS: Final[Mapping[Kind | Literal["web"], str]] = MappingProxyType(
+    {"street": "synthetic-v1", "aerial": "synthetic-v2", "collection": "synthetic-v1", "web": "synthetic-v2"}
 )
-"""The version of each kind of domain: what is drawn never changes under one name."""
+"""The version of each kind of domain, or of one domain: what is drawn never changes under one name."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class DomainSpec:
     styles: tuple[tuple[float, Ranges], ...]
     geometry: StreetConfig | AerialConfig | None = None
     scenes: float = 0.0  # share of street and aerial scenes in a collection
+    styles_from_above: tuple[tuple[float, Ranges], ...] = ()  # of a collection's aerial scenes, where they differ
 
     @property
     def world(self) -> str:
         """The version of the built-in world that it belongs to."""
-        return WORLDS[self.kind]
+        return WORLDS["web"] if self.name == "web" else WORLDS[self.kind]
 
     @property
     def classes(self) -> int:
@@ -120,7 +121,8 @@ def _table() -> Mapping[str, DomainSpec]:
     for name, config in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
         rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], config))
     rows.append(DomainSpec("proxy", "collection", "proxy", BOXES["proxy"], scenes=0.12))
-    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.7))
+    above = BOXES["web-from-above"]
+    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.7, styles_from_above=above))
     return MappingProxyType({row.name: row for row in rows})
 
 
@@ -165,13 +167,13 @@ def check_adjustment(domain: str, adjust: Ranges) -> None:
             )
 
 
-def _style_box(spec: DomainSpec, rng: Rng) -> Ranges:
-    roll = rng.u(0, sum(weight for weight, _ in spec.styles))
-    for weight, box in spec.styles:
+def _style_box(styles: tuple[tuple[float, Ranges], ...], rng: Rng) -> Ranges:
+    roll = rng.u(0, sum(weight for weight, _ in styles))
+    for weight, box in styles:
         roll -= weight
         if roll < 0:
             return box
-    return spec.styles[-1][1]
+    return styles[-1][1]
 
 
 def _check(domain: str, split: str, index: int, size: tuple[int, int]) -> DomainSpec:
@@ -203,8 +205,9 @@ def describe() -> Mapping[str, Ranges]:
         ranges: dict[str, tuple[float, float]] = {
             field: getattr(spec.geometry, field) for field in causes(name)["geometry"]
         }
-        for field in {field for _, box in spec.styles for field in box}:
-            spans = [box.get(field, (NEUTRAL[field],) * 2) for _, box in spec.styles]
+        styles = spec.styles + spec.styles_from_above
+        for field in {field for _, box in styles for field in box}:
+            spans = [box.get(field, (NEUTRAL[field],) * 2) for _, box in styles]
             ranges[field] = min(low for low, _ in spans), max(high for _, high in spans)
         table[name] = ranges
     return table
@@ -220,7 +223,8 @@ def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ran
         check_adjustment(domain, adjust)
     layout = _lay_out(spec, adjust, split, index, *size)
     rng = Rng(spec.world, "style", domain, split, index)
-    ranges = {**_style_box(spec, rng), **{name: span for name, span in adjust.items() if name in _STYLE}}
+    styles = (layout.horizon is None and layout.object < 0 and spec.styles_from_above) or spec.styles
+    ranges = {**_style_box(styles, rng), **{name: span for name, span in adjust.items() if name in _STYLE}}
     image = render(layout, sample(ranges, rng), rng)
     label = LABEL_OF[layout.thing] if spec.classes else np.full(size, IGNORE, np.uint8)
     category = -1

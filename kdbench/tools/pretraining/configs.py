@@ -56,7 +56,7 @@ def _views(steps: int) -> Recipe:
 CONFIGS = {
     config.name: config
     for config in (
-        PretrainConfig("dinov2-l", "web", "rendering + coarse + materials", _foundation(20000)),
+        PretrainConfig("dinov2-l", "web", "rendering + coarse + materials", _foundation(16000)),
         PretrainConfig("dinov2-b", "web", "features", _foundation(1500), "dinov2-l"),
         PretrainConfig("dinov2-s", "web", "features", _foundation(1500), "dinov2-l"),
         PretrainConfig("eva02-l", "web", "masked features", _foundation(1200), "dinov2-l"),
