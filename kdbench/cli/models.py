@@ -78,13 +78,13 @@ def verify_models(
     """Compare toy models with their cards and shipped stages with their first steps. Exit status 1 on a fault."""
     from kdbench.engine.shipped import SHIPPED as SHIPPED_STAGES
     from kdbench.engine.shipped import shipped_stages
-    from kdbench.models.registry import TOY_MODELS
+    from kdbench.models.registry import MODELS, TOY_MODELS
     from kdbench.models.toy import SHIPPED
     from kdbench.tools.pretraining.pretrainer import verify_toy_model
     from kdbench.tools.shipping import StageVerifier
 
     def toy_model(name: str) -> str:
-        card = verify_toy_model(name, weights_dir or SHIPPED)
+        card = verify_toy_model(MODELS[name], weights_dir or SHIPPED)
         return f"{name}: {card.bytes / 1e6:.2f} MB, sha256 {card.sha256}"
 
     def stage(held: ShippedStage) -> str:

@@ -407,7 +407,7 @@ def build_toy(spec: ModelSpec) -> Encoder:
 def _convolutions(width: int) -> nn.Module:
     """Build a patch embedding of three convolutions of stride 2 (Xiao et al., NeurIPS 2021), without batch norms."""
     channels = (width // 4, width // 2, width)
-    stem = ConvStem(channels=channels, norm_layer=GroupNorm1, act_layer=nn.GELU)
+    stem: nn.Module = ConvStem(channels=channels, norm_layer=GroupNorm1, act_layer=nn.GELU)
     for module in stem.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -58,7 +58,7 @@ class ModelSpec:
 
 
 def _vit(width: int, **more: Any) -> dict[str, Any]:
-    return {"embedding": "convolutions", "embed_dim": width, "depth": 6, "num_heads": width // 32, **more}
+    return {"embed_dim": width, "depth": 6, "num_heads": width // 32, **more}
 
 
 def _eva(width: int) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def _eva(width: int) -> dict[str, Any]:
 
 LAYER_SCALE = {"init_values": 1.0}
 TOY_MODELS: dict[str, tuple[Kind, dict[str, Any]]] = {
-    "dinov2-s": ("vit", _vit(96, **LAYER_SCALE)),
-    "dinov2-b": ("vit", _vit(128, **LAYER_SCALE)),
-    "dinov2-l": ("vit", _vit(160, **LAYER_SCALE)),
+    "dinov2-s": ("vit", _vit(64, **LAYER_SCALE)),
+    "dinov2-b": ("vit", _vit(96, **LAYER_SCALE)),
+    "dinov2-l": ("vit", _vit(128, **LAYER_SCALE)),
     "eva02-s": ("eva", _eva(64)),
     "eva02-b": ("eva", _eva(96)),
     "eva02-l": ("eva", _eva(128)),
-    "deit-s": ("vit", _vit(96)),
-    "deit-b": ("vit", _vit(128)),
+    "deit-s": ("vit", _vit(64)),
+    "deit-b": ("vit", _vit(96)),
     "dino-s": ("vit", _vit(64)),
     "dino-b": ("vit", _vit(96)),
     "resnet18": ("resnet", {"block": "basic", "layers": (1, 1, 1, 1), "channels": (24, 32, 64, 96)}),

@@ -114,9 +114,6 @@ _WIDE_NIGHT: Final = box(_WIDE, night=(0.3, 0.85), sky=(0.5, 0.9), exposure=(0.8
 _WIDE_SNOW: Final = box(_WIDE, snow=(0.45, 0.9), flakes=(0.0, 0.8), exposure=(0.68, 1.0))
 _WIDE_RAIN: Final = box(_WIDE, rain=(0.2, 0.9), wet=(0.1, 1.0))
 
-_ABOVE: Final = box(_WIDE, season=(0.0, 1.0), mineral=(0.0, 1.0))
-_FALSE_COLOURS: Final = ((2, 0.2), (3, 0.2), (4, 0.1))
-
 BOXES: Final[Mapping[str, tuple[tuple[float, Ranges], ...]]] = {
     "gtav": ((0.8, _GTAV), (0.2, _GTAV_EVENING)),
     "cityscapes": ((1.0, _CITYSCAPES),),
@@ -131,6 +128,10 @@ BOXES: Final[Mapping[str, tuple[tuple[float, Ranges], ...]]] = {
     "vaihingen-irrg": ((1.0, _VAIHINGEN_IRRG),),
     "proxy": ((0.86, _VARIED), (0.08, _VARIED_MIST), (0.06, _VARIED_DUSK)),
     "web": ((0.55, _WIDE), (0.1, _WIDE_FOG), (0.15, _WIDE_NIGHT), (0.1, _WIDE_SNOW), (0.1, _WIDE_RAIN)),
-    # Half of what is seen from above is in false colours. Infrared, red, green stays out: it belongs to the benchmarks.
-    "web-from-above": ((0.5, _ABOVE), *((weight, box(_ABOVE, bands=_at(bands))) for bands, weight in _FALSE_COLOURS)),
 }
+_ABOVE: Final = box(_WIDE, season=(0.0, 1.0), mineral=(0.0, 1.0))
+# Half of what is seen from above is in false colours. Infrared, red, green stays out: it belongs to the benchmarks.
+WEB_FROM_ABOVE: Final[tuple[tuple[float, Ranges], ...]] = (
+    (0.5, _ABOVE),
+    *((weight, box(_ABOVE, bands=_at(bands))) for bands, weight in ((2, 0.2), (3, 0.2), (4, 0.1))),
+)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdbench.errors import KdbenchError, unknown
 from kdbench.synthetic.aerial import AerialConfig, aerial
-from kdbench.synthetic.appearances import BOXES
+from kdbench.synthetic.appearances import BOXES, WEB_FROM_ABOVE
 from kdbench.synthetic.canvas import Rng, SceneLayout
 from kdbench.synthetic.objects import SUBJECTS, subject
 from kdbench.synthetic.render import render
@@ -65,6 +65,11 @@ class DomainSpec:
     geometry: StreetConfig | AerialConfig | None = None
     scenes: float = 0.0  # share of street and aerial scenes in a collection
     styles_from_above: tuple[tuple[float, Ranges], ...] = ()  # of a collection's aerial scenes, where they differ
+
+    @property
+    def boxes(self) -> tuple[tuple[float, Ranges], ...]:
+        """Every box of styles that it has."""
+        return self.styles + self.styles_from_above
 
     @property
     def world(self) -> str:
@@ -121,8 +126,7 @@ def _table() -> Mapping[str, DomainSpec]:
     for name, config in (("potsdam-rgb", _POTSDAM), ("potsdam-irrg", _POTSDAM), ("vaihingen-irrg", _VAIHINGEN)):
         rows.append(DomainSpec(name, "aerial", name.split("-")[0], BOXES[name], config))
     rows.append(DomainSpec("proxy", "collection", "proxy", BOXES["proxy"], scenes=0.12))
-    above = BOXES["web-from-above"]
-    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.7, styles_from_above=above))
+    rows.append(DomainSpec("web", "collection", "web", BOXES["web"], scenes=0.7, styles_from_above=WEB_FROM_ABOVE))
     return MappingProxyType({row.name: row for row in rows})
 
 
@@ -167,6 +171,11 @@ def check_adjustment(domain: str, adjust: Ranges) -> None:
             )
 
 
+def _styles(spec: DomainSpec, layout: SceneLayout) -> tuple[tuple[float, Ranges], ...]:
+    above = layout.horizon is None and layout.object < 0
+    return spec.styles_from_above if above and spec.styles_from_above else spec.styles
+
+
 def _style_box(styles: tuple[tuple[float, Ranges], ...], rng: Rng) -> Ranges:
     roll = rng.u(0, sum(weight for weight, _ in styles))
     for weight, box in styles:
@@ -205,9 +214,8 @@ def describe() -> Mapping[str, Ranges]:
         ranges: dict[str, tuple[float, float]] = {
             field: getattr(spec.geometry, field) for field in causes(name)["geometry"]
         }
-        styles = spec.styles + spec.styles_from_above
-        for field in {field for _, box in styles for field in box}:
-            spans = [box.get(field, (NEUTRAL[field],) * 2) for _, box in styles]
+        for field in {field for _, box in spec.boxes for field in box}:
+            spans = [box.get(field, (NEUTRAL[field],) * 2) for _, box in spec.boxes]
             ranges[field] = min(low for low, _ in spans), max(high for _, high in spans)
         table[name] = ranges
     return table
@@ -223,8 +231,10 @@ def draw(domain: str, split: str, index: int, size: tuple[int, int], adjust: Ran
         check_adjustment(domain, adjust)
     layout = _lay_out(spec, adjust, split, index, *size)
     rng = Rng(spec.world, "style", domain, split, index)
-    styles = (layout.horizon is None and layout.object < 0 and spec.styles_from_above) or spec.styles
-    ranges = {**_style_box(styles, rng), **{name: span for name, span in adjust.items() if name in _STYLE}}
+    ranges = {
+        **_style_box(_styles(spec, layout), rng),
+        **{name: span for name, span in adjust.items() if name in _STYLE},
+    }
     image = render(layout, sample(ranges, rng), rng)
     label = LABEL_OF[layout.thing] if spec.classes else np.full(size, IGNORE, np.uint8)
     category = -1

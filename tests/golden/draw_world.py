@@ -14,7 +14,8 @@ from PIL import Image
 
 from kdbench.synthetic import DOMAINS, WORLDS, draw
 from kdbench.synthetic.canvas import Rng
-from kdbench.synthetic.domains import _style_box
+from kdbench.synthetic.domains import _NOTHING, _lay_out, _style_box, _styles
+from kdbench.synthetic.styles import Ranges
 
 FOLDER = Path(__file__).parent
 SIZES = ((64, 128), (96, 96))
@@ -38,8 +39,13 @@ def label_hashes(domain: str) -> dict[str, str]:
 def examples(domain: str) -> dict[str, Image.Image]:
     """A picture of every box of styles, the first that it has among the test images, and how near its pixels are."""
     spec, found = DOMAINS[domain], {}
-    for k, (_, box) in enumerate(spec.styles):
-        boxes = (_style_box(spec, Rng(spec.world, "style", domain, "val", index)) for index in count())
+
+    def drawn_box(index: int) -> Ranges:
+        styles = _styles(spec, _lay_out(spec, _NOTHING, "val", index, 64, 128))
+        return _style_box(styles, Rng(spec.world, "style", domain, "val", index))
+
+    for k, (_, box) in enumerate(spec.boxes):
+        boxes = map(drawn_box, count())
         scene = draw(domain, "val", next(index for index, drawn in enumerate(boxes) if drawn is box), (64, 128))
         found |= {f"{domain}-{k}": Image.fromarray(scene.image), f"{domain}-{k}-depth": Image.fromarray(scene.depth)}
     return found

@@ -10,7 +10,7 @@ from kdbench.engine.plan import RunContext
 from kdbench.engine.runner import run_cell
 from kdbench.errors import KdbenchError
 from kdbench.metrics import role_miou
-from kdbench.models.registry import MODELS, TOY_MODELS
+from kdbench.models.registry import TOY_MODELS
 from kdbench.models.toy import Card, ObjectiveScore, ToyModels, read_card
 from kdbench.plugins import load_benchmark
 from kdbench.tools.pretraining.configs import ABLATION, CONFIGS
@@ -53,7 +53,7 @@ def note_scores(folder: Path, scores: Sequence[ObjectiveScore]) -> list[Card]:
 
 def _probe(context: RunContext, benchmark: str) -> tuple[float, float]:
     """Return the mIoU on the source's own validation split, and the mean over the targets."""
-    record = run_cell(context, context.make_cell(load_benchmark(benchmark), MODELS[MODEL])).record
+    record = run_cell(context, context.make_cell(load_benchmark(benchmark), CONFIGS[MODEL].spec)).record
     if record.status != "done":
         raise KdbenchError(f"probing {MODEL} on {benchmark}: {record.error}")
     return role_miou(record, "source"), role_miou(record, "target")

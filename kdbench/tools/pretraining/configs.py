@@ -1,4 +1,6 @@
-"""How each toy model is pretrained: collection, objective and numbers.
+"""How each toy model is pretrained: architecture, collection, objective and numbers.
+
+They make the set toy-v2, in FOLDER. Protocols take toy-v1 (kdbench.models.registry) until all of it is trained.
 
 The largest of a family comes first and teaches the rest. Foundation models learn on "web", local ones on "proxy" alone.
 None ever sees a benchmark's images or label maps; docs/mini.md says what the coarse groups and the main objects have in
@@ -7,10 +9,12 @@ common with a benchmark's classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from kdbench.errors import unknown
+from kdbench.models.registry import LAYER_SCALE, MODELS, ModelSpec
+from kdbench.models.toy import SHIPPED
 from kdbench.protocol import Augmentation, Recipe
 
 ObjectiveName = Literal[
@@ -24,6 +28,30 @@ ObjectiveName = Literal[
     "objects",
 ]
 IMAGES = {"web": 128000, "proxy": 8000}
+FOLDER = SHIPPED.with_name("weights-v2")
+
+
+def _vit(width: int, **more: Any) -> dict[str, Any]:
+    return {"embedding": "convolutions", "embed_dim": width, "depth": 6, "num_heads": width // 32, **more}
+
+
+def _eva(width: int) -> dict[str, Any]:
+    return _vit(width, mlp_ratio=8 / 3, swiglu_mlp=True, use_rot_pos_emb=True)
+
+
+NETWORKS = {
+    "dinov2-s": _vit(96, **LAYER_SCALE),
+    "dinov2-b": _vit(128, **LAYER_SCALE),
+    "dinov2-l": _vit(160, **LAYER_SCALE),
+    "eva02-s": _eva(64),
+    "eva02-b": _eva(96),
+    "eva02-l": _eva(128),
+    "deit-s": _vit(96),
+    "deit-b": _vit(128),
+    "dino-s": _vit(64),
+    "dino-b": _vit(96),
+}
+"""Sizes of the transformers, as ModelSpec.toy; the convolutional networks and MiT are those of toy-v1."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,12 @@ class PretrainConfig:
     objective: ObjectiveName
     recipe: Recipe
     teacher: str | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model with its network of this set."""
+        known = MODELS[self.name]
+        return replace(known, toy=NETWORKS.get(self.name, known.toy))
 
 
 _COLOURS = Augmentation(hue=0.1, grey=0.1)

@@ -23,12 +23,12 @@ from kdbench.engine.trainer import LossModule, TrainingJob, train
 from kdbench.errors import KdbenchError
 from kdbench.files import write_atomically
 from kdbench.models.backbones import TOY_IMAGE_SIZE, Encoder, build_toy
-from kdbench.models.registry import MODELS, ModelSpec
+from kdbench.models.registry import ModelSpec
 from kdbench.models.segmentor import seeded
 from kdbench.models.toy import SHIPPED, Card, ToyModel, repair
 from kdbench.progress import Progress
 from kdbench.tools.pretraining.batches import pretrain_batches
-from kdbench.tools.pretraining.configs import IMAGES, PretrainConfig
+from kdbench.tools.pretraining.configs import FOLDER, IMAGES, PretrainConfig, find_config
 from kdbench.tools.pretraining.objectives import (
     FeatureModelling,
     InverseRendering,
@@ -44,7 +44,7 @@ PRECISION = "bf16-mixed"
 
 @dataclass(frozen=True)
 class Pretrainer:
-    """Pretrains toy models. folder: where finished ones are written, and teachers are read first."""
+    """Pretrains toy models. folder: where finished ones are written, and teachers are read before the set's own."""
 
     store: Store
     folder: Path
@@ -65,7 +65,7 @@ class Pretrainer:
             state = stage.load_snapshot(0, objective.result)
         return write_toy_model(
             self.folder,
-            MODELS[config.name],
+            config.spec,
             state,
             data_source=samples.data_source,
             collection=config.collection,
@@ -81,15 +81,15 @@ class Pretrainer:
 
     def teacher(self, name: str) -> ToyModel:
         """Return a teacher from the folder at work, or else the shipped one."""
-        own = ToyModel(MODELS[name], self.folder)
-        return own if (self.folder / f"{name}.json").is_file() else ToyModel(MODELS[name])
+        there = (self.folder / f"{name}.json").is_file()
+        return ToyModel(find_config(name).spec, self.folder if there else FOLDER)
 
     def _samples(self, config: PretrainConfig) -> RenderedSet:
         name = config.collection
         return RenderedSet(name, name, "train", IMAGES[name], TOY_IMAGE_SIZE, self.store.renders)
 
     def _stage(self, config: PretrainConfig) -> StageFolder:
-        spec = MODELS[config.name]
+        spec = config.spec
         key = key_of(
             self.fabric.device,
             PRECISION,
@@ -117,7 +117,7 @@ class Pretrainer:
         )
 
     def _objective(self, config: PretrainConfig) -> Objective:
-        encoder = seeded(lambda: build_toy(MODELS[config.name]), "pretraining", config.name)
+        encoder = seeded(lambda: build_toy(config.spec), "pretraining", config.name)
         return seeded(lambda: self._heads(config, encoder), "pretraining", "heads")
 
     def _heads(self, config: PretrainConfig, encoder: Encoder) -> Objective:
@@ -176,9 +176,9 @@ def write_card(folder: Path, card: Card) -> None:
     write_atomically(folder / f"{card.name}.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def verify_toy_model(name: str, folder: Path = SHIPPED) -> Card:
+def verify_toy_model(spec: ModelSpec, folder: Path = SHIPPED) -> Card:
     """Compare a toy model's weights with its card and its architecture; a fault is an error that says the repair."""
-    spec = MODELS[name]
+    name = spec.name
     model = ToyModel(spec, folder)
     card, state, expected = model.card, model.load(), build_toy(spec).state_dict()
     fault = ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdbench.synthetic import DOMAINS, NEUTRAL
-from kdbench.synthetic.appearances import BOXES
+from kdbench.synthetic.appearances import BOXES, WEB_FROM_ABOVE
 from kdbench.synthetic.canvas import Rng
 from kdbench.synthetic.styles import BANDS, Ranges, Style, colours, sample
 from kdbench.synthetic.vocabulary import BASE, MATERIAL, MATERIALS
@@ -29,18 +29,18 @@ def apart(one: Ranges, other: Ranges) -> bool:
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(BOXES, 2)))
 def test_no_two_domains_share_a_style(one: str, other: str) -> None:
-    assert all(apart(a, b) for (_, a), (_, b) in product(BOXES[one], BOXES[other]))
+    assert all(apart(a, b) for (_, a), (_, b) in product(DOMAINS[one].boxes, DOMAINS[other].boxes))
 
 
 def test_ranges_run_upwards_and_weights_sum_to_one() -> None:
     assert set(BOXES) == set(DOMAINS)
-    for boxes in BOXES.values():
+    for boxes in (*BOXES.values(), WEB_FROM_ABOVE):
         assert sum(weight for weight, _ in boxes) == pytest.approx(1)
         assert all(low <= high for _, box in boxes for low, high in box.values())
 
 
 def test_nothing_but_the_infrared_benchmarks_shows_their_bands() -> None:
-    shown = {name: {int(box.get("bands", (0, 0))[0]) for _, box in boxes} for name, boxes in BOXES.items()}
+    shown = {name: {int(box.get("bands", (0, 0))[0]) for _, box in spec.boxes} for name, spec in DOMAINS.items()}
     assert {name for name, bands in shown.items() if 1 in bands} == {"potsdam-irrg", "vaihingen-irrg"}
 
 

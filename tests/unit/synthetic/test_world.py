@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,9 @@ def test_a_wrong_adjustment_says_what_to_do(adjust: dict[str, tuple[float, float
 def test_the_published_ranges_hold_every_style() -> None:
     for name, spec in DOMAINS.items():
         ranges = describe()[name]
-        for index in range(60):
+        for styles, index in product(filter(None, (spec.styles, spec.styles_from_above)), range(60)):
             rng = Rng("test", name, index)
-            style = sample(_style_box(spec, rng), rng)
+            style = sample(_style_box(styles, rng), rng)
             for field, value in vars(style).items():
                 low, high = ranges.get(field, (NEUTRAL[field],) * 2)
                 assert low <= value <= high, (name, field)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from kdbench.models.backbones import build_toy
 from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import seeded
-from kdbench.synthetic import COARSE, OBJECTS
+from kdbench.synthetic import COARSE, MATERIALS, OBJECTS
 from kdbench.tools.pretraining.batches import PretrainBatch
 from kdbench.tools.pretraining.objectives import (
     DETAIL,
@@ -41,6 +41,7 @@ def batch() -> PretrainBatch:
     return PretrainBatch(
         views=torch.rand(2, BATCH, 3, HEIGHT, WIDTH, generator=generator),
         coarse=coarse,
+        material=torch.randint(MATERIALS, (BATCH, HEIGHT, WIDTH), generator=generator),
         depth=torch.rand(BATCH, 1, HEIGHT, WIDTH, generator=generator),
         albedo=torch.rand(BATCH, 3, HEIGHT, WIDTH, generator=generator),
         object=torch.randint(OBJECTS, (BATCH,), generator=generator),
@@ -61,18 +62,22 @@ def test_rendered_planes_are_mean_absolute_errors_of_block_means(encoder, batch)
     assert terms["mean depth"].item() == pytest.approx(5.0 * np.abs(whole[:, :1] - mean_depth).mean(), rel=1e-5)
 
 
-def test_coarse_groups_are_a_cross_entropy_that_leaves_ignored_pixels_out(encoder, batch) -> None:
-    objective = InverseRendering(encoder, ("coarse",))
+@pytest.mark.parametrize(("target", "count"), [("coarse", len(COARSE)), ("material", MATERIALS)])
+def test_groups_and_materials_are_cross_entropies_that_leave_ignored_pixels_out(
+    encoder, batch, target: str, count: int
+) -> None:
+    objective = InverseRendering(encoder, (target,))
     fine = F.pixel_shuffle(objective.dense(encoder(batch.views[0]).final), DETAIL).detach().double().numpy()
     whole = objective.whole(encoder(batch.views[0]).pooled).detach().double().numpy()
-    label = batch.coarse.numpy()[:, ::2, ::2]
-    scores = np.log(np.exp(fine).sum(1)) - np.take_along_axis(fine, np.minimum(label, 7)[:, None], 1)[:, 0]
+    label = getattr(batch, target).numpy()[:, ::2, ::2]
+    known = np.minimum(label, count - 1)
+    scores = np.log(np.exp(fine).sum(1)) - np.take_along_axis(fine, known[:, None], 1)[:, 0]
     terms = objective.loss(batch)
-    shares = np.stack([[(image == group).mean() for group in range(len(COARSE))] for image in label])
-    weight = (1 / np.sqrt(np.maximum(shares.mean(0), 1e-3)))[np.minimum(label, 7)] * (label != IGNORE)
-    assert terms["coarse"].item() == pytest.approx((weight * scores).sum() / weight.sum(), rel=1e-5)
+    shares = np.stack([[(image == group).mean() for group in range(count)] for image in label])
+    weight = (1 / np.sqrt(np.maximum(shares.mean(0), 1e-3)))[known] * (label != IGNORE)
+    assert terms[target].item() == pytest.approx((weight * scores).sum() / weight.sum(), rel=1e-5)
     log = whole - np.log(np.exp(whole).sum(1, keepdims=True))
-    assert terms["mean coarse"].item() == pytest.approx(-(shares * log).sum(1).mean(), rel=1e-5)
+    assert terms[f"mean {target}"].item() == pytest.approx(-(shares * log).sum(1).mean(), rel=1e-5)
 
 
 def test_objects_is_a_cross_entropy_of_the_pooled_feature(encoder, batch) -> None:

@@ -21,7 +21,7 @@ from kdbench.progress import Silent
 from kdbench.protocol import Augmentation, Recipe
 from kdbench.tools.pretraining import ablation, configs, pretrainer
 from kdbench.tools.pretraining.ablation import MODEL, ablate, note_scores
-from kdbench.tools.pretraining.configs import ABLATION, CONFIGS, PretrainConfig, find_config
+from kdbench.tools.pretraining.configs import ABLATION, CONFIGS, FOLDER, PretrainConfig, find_config
 from kdbench.tools.pretraining.pretrainer import Pretrainer, make_pretrainer, verify_toy_model, write_toy_model
 
 
@@ -41,14 +41,16 @@ def short(name: str, steps: int = 3) -> PretrainConfig:
 
 @pytest.mark.parametrize("name", ["dinov2-s", "eva02-s", "deit-s", "dino-s", "resnet18"])
 def test_a_training_ends_in_weights_that_fit_and_a_card(small: Pretrainer, name: str) -> None:
+    for teacher in filter(None, (CONFIGS[name].teacher,)):
+        write_toy_model(small.folder, CONFIGS[teacher].spec, build_toy(CONFIGS[teacher].spec).state_dict(), **FACTS)
     card = small.train(short(name))
-    assert verify_toy_model(name, small.folder) == card
+    assert verify_toy_model(CONFIGS[name].spec, small.folder) == card
     assert card.command == f"kdbench models train {name}"
     assert card.recipe["steps"] == 3
     assert all(len(curve) == 3 for curve in card.losses.values())
     # A teacher of the same folder goes before the one shipped.
     assert small.teacher(name).folder == small.folder
-    assert small.teacher("eva02-l").folder == SHIPPED
+    assert small.teacher("deit-b").folder == FOLDER
 
 
 def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(
@@ -87,9 +89,10 @@ def test_every_toy_model_has_a_config_after_its_teachers_and_no_local_one_sees_t
         find_config("dinov2-x")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if (FOLDER / f"{name}.json").exists()])
 def test_what_is_shipped_was_trained_by_its_config(name: str) -> None:
-    config, card = CONFIGS[name], read_card(SHIPPED, name)
+    config, card = CONFIGS[name], read_card(FOLDER, name)
+    assert verify_toy_model(config.spec, FOLDER) == card
     assert (card.collection, card.objective, card.teacher) == (config.collection, config.objective, config.teacher)
     assert card.images == configs.IMAGES[config.collection]
     # A field that came after a card was written had its default then.
@@ -135,7 +138,7 @@ def test_weights_come_back_as_half_precision_kept_them(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_or_do_not_fit_are_named(tmp_path: Path, token: torch.Tensor, message: str) -> None:
     write(tmp_path, mask_token=token)
     with pytest.raises(KdbenchError, match=message):
-        verify_toy_model("resnet18", tmp_path)
+        verify_toy_model(SPEC, tmp_path)
 
 
 def test_the_command_tells_of_a_card_of_another_architecture(tmp_path: Path) -> None:
@@ -169,7 +172,7 @@ def test_every_objective_is_trained_for_and_probed(
     assert [score.objective for score in scores] == names
     cards = [read_card(small.folder / name.replace(" ", ""), MODEL) for name in names]
     assert [(card.objective, card.recipe["steps"], card.teacher) for card in cards] == [(n, 2, None) for n in names]
-    assert len({card.sha256 for card in cards}) == 3
+    assert len({card.sha256 for card in cards}) == len(ABLATION)
     assert all(0 <= score.source["g2c"] <= 100 and 0 <= score.targets["g2c"] <= 100 for score in scores)
 
 
@@ -178,13 +181,13 @@ def test_cards_tell_of_their_objective_and_those_before(tmp_path: Path) -> None:
     foundation = {name for name in TOY_MODELS if MODELS[name].family == "foundation"}
     before = {name: read_card(folder, name) for name in TOY_MODELS}
     assert {name for name, card in before.items() if card.ablation} == foundation
-    assert [score.objective for score in before["eva02-s"].ablation] == [objective for objective, _ in ABLATION]
+    assert [score.objective for score in before["eva02-s"].ablation] == [objective for objective, _ in ABLATION[:3]]
 
     def noted() -> dict[str, Card]:
         return {card.name: card for card in note_scores(folder, SCORES)}
 
     # eva02-s by way of eva02-l and dinov2-l, its teacher's teacher.
-    assert {name: card.ablation for name, card in noted().items()} == dict.fromkeys(foundation, SCORES)
+    assert {name: card.ablation for name, card in noted().items()} == dict.fromkeys(foundation, SCORES[:3])
     assert {name for name in TOY_MODELS if read_card(folder, name) != before[name]} == foundation
     path = folder / "dinov2-l.json"
     path.write_text(path.read_text().replace("rendering + coarse", "rendering", 1))
