@@ -190,6 +190,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
         "kdbench.report.formats",
         "kdbench.protocol",
         "kdbench.spec",
+        "kdbench.tools.ci_checks.agreement",
         "kdbench.tools.ci_checks.records",
         "kdbench.tools.ci_checks.boards",
         "kdbench.tools.ci_checks.scores",

@@ -150,8 +150,7 @@ def print_agreement(asked: BoardRequest) -> None:
     if not found:
         pairs = ", ".join(sorted({pair for pair in numbers.pair[numbers.measured_as != ""] if pair}))
         raise KdbenchError(
-            f"nothing to compare: of a published pair, {agreement.FEWEST} methods with published numbers are needed on "
-            f"a benchmark, the teacher not counted. Published pairs: {pairs}."
+            f"nothing to compare: no record is of a published pair under a shipped protocol. Run one of {pairs}."
         )
     if asked.format in agreement.EXPORTS:
         text = agreement.EXPORTS[asked.format](found)

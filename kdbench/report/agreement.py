@@ -1,14 +1,14 @@
 """Agreement with a paper: whether measured boards order the methods as its tables do, as one number.
 
 It says how far a small protocol can be trusted to choose what to run under a large one. Only a shipped protocol without
-further choices is compared, with all labels; the teacher's own row never counts.
+further choices is compared, with all labels, real images and synthetic ones apart; the teacher's own row never counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from kdbench.identity import seed_from
+from kdbench.names import REAL
 from kdbench.report.boards import Board
-from kdbench.report.formats import dumps, records
+from kdbench.report.formats import dumps, frame_to_csv, records
 from kdbench.report.published import is_settled
 from kdbench.report.tables import Table, number, numbers, words
 
@@ -31,17 +32,20 @@ FILE = "agreement.json"
 
 @dataclass(frozen=True)
 class Agreement:
-    """The order of methods here beside a paper's, of one protocol and pair.
+    """The order of methods here beside a paper's, of one protocol, data source and pair.
 
+    data_source: where the benchmarks' images come from; several worlds are joined by "and". conditions: for captions.
     published, measured: mIoU in percent, methods x benchmarks. by_benchmark: benchmark -> methods (how many both have)
-    and tau (Kendall's tau-b). tau: the mean over benchmarks. p: the share of all relabellings of the methods, the same
-    one in every benchmark, that give at least this tau (one-sided: an order against the paper's is no agreement).
-    recovered: method -> published and measured share of the teacher's lead over the student alone, both averaged over
-    the benchmarks.
+    and tau (Kendall's tau-b; nan of fewer than FEWEST). tau: the mean over the benchmarks that have one, else nan.
+    p: the share of all relabellings of the methods, the same one in every benchmark, that give at least this tau
+    (one-sided: an order against the paper's is no agreement). recovered: method -> published and measured share of the
+    teacher's lead over the student alone, both averaged over the benchmarks.
     """
 
     protocol_id: str
+    data_source: str
     pair: str
+    conditions: str
     published: pd.DataFrame
     measured: pd.DataFrame
     by_benchmark: pd.DataFrame
@@ -51,20 +55,26 @@ class Agreement:
 
 
 def agreements(published: pd.DataFrame, boards: Sequence[Board]) -> list[Agreement]:
-    """Compare every protocol and pair of the boards with the published numbers of that pair, where there are any."""
+    """Compare every protocol and pair of the boards with the published numbers of that pair, where there are any.
+
+    A benchmark with boards of two worlds counts with the last of them.
+    """
     whole = published[(published.measured_as != "") & ~published.column.str.contains(r"[/+]")]
-    comparable = [board for board in boards if is_settled(board) and board.label_fraction == "1"]
+    groups: dict[tuple[str, bool, str], dict[str, Board]] = {}
+    for board in boards:
+        if is_settled(board) and board.label_fraction == "1" and {*board.data_sources.values()} == {board.data_source}:
+            groups.setdefault((board.protocol_id, board.data_source == REAL, board.pair), {})[board.benchmark] = board
     found = []
-    for protocol_id, pair in sorted({(board.protocol_id, board.pair) for board in comparable}):
+    for (_, _, pair), ours in sorted(groups.items(), key=lambda group: group[0]):
         theirs = whole[whole.pair == pair].pivot_table("miou", "measured_as", "column", sort=False)
-        ours = {b.benchmark: b for b in comparable if (b.protocol_id, b.pair) == (protocol_id, pair)}
         benchmarks = [name for name in theirs if name in ours]
         if benchmarks:
-            found.append(_agreement(protocol_id, pair, theirs[benchmarks], [ours[name] for name in benchmarks]))
-    return [agreement for agreement in found if not math.isnan(agreement.tau)]
+            found.append(_agreement(theirs[benchmarks], [ours[name] for name in benchmarks]))
+    return found
 
 
-def _agreement(protocol_id: str, pair: str, published: pd.DataFrame, boards: list[Board]) -> Agreement:
+def _agreement(published: pd.DataFrame, boards: list[Board]) -> Agreement:
+    common = replace(boards[0], data_source=" and ".join(sorted({board.data_source for board in boards})))
     measured = pd.DataFrame({board.benchmark: board.rows["mean"] for board in boards}, dtype=float)
     roles = pd.concat([board.rows.role for board in boards]).groupby(level=0).first()
     both = [name for name in measured.index if name in published.index]
@@ -74,8 +84,10 @@ def _agreement(protocol_id: str, pair: str, published: pd.DataFrame, boards: lis
     known = (theirs.notna() & ours.notna()).sum()
     tau = float(taus.mean())
     return Agreement(
-        protocol_id,
-        pair,
+        common.protocol_id,
+        common.data_source,
+        common.pair,
+        f"{common.conditions}; beside the published numbers",
         theirs,
         ours,
         pd.DataFrame({"methods": known, "tau": taus}).rename_axis("benchmark"),
@@ -133,16 +145,11 @@ def agreement_tables(found: Sequence[Agreement]) -> list[Table]:
     return [table for agreement in found for table in (_orders_table(agreement), _recovered_table(agreement))]
 
 
-def _conditions(agreement: Agreement) -> str:
-    return f"{agreement.pair.replace(':', ' -> ')}; protocol {agreement.protocol_id} beside the published numbers"
-
-
 def _orders_table(agreement: Agreement) -> Table:
     each, methods = agreement.by_benchmark, len(agreement.measured)
-    tried = "all" if methods <= EXACT else "seeded"
     return Table(
         "Agreement with the paper: the order of methods",
-        _conditions(agreement),
+        agreement.conditions,
         "Kendall's tau-b over the methods that both have, without the teacher: 1 for the same order, 0 for none, "
         "-1 for the reverse",
         (
@@ -150,10 +157,18 @@ def _orders_table(agreement: Agreement) -> Table:
             numbers("methods", [*each.methods, methods], str),
             numbers("tau", [*each.tau, agreement.tau], _two),
         ),
-        (
-            f"mean: p = {agreement.p:.3f}, the share of {tried} relabellings of the methods (the same one in every "
-            "benchmark) with at least this mean.",
-        ),
+        (_pooled(agreement),),
+    )
+
+
+def _pooled(agreement: Agreement) -> str:
+    if math.isnan(agreement.tau):
+        return f"No tau: no benchmark has {FEWEST} methods with different scores that the paper has too."
+    tried = "all" if len(agreement.measured) <= EXACT else "seeded"
+    return (
+        f"mean: over the benchmarks that have a tau; p = {agreement.p:.3f} (one-sided), the share of {tried} "
+        f"{math.factorial(min(len(agreement.measured), EXACT))} relabellings of the methods, the same one in every "
+        "benchmark, with at least this mean."
     )
 
 
@@ -161,7 +176,7 @@ def _recovered_table(agreement: Agreement) -> Table:
     share = 100 * agreement.recovered
     return Table(
         "Agreement with the paper: gap recovered",
-        _conditions(agreement),
+        agreement.conditions,
         "in %, the gain over the student alone as a share of the teacher's lead, both means over these benchmarks: "
         + ", ".join(agreement.by_benchmark.index),
         (
@@ -184,24 +199,38 @@ def to_json(found: Sequence[Agreement]) -> str:
 def _plain(agreement: Agreement) -> dict[str, Any]:
     return {
         "protocol_id": agreement.protocol_id,
+        "data_source": agreement.data_source,
         "pair": agreement.pair,
         "methods": list(agreement.measured.index),
-        "tau": round(agreement.tau, 4),
-        "p": round(agreement.p, 4),
-        "by_benchmark": records(agreement.by_benchmark.round(4).reset_index()),
-        "recovered": records(agreement.recovered.round(4).reset_index()),
+        "tau": None if math.isnan(agreement.tau) else agreement.tau,
+        "p": None if math.isnan(agreement.p) else agreement.p,
+        "by_benchmark": records(agreement.by_benchmark.reset_index()),
+        "recovered": records(agreement.recovered.reset_index()),
+        "scores": records(_scores(agreement)),
     }
 
 
+def _scores(agreement: Agreement) -> pd.DataFrame:
+    """Return a row for every benchmark and method: published and measured mIoU in percent."""
+    both = {"published": agreement.published, "measured": agreement.measured}
+    long = {
+        side: table.rename_axis("method").rename_axis("benchmark", axis=1).unstack() for side, table in both.items()
+    }
+    return pd.DataFrame(long).reset_index()
+
+
 def to_csv(found: Sequence[Agreement]) -> str:
-    """Write a line for every protocol, pair and benchmark."""
-    rows = [
-        agreement.by_benchmark.reset_index().assign(protocol_id=agreement.protocol_id, pair=agreement.pair)
-        for agreement in found
-    ]
-    columns = ["protocol_id", "pair", "benchmark", "methods", "tau"]
-    text: str = (pd.concat(rows)[columns] if rows else pd.DataFrame(columns=columns)).to_csv(index=False)
-    return text
+    """Write a line for every benchmark and method: both scores, the benchmark's tau, the mean with its p, both gaps."""
+    return frame_to_csv(pd.concat([_lines(agreement) for agreement in found], ignore_index=True))
+
+
+def _lines(agreement: Agreement) -> pd.DataFrame:
+    lines = _scores(agreement).join(agreement.by_benchmark.tau, on="benchmark")
+    lines = lines.assign(mean_tau=agreement.tau, p=agreement.p)
+    lines = lines.join(agreement.recovered.add_suffix("_gap_recovered"), on="method")
+    for place, name in enumerate(("protocol_id", "data_source", "pair")):
+        lines.insert(place, name, getattr(agreement, name))
+    return lines
 
 
 EXPORTS = {"csv": to_csv, "json": to_json}

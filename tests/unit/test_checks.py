@@ -438,7 +438,7 @@ def test_the_status_and_every_output_tell_a_failure(tmp_path: Path) -> None:
     (path,) = write(tmp_path, make_record())
     sound = check("--results", tmp_path, "--reference", tmp_path, "--annotations")
     assert sound.exit_code == 0
-    assert [line[:4] for line in sound.stdout.splitlines()] == ["ok  ", "skip"]
+    assert [line[:4] for line in sound.stdout.splitlines()] == ["ok  ", "skip", "skip"]
     path.write_text("{}", encoding="utf-8")
     broken = check("--results", tmp_path, "--reference", tmp_path, "--annotations")
     assert broken.exit_code == 1
