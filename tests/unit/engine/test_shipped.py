@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -203,12 +204,15 @@ def test_verify_finds_a_stage_current_stale_or_computed_otherwise(
         verifier.verify(shipped, adopt=True)
 
 
-def test_a_deviation_is_in_parts_of_a_terms_mean() -> None:
-    assert deviation({"a": [1.0, 3.0], "b": [10.0]}, {"a": [1.0, 3.5], "b": [11.0]}) == pytest.approx(0.25)
-    assert deviation({"a": [1.0]}, {"b": [1.0]}) == float("inf")
+def test_a_deviation_is_in_parts_of_a_terms_mean_in_early_steps_and_in_the_median() -> None:
+    assert deviation({"a": [1.0, 3.0], "b": [10.0]}, {"a": [1.0, 3.5], "b": [11.0]}) == pytest.approx((0.25, 0.125))
+    ones, spike, drift = [1.0] * 20, [1.0] * 15 + [2.0] * 5, [1.0] * 9 + [1.1] * 11
+    assert deviation({"a": ones}, {"a": spike}) == (0, 0)
+    assert deviation({"a": ones}, {"a": drift}) == pytest.approx((0.1, 0.1))
+    assert deviation({"a": [1.0]}, {"b": [1.0]}) == (math.inf, math.inf)
     late = {"a": [1.0, 1.0], "late": [0.0, 0.0]}
-    assert deviation(late, late) == 0
-    assert deviation(late, late | {"late": [0.0, 1e-6]}) > 1
+    assert deviation(late, late) == (0, 0)
+    assert deviation(late, late | {"late": [0.0, 1e-6]})[0] > 1
 
 
 def test_a_method_without_a_common_stage_has_nothing_to_ship(plan_cells: Plan, tmp_path: Path) -> None:
