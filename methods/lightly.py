@@ -25,7 +25,9 @@ class LightlyConfig(MethodConfig):
         1.0, gt=0, description="weight of the local term. Source: LightlyTrain v3, loss_local_weight = 1"
     )
     queue: int = Field(
-        8192, ge=1, description="remembered class tokens. Source: LightlyTrain v3, 8192 above 20 000 images"
+        8192,
+        ge=1,
+        description="remembered class tokens. Source: LightlyTrain v3, 8192 above 20 000 images (1024 for 3 000)",
     )
 
 

@@ -15,7 +15,10 @@ class LogitStdConfig(MethodConfig):
         2.0, gt=0, description="softmax temperature T. Source: Sun et al. (CIFAR-100) and torchdistill's sample, 2"
     )
     weight: float = Field(
-        9.0, ge=0, description="weight of the loss. Source: Sun et al. for CIFAR-100, and torchdistill's sample, 9"
+        9.0,
+        ge=0,
+        description="weight of the loss. Source: Sun et al.'s ImageNet command and "
+        "torchdistill's sample, 9 to the labels' 1 (their CIFAR-100 command: 90 to 1)",
     )
 
 

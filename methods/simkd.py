@@ -54,8 +54,8 @@ class SimKD(Method[SimKDConfig]):
     r"""The student's encoder learns to feed the teacher's frozen decoder, which is deployed with it.
 
     Formula:
-    The teacher's decoder is fitted on its frozen encoder. Then, on the source without labels, the student's encoder and
-    a projector $P_l$ for each of the $n$ levels $F^l$ that the decoder reads minimise
+    The teacher's decoder is fitted on its frozen encoder. Then, in the task's phase without reading its labels, the
+    student's encoder and a projector $P_l$ for each of the $n$ levels $F^l$ that the decoder reads minimise
 
     $$ L = \frac{w}{n} \sum_{l=1}^{n} \mathrm{mse}(P_l(F_s^l), F_t^l) $$
 
@@ -68,6 +68,7 @@ class SimKD(Method[SimKDConfig]):
     projector. The ReLU at the end is left out, since levels of transformers are signed. A finer student map is pooled
     before its projector, as there, by whole steps, and what remains is resized; a coarser one is resized to the
     teacher's grid after it, where SimKD pools the teacher, because that is the grid that the decoder was fitted to.
+    SimKD's script gives the student the ordinary schedule, so it has the passes and rates of methods that read labels.
     A student with more levels leaves out its shallowest; in one with fewer the deepest serves several of the teacher's.
 
     Compared: SimKD's models/util.py less its last ReLU, on one level of random maps, on one grid and with a student two
@@ -85,7 +86,7 @@ class SimKD(Method[SimKDConfig]):
 
     def stages(self) -> tuple[Stage, ...]:
         learns = frozenset({Part.STUDENT_ENCODER, "projectors"})
-        return (FIT_TEACHER, Stage("source", Phase.SOURCE, trains=learns, loss=self.loss))
+        return (FIT_TEACHER, Stage("task", Phase.TASK, trains=learns, loss=self.loss))
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
         theirs = teacher.encode(batch.image).levels

@@ -53,7 +53,7 @@ PUBLISHED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "proteus": (REPRESENTATION, {"token": 1, "feature": 1, "patch": 1, "mask_probability": 0.5, "mask_ratio": 0.5,
                                  "encoder": "fine-tuned"}),
     "review_kd": (FEATURES, {"weight": 1, "warm_up": 0.01}),
-    "simkd": (("fit_teacher", "source"), {"weight": 1, "reduction": 2}),
+    "simkd": (("fit_teacher", "task"), {"weight": 1, "reduction": 2}),
     "skd": (FEATURES, PLAIN | {"weight": 10, "pool": 2}),
     "sp": (FEATURES, {"row_weight": 3000 / 64}),
     "srrl": (LOGITS, {"feature_weight": 1, "logit_weight": 1}),
