@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+import gc
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -59,7 +61,20 @@ def leaderboard(
         print_agreement(asked)
     else:
         flags = {"classes": classes, "selection": selection, "costs": costs}
-        print_boards(asked, {name for name, wanted in flags.items() if wanted}, include_images)
+        with _garbage_kept():
+            print_boards(asked, {name for name, wanted in flags.items() if wanted}, include_images)
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Pause Python's garbage collector, which takes an eighth of a leaderboard's time and finds next to nothing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,9 +54,8 @@ class Board:
     with its deviation over seeds, worst target, source, gap (source minus mean), accuracy, COSTS, reference, footnote,
     ranked (competes for ranks and marks), rank, gap_recovered and pareto. targets: means over seeds, by target.
     by_seed: method and seed x targets. scores: means over targets, methods x seeds. classes: IoU, means over the
-    targets whose labels show the class. snapshots: method and role (target, source) x snapshot. selection: method and
-    rule: mean, deviation, snapshots (one a seed). over_images: low and high of the differences to the baseline.
-    faults: side files that cannot be used for them. notes: what else a reader must know.
+    targets whose labels show the class. over_images: low and high of the differences to the baseline. faults: side
+    files that cannot be used for them. notes: what else a reader must know.
     """
 
     protocol_id: str
@@ -77,12 +77,25 @@ class Board:
     by_seed: pd.DataFrame
     scores: pd.DataFrame
     classes: pd.DataFrame
-    snapshots: pd.DataFrame
-    selection: pd.DataFrame
     comparison: Comparison
     over_images: pd.DataFrame
     faults: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def snapshots(self) -> pd.DataFrame:
+        """Return means over seeds, method and role (target, source) x snapshot."""
+        return self._over_snapshots[0]
+
+    @property
+    def selection(self) -> pd.DataFrame:
+        """Return what each of RULES selects, by method and rule: mean, deviation, snapshots (one a seed)."""
+        return self._over_snapshots[1]
+
+    @cached_property
+    def _over_snapshots(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Average the snapshots when they are first asked for: most boards show the last one alone."""
+        return _over_snapshots(self.frame[self.frame.label.isin(self.rows.index[self.rows["mean"].notna()])])
 
     @property
     def name(self) -> str:
@@ -130,7 +143,7 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
     setting = cell[SETTING].to_dict()
     cells = frame.drop_duplicates("cell").sort_values(["label", "seed"])
     methods = dict(list(cells.groupby("label")))
-    targets, sources = (list(measured.domain[measured.domain_role == role].unique()) for role in ("target", "source"))
+    targets, sources = _domains(measured, "target"), _domains(measured, "source")
     served = dict(zip(measured.domain, measured.domain_source, strict=True))
     shown = {name: domain_name(name, source) for name, source in served.items()}
     reasons = _blank(methods, frame)
@@ -142,8 +155,6 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
     order = _order(rows)
     rows, scores = rows.loc[order].rename_axis("method"), scores.loc[order].rename_axis("method")
     rows, comparison = _compared(rows, scores)
-    known = measured[measured.label.isin(order[rows["mean"].notna()])]
-    snapshots, selection = _over_snapshots(known, targets, sources)
     over_images, faults = _over_images(comparison, measured[measured["last"]], methods)
     return Board(
         **setting | {"family": None if pd.isna(cell.family) else cell.family},
@@ -159,13 +170,15 @@ def _board(pair: str, frame: pd.DataFrame) -> Board:
         by_seed=by_seed.rename(columns=shown).rename_axis(["method", "seed"]),
         scores=scores,
         classes=_classes(methods, last["labelled_iou"][targets], cell.classes).loc[order],
-        snapshots=snapshots,
-        selection=selection,
         comparison=comparison,
         over_images=over_images,
         faults=faults,
         notes=tuple(_engines(methods)),
     )  # fmt: skip
+
+
+def _domains(measured: pd.DataFrame, role: str) -> list[str]:
+    return list(measured.domain[measured.domain_role == role].unique())
 
 
 def _last(measured: pd.DataFrame, cells: pd.DataFrame, domains: list[str], blank: set[str]) -> dict[str, pd.DataFrame]:
@@ -204,7 +217,7 @@ def _rows(
     rows, means = {}, {}
     for label, values in _by_method(methods, tested[targets]):
         held, scores, means[label] = methods[label], list(map(mean_of, values)), list(map(mean_of, values.T))
-        mean, parameters = mean_of(scores), held.parameters.dropna().unique()
+        mean, parameters = mean_of(scores), set(held.parameters.dropna())
         rows[label] = {
             "role": held.role.iloc[0],
             "seeds": tuple(held.seed),
@@ -216,7 +229,7 @@ def _rows(
             "accuracy": accuracy[label],
             "reference": bool(held.reference.all()),
             **{name: None if mean is None else cost for name, cost in zip(COSTS, costs[label], strict=True)},
-            "parameters": parameters[0] if len(parameters) == 1 else None,
+            "parameters": parameters.pop() if len(parameters) == 1 else None,
         }
     return (
         pd.DataFrame.from_dict(rows, orient="index").astype(dict.fromkeys([*NUMBERS, *COSTS], float)),
@@ -332,14 +345,12 @@ def _engines(methods: Methods) -> Iterator[str]:
         yield f"Made with different versions of the engine: {each}."
 
 
-def _over_snapshots(
-    measured: pd.DataFrame, targets: list[str], sources: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _over_snapshots(measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Average every snapshot over seeds, and the snapshots that each of RULES selects, by method."""
     wide = measured.pivot(index=["label", "seed", "snapshot"], columns="domain", values="miou")
     curves = {
-        role: wide.reindex(columns=names).mean(axis=1, skipna=False).to_numpy()
-        for role, names in (("target", targets), ("source", sources))
+        role: wide.reindex(columns=_domains(measured, role)).mean(axis=1, skipna=False).to_numpy()
+        for role in ("target", "source")
     }
     runs: dict[str, list[dict[str, np.ndarray | None]]] = defaultdict(list)
     for (label, _), places in wide.groupby(["label", "seed"]).indices.items():

@@ -215,14 +215,18 @@ def _measured(record: Record) -> Iterator[tuple[Any, ...]]:
     held = _domains(record)
     if not held:
         yield (None, None, None, None, 0, True, np.nan, np.nan, None, None, None)
-    for domain in held:
-        hits, truth = snapshots(domain), domain.confusion.sum(1)
-        iou, labelled, total = class_iou(hits), truth > 0, truth.sum()
-        for place, (counts, classes, miou) in enumerate(zip(hits, iou, known_mean(iou, axis=-1), strict=True), 1):
-            accuracy = float(100.0 * counts[0].sum() / total) if total else np.nan
-            shown = np.where(labelled, classes, np.nan)
-            named = (domain.domain, domain.role, domain.data_source, domain.images)
-            yield (*named, place, place == len(hits), float(miou), accuracy, counts, classes, shown)
+        return
+    hits = np.stack([snapshots(domain) for domain in held])
+    truth = np.stack([domain.confusion.sum(1) for domain in held])[:, None]
+    iou = class_iou(hits)
+    mious, shown = known_mean(iou, axis=-1), np.where(truth > 0, iou, np.nan)
+    with np.errstate(invalid="ignore"):
+        accuracies = 100.0 * hits[:, :, 0].sum(-1) / truth.sum(-1)
+    for number, domain in enumerate(held):
+        named = (domain.domain, domain.role, domain.data_source, domain.images)
+        scores = (mious[number], accuracies[number], hits[number], iou[number], shown[number])
+        for place, values in enumerate(zip(*scores, strict=True), 1):
+            yield (*named, place, place == hits.shape[1], *values)
 
 
 def loss_frame(frame: pd.DataFrame) -> pd.DataFrame:
