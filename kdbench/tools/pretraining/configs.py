@@ -91,11 +91,11 @@ CONFIGS = {
     config.name: config
     for config in (
         PretrainConfig("dinov2-l", "web", "rendering + coarse + materials", _foundation(16000)),
-        PretrainConfig("dinov2-b", "web", "features", _foundation(1500), "dinov2-l"),
-        PretrainConfig("dinov2-s", "web", "features", _foundation(1500), "dinov2-l"),
-        PretrainConfig("eva02-l", "web", "masked features", _foundation(1200), "dinov2-l"),
-        PretrainConfig("eva02-b", "web", "masked features", _foundation(1200), "eva02-l"),
-        PretrainConfig("eva02-s", "web", "masked features", _foundation(1200), "eva02-l"),
+        PretrainConfig("dinov2-b", "web", "features", _foundation(12000), "dinov2-l"),
+        PretrainConfig("dinov2-s", "web", "features", _foundation(8000), "dinov2-l"),
+        PretrainConfig("eva02-l", "web", "masked features", _foundation(8000), "dinov2-l"),
+        PretrainConfig("eva02-b", "web", "masked features", _foundation(8000), "eva02-l"),
+        PretrainConfig("eva02-s", "web", "masked features", _foundation(6000), "eva02-l"),
         PretrainConfig("deit-b", "proxy", "objects", _local(600)),
         PretrainConfig("deit-s", "proxy", "objects", _local(600)),
         PretrainConfig("dino-b", "proxy", "class distillation", _views(500)),
