@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from kdbench.benchmark import Benchmark
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import KdbenchError, allowed, unknown
 from kdbench.files import default_results, default_store
 from kdbench.models.registry import NAMED_PAIRS
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names, normal
@@ -84,7 +84,7 @@ def make_request(note: Callable[[str], object], **options: Any) -> RunSpec:
         return RunSpec(**fields)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise KdbenchError(f"option {fault['loc'][0]} cannot be {fault['input']!r}: {fault['msg']}.") from error
+        raise KdbenchError(f"option {fault['loc'][0]} cannot be {fault['input']!r}: {allowed(fault)}.") from error
 
 
 def _listed(value: Any, everything: Callable[[], Iterable[str]]) -> tuple[str, ...]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class KdbenchError(Exception):
@@ -28,11 +32,36 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} (at {file}, line {frame.lineno}, in {frame.name})"
 
 
-def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "") -> KdbenchError:
-    """Return the error for an unknown name, with the nearest known name and all of them."""
+_ALLOWED = {
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
+    "literal_error": "{expected}",
+}
+"""What a value may be, by the kind of fault that pydantic finds in it."""
+
+
+def allowed(fault: ErrorDetails) -> str:
+    """Say what a value that pydantic refused has to be; of a rarer fault pydantic's own text."""
+    text = _ALLOWED.get(fault["type"])
+    return f"it has to be {text.format(**fault.get('ctx', {}))}" if text else fault["msg"]
+
+
+def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "", where: str = "") -> KdbenchError:
+    """Return the error for an unknown name, with the nearest known name and all of them.
+
+    where: what the name stands in or belongs to, as "of method 'gkd'".
+    """
     names = sorted(known)
     # Among names as short as the methods', letters in the wrong order are likelier than other letters.
     near = sorted(get_close_matches(asked, names, n=8, cutoff=0.5), key=lambda name: sorted(name) != sorted(asked))
     guess = f" Did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(names) if names else "none"
-    return KdbenchError(f"unknown {kind} '{asked}'.{guess} Known: {listed}.{' ' + hint if hint else ''}")
+    name, more = f"'{asked}'{where and ' ' + where}", hint and f" {hint}"
+    return KdbenchError(f"unknown {kind} {name}.{guess} Known: {listed}.{more}")

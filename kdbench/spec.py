@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import KdbenchError, allowed, unknown
 from kdbench.identity import digest
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def assign_settings(settings: Mapping[str, str], methods: Sequence[str]) -> dict
             method = methods[0]
         method = method.replace("-", "_")
         if method not in assigned:
-            raise unknown(f"method (in --set {name}={value})", method, methods)
+            raise unknown("method", method, methods, where=f"in --set {name}={value}")
         assigned[method][option] = value
     return assigned
 
@@ -143,7 +143,7 @@ def make_config(plugin: MethodPlugin, values: Mapping[str, Any]) -> MethodConfig
     config = plugin.method.Config
     for name in values:
         if name not in config.model_fields:
-            raise unknown(f"option of method '{plugin.name}'", name, config.model_fields)
+            raise unknown("option", name, config.model_fields, where=f"of method '{plugin.name}'")
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
@@ -152,7 +152,7 @@ def make_config(plugin: MethodPlugin, values: Mapping[str, Any]) -> MethodConfig
         if name not in config.model_fields:
             raise KdbenchError(f"the options of method '{plugin.name}' do not fit together: {first['msg']}.") from error
         raise KdbenchError(
-            f"option '{name}' of method '{plugin.name}' cannot be '{first['input']}': {first['msg']}. "
+            f"option '{name}' of method '{plugin.name}' cannot be '{first['input']}': {allowed(first)}. "
             f"The default is {config.model_fields[name].default}."
         ) from error
 

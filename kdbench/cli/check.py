@@ -52,6 +52,10 @@ def _check(
 ) -> Iterator[CheckResult]:
     from kdbench.tools.ci_checks import agreement, boards, records, scores, speed
 
+    if method:
+        from kdbench.tools.ci_checks import contract
+
+        yield from contract.check(method)
     yield from records.check([folder for folder in dict.fromkeys((results, reference)) if folder and folder.is_dir()])
     yield from boards.check(reference)
     yield from agreement.check(reference)
@@ -62,10 +66,6 @@ def _check(
         from kdbench.tools.ci_checks import smoke as pins
 
         yield from pins.check(reference)
-    if method:
-        from kdbench.tools.ci_checks import contract
-
-        yield from contract.check(method)
 
 
 def _shown(folder: Path) -> Path:

@@ -138,5 +138,5 @@ class DataSources:
 
 def _adapter(domain: Domain, data: RealData) -> Adapter:
     if data.dataset not in ADAPTERS:
-        raise unknown(f"data set (of domain '{domain.name}')", data.dataset, ADAPTERS)
+        raise unknown("data set", data.dataset, ADAPTERS, where=f"of domain '{domain.name}'")
     return ADAPTERS[data.dataset]

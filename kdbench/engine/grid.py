@@ -64,14 +64,10 @@ def make_context(spec: RunSpec, progress: Progress) -> RunContext:
     protocol = find_protocol(spec.protocol, spec.budget, spec.label_maps, spec.resampling)
     for dataset, table in protocol.label_maps.items():
         if dataset not in ADAPTERS:
-            raise unknown("data set (in --label-map)", dataset, ADAPTERS)
+            raise unknown("data set", dataset, ADAPTERS, where="in --label-map")
         if all(table == next(iter(layout.tables), "") for layout in ADAPTERS[dataset].layouts):
             raise KdbenchError(f"--label-map {dataset}={table} is how {dataset} is read anyway: leave it out.")
-    if protocol.native and spec.data_root is None:
-        raise KdbenchError(
-            f"protocol '{protocol.name}' runs on real images: add --data-root DIR, the folder that holds the data sets "
-            "(`kdbench list datasets`). Without data sets there are the protocols mini and smoke."
-        )
+    _check_data_root(protocol, spec.data_root)
     store = Store(spec.store, spec.fresh)
     batches: dict[str, int] = {phase: recipe.batch for phase, recipe in protocol.recipes.items()}
     check_shares(batches, math.prod(processes(spec.devices)))
@@ -81,6 +77,17 @@ def make_context(spec: RunSpec, progress: Progress) -> RunContext:
     return RunContext(
         protocol, data_sources, store, fabric, progress, _models(spec, protocol), _workers(spec), spec.compiled
     )
+
+
+def _check_data_root(protocol: Protocol, data_root: Path | None) -> None:
+    """Raise before a device is opened, which prints its own lines."""
+    if protocol.native and data_root is None:
+        raise KdbenchError(
+            f"protocol '{protocol.name}' runs on real images: add --data-root DIR, the folder that holds the data sets "
+            "(`kdbench list datasets`). Without data sets there are the protocols mini and smoke."
+        )
+    if data_root is not None and not data_root.is_dir():
+        raise KdbenchError(f"--data-root {data_root} is not a folder.")
 
 
 def _models(spec: RunSpec, protocol: Protocol) -> ModelSource:
@@ -251,12 +258,26 @@ def _stored(context: RunContext, cell: Cell, path: Path) -> tuple[Record | None,
     """Return the cell's record if it is there, done and made from exactly this; and the plan, where one was made."""
     if not path.is_file():
         return None, None
+    record = _read_or_set_aside(path, context.progress)
+    if record is None:
+        return None, None
     try:
         plan = make_plan(context, cell)
-        record, key = read_record(path), cell_key(context, plan)
+        key = cell_key(context, plan)
     except Exception:  # whatever is wrong comes up again, with its message, when the cell runs
         return None, None
     return (record if record.status == "done" and record.spec.resolved.key == key else None), plan
+
+
+def _read_or_set_aside(path: Path, progress: Progress) -> Record | None:
+    """Read a record; one that cannot be read is kept beside as NAME.broken, which a note says."""
+    try:
+        return read_record(path)
+    except KdbenchError:
+        aside = path.with_name(f"{path.name}.broken")
+        path.replace(aside)
+        progress.note(f"{path} cannot be read as a record: it is kept as {aside.name}, and its cell runs again.")
+        return None
 
 
 def _write(path: Path, outcome: CellOutcome) -> None:

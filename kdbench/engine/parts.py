@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -161,6 +161,17 @@ Encode = Callable[..., Features]
 """As Segmentor.encode."""
 
 
+class _AskedBlocks(dict[int, Tensor]):
+    """Block outputs by the number that they were asked by; reading another number is a KdbenchError."""
+
+    def __missing__(self, block: int) -> Tensor:
+        asked = ", ".join(map(str, self)) or "none"
+        raise KdbenchError(
+            f"features.blocks[{block}] was not asked for (asked for: {asked}). Add {block} to the `blocks` of the call "
+            "of encode that made these features."
+        )
+
+
 class StageModel:
     """A segmentor as a stage's loss sees it: only the stage's parts, frozen encoders without graph, images counted.
 
@@ -189,7 +200,8 @@ class StageModel:
         network = self._network(self._encoder)
         self.images += len(image)
         with contextlib.nullcontext() if self._encoder in self._stage.trains else torch.no_grad():
-            return (network.encode if self._compiled is None else self._compiled)(image, mask, blocks)
+            features = (network.encode if self._compiled is None else self._compiled)(image, mask, blocks)
+        return replace(features, blocks=_AskedBlocks(features.blocks))
 
     def decode(self, features: Features) -> SegOutput:
         """As Segmentor.decode."""

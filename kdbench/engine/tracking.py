@@ -69,7 +69,7 @@ def find_trackers(text: str | None) -> tuple[str, ...]:
         if name == NONE:
             raise KdbenchError(f"--watch {text}: '{NONE}' stands alone. Leave it out, or the others.")
         if name not in TRACKERS:
-            raise unknown("tracker (in --watch)", name, [*TRACKERS, NONE])
+            raise unknown("tracker", name, [*TRACKERS, NONE], where="in --watch")
         if not find_spec(name):
             raise KdbenchError(
                 f"--watch {name}: the package {name} is not installed. Install it: pip install {name}; or leave it out."

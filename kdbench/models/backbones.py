@@ -447,7 +447,7 @@ def unknown_weights(network: str) -> KdbenchError:
     """Return an error for a tag of weights that timm does not have for a network, with those that it has."""
     name, _, tag = network.partition(".")
     known = [each.partition(".")[2] for each in timm.list_models(f"{name}.*", pretrained=True)]
-    return unknown(f"weights of timm's '{name}'", tag, known)
+    return unknown("weights", tag, known, where=f"of timm's '{name}'")
 
 
 def describe_network(spec: ModelSpec) -> dict[str, str]:

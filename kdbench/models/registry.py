@@ -191,7 +191,7 @@ def register_model(
     return spec
 
 
-def find_model(name: str, where: str = "model") -> ModelSpec:
+def find_model(name: str, where: str = "") -> ModelSpec:
     """Return a model by its name, a registered one's or kdbench's own; `timm/NAME` is any network of timm.
 
     An unknown name is an error that lists those that exist, with the nearest.
@@ -205,7 +205,8 @@ def find_model(name: str, where: str = "model") -> ModelSpec:
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if name == point.name or (point.name.endswith("/") and name.startswith(point.name)):
             return _announced(point, name)
-    raise unknown(where, name, model_names(), "Yours: kdbench.register_model, or an entry point of kdbench.models.")
+    yours = "Yours: kdbench.register_model, or an entry point of kdbench.models."
+    raise unknown("model", name, model_names(), yours, where)
 
 
 def _announced(point: importlib.metadata.EntryPoint, name: str) -> ModelSpec:
@@ -250,7 +251,7 @@ def parse_pair(text: str) -> Pair:
     teacher, colon, student = text.partition(":")
     if not (teacher and colon and student):
         raise KdbenchError(f"'{text}' is not a pair. Write teacher:student, e.g. dinov2-l:resnet50.")
-    pair = Pair(*(find_model(name, f"model (in pair '{text}')") for name in (teacher, student)))
+    pair = Pair(*(find_model(name, f"in pair '{text}'") for name in (teacher, student)))
     # Nothing is known of a network that is named by hand: it may be a foundation model.
     if pair.teacher.family != "foundation" and not teacher.startswith(TIMM):
         known = {**MODELS, **REGISTERED}

@@ -142,7 +142,8 @@ def _check(kind: str, asked: Iterable[str], held: set[str]) -> list[str]:
     asked = list(asked)
     for name in asked:
         if name not in held:
-            raise unknown(f"{kind} (in the records)", name, held, "Other names have to be run first: `kdbench run`.")
+            repair = "Other names have to be run first: `kdbench run`."
+            raise unknown(kind, name, held, repair, where="in the records")
     return asked
 
 

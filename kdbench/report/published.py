@@ -77,7 +77,7 @@ def choose(
 def _check(kind: str, asked: Iterable[str], held: pd.Series) -> None:
     for name in asked:
         if name not in set(held):
-            raise unknown(f"{kind} (among the published numbers)", name, set(held))
+            raise unknown(kind, name, set(held), where="among the published numbers")
 
 
 def match(published: pd.DataFrame, boards: Sequence[Board]) -> pd.DataFrame:

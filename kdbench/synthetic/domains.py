@@ -159,7 +159,8 @@ def check_adjustment(domain: str, adjust: Ranges) -> None:
     found = causes(domain)
     for name, span in adjust.items():
         if not any(name in names for names in found.values()):
-            raise unknown(f"cause to adjust in domain '{domain}'", name, sorted({n for g in found.values() for n in g}))
+            known = {n for group in found.values() for n in group}
+            raise unknown("cause to adjust", name, known, where=f"in domain '{domain}'")
         pair = span if isinstance(span, tuple | list) and len(span) == 2 else (math.nan, math.nan)
         least = SHORTEST if name in found["geometry"] else 0.0 if name == "bands" else -math.inf
         most = len(BANDS) - 1 if name == "bands" else math.inf

@@ -235,7 +235,7 @@ def test_a_rerun_is_compared_by_its_environment(fresh: Record, allowed: float | 
     [
         ("protocol_id", "smoke-00000000", "the pin is of smoke-00000000 in synthetic"),
         ("method", "gone", "unknown method 'gone'"),
-        ("options", {"heat": 2}, "of method 'logit_kd' 'heat'"),
+        ("options", {"heat": 2}, "unknown option 'heat' of method 'logit_kd'"),
     ],
 )
 def test_a_pin_that_cannot_be_run_again_fails(pinned: Path, name: str, value: object, message: str) -> None:

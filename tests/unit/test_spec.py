@@ -85,8 +85,12 @@ def test_a_variant_is_what_is_off_its_default() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": "0"}, "greater than 0"),
-        ({"temperature": "hot"}, "cannot be 'hot'"),
+        (
+            {"temperature": "0"},
+            r"'temperature' of method 'cwd' cannot be '0': it has to be greater than 0\. The",
+        ),
+        ({"temperature": "hot"}, r"cannot be 'hot': it has to be a number\."),
+        ({"feature_weight": "-1"}, r"cannot be '-1': it has to be 0 or more\."),
         ({"target": "nothing"}, "'logits', 'features' or 'both'"),
         ({"temprature": "1"}, "Did you mean 'temperature'"),
     ],

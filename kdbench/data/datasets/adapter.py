@@ -199,7 +199,7 @@ class Scan:
         """Return the named table of stored value -> class, or the default."""
         tables = self.layout.tables
         if name and name not in tables:
-            raise unknown(f"label map of data set '{self.adapter.name}'", name, tables)
+            raise unknown("label map", name, tables, where=f"of data set '{self.adapter.name}'")
         return tables[name or next(iter(tables))]
 
     def advice(self) -> str:

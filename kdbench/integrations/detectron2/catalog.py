@@ -117,7 +117,7 @@ class _Split:
     @property
     def adapter(self) -> Adapter:
         if self.dataset not in ADAPTERS:
-            raise unknown(f"data set (of domain '{self.domain.name}')", self.dataset, ADAPTERS)
+            raise unknown("data set", self.dataset, ADAPTERS, where=f"of domain '{self.domain.name}'")
         return ADAPTERS[self.dataset]
 
 

@@ -56,7 +56,7 @@ def test_mapillary_has_both_published_tables(trees: Any) -> None:
     assert np.array_equal(other.numpy(), np.resize(lut, tuple(other.shape)))
     differ = {int(v) for v in np.resize(np.arange(66), tuple(other.shape))[(ours != other).numpy()]}
     assert differ == set(FACTS["mapillary_v1_2"]["indices_where_mappings_differ"])
-    with pytest.raises(KdbenchError, match=r"unknown label map of data set 'mapillary' 'rain'.*Did you mean 'rein'"):
+    with pytest.raises(KdbenchError, match=r"unknown label map 'rain' of data set 'mapillary'.*Did you mean 'rein'"):
         trees.open("mapillary", "val", label_map="rain").read(0)
 
 

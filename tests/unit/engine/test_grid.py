@@ -166,7 +166,7 @@ def test_reference_cells_come_with_a_method_and_only_once(plan_cells: Plan) -> N
     ("fields", "message"),
     [
         ({"methods": ("gdk",)}, "unknown method 'gdk'. Did you mean 'gkd'"),
-        ({"pairs": ("dinov2-s:deit",)}, "unknown model .* Did you mean 'deit-"),
+        ({"pairs": ("dinov2-s:deit",)}, "unknown model 'deit' in pair 'dinov2-s:deit'. Did you mean 'deit-"),
         ({"benchmarks": ("g2x",)}, "unknown benchmark 'g2x'. Did you mean 'g2"),
         ({"protocol": "papr"}, "unknown protocol 'papr'"),
         ({"settings": ("mask_ratio=often",)}, "option 'mask_ratio' of method 'gkd' cannot be 'often'"),
@@ -187,6 +187,29 @@ def test_a_wrong_request_is_refused_with_its_repair(
     with pytest.raises(KdbenchError, match=message):
         plan_cells(**fields)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_data_root_is_refused_before_a_device_prints_its_lines(
+    plan_cells: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdbench.engine.grid.make_fabric", lambda *_: pytest.fail("opened a device"))
+    with pytest.raises(KdbenchError, match="--data-root /nowhere is not a folder"):
+        plan_cells(protocol="paper", data_root=Path("/nowhere"))
+
+
+def test_a_record_that_cannot_be_read_is_kept_beside_the_new_one(
+    run_cells: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr("kdbench.progress.Silent.note", lambda _, text: notes.append(text))
+    (done,) = run_cells(methods=("baseline",))
+    path = tmp_path / "results" / done.cell.id.path
+    path.write_text("{", encoding="utf-8")
+    (again,) = run_cells(methods=("baseline",))
+    assert (again.cached, result(again)) == (False, result(done))
+    assert path.with_name(f"{path.name}.broken").read_text(encoding="utf-8") == "{"
+    assert read_record(path).to_json() == again.record.to_json()
+    assert [note for note in notes if f"kept as {path.name}.broken" in note]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(run_cells: Run, tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from kdbench.engine import parts
 from kdbench.engine.grid import Done
-from kdbench.engine.parts import Networks, WeightSource, compile_encoder
+from kdbench.engine.parts import Networks, WeightSource, compile_encoder, stage_models
 from kdbench.engine.plan import Cell, RunContext, make_plan
 from kdbench.errors import KdbenchError
+from kdbench.method import Stage
 from kdbench.models.backbones import Encoder, build_toy
 from kdbench.models.registry import MODELS
 from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
 from kdbench.protocol import PROTOCOLS
-from kdbench.types import Features, FeatureSpec, Part
+from kdbench.types import STUDENT, Features, FeatureSpec, Part, Phase
 
 CPU, SIZE = torch.device("cpu"), (64, 128)
 Run = Callable[..., list[Done]]
@@ -44,6 +45,15 @@ def hidden(network: Encoder, count: int = 2) -> Tensor:
 
 def maps(features: Features) -> list[Tensor]:
     return [*features.levels, features.final, features.pooled]
+
+
+def test_a_block_that_was_not_asked_for_is_named() -> None:
+    stage = Stage("task", Phase.TASK, trains=STUDENT, loss=lambda *_: {})
+    student, _ = stage_models(Networks(segmentor("dinov2-s"), segmentor("deit-s")), stage)
+    blocks = student.encode(images(), blocks=(0, -1)).blocks
+    assert list(blocks) == [0, -1]
+    with pytest.raises(KdbenchError, match=r"features\.blocks\[2\] was not asked for \(asked for: 0, -1\)\. Add 2"):
+        blocks[2]
 
 
 # --- channels last

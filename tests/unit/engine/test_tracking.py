@@ -320,7 +320,7 @@ def test_names_are_checked_and_kept_in_order() -> None:
     assert find_trackers("tensorboard") == ("tensorboard",)
     with pytest.raises(KdbenchError, match="'none' stands alone"):
         find_trackers("none,tensorboard")
-    with pytest.raises(KdbenchError, match=r"unknown tracker .*'tensorbord'.*Did you mean 'tensorboard'"):
+    with pytest.raises(KdbenchError, match=r"unknown tracker 'tensorbord' in --watch\. Did you mean 'tensorboard'"):
         find_trackers("tensorbord")
 
 

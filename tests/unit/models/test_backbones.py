@@ -305,7 +305,7 @@ def test_another_patch_size_and_back_through_the_weights() -> None:
     ("name", "message"),
     [
         ("timm/resnet5", r"unknown network of timm 'resnet5'\. Did you mean 'resnet50'.* These are the nearest"),
-        ("timm/resnet18.nosuchtag", r"unknown weights of timm's 'resnet18' 'nosuchtag'\..*Known: .*a1_in1k"),
+        ("timm/resnet18.nosuchtag", r"unknown weights 'nosuchtag' of timm's 'resnet18'\..*Known: .*a1_in1k"),
         ("timm/swin_tiny_patch4_window7_224", r"no maps of images of 64 x 96 pixels \(.*takes images of any size"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_teacher_comes_only_where_its_pair_was_run(folder: Path, make_record, 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"protocol": "minj"}, "'minj'. Did you mean 'mini'"),
+        ({"protocol": "minj"}, "'minj' in the records. Did you mean 'mini'"),
         ({"benchmarks": ["g2c", "g2x"]}, "'g2x'.*Known: g2b, g2c"),
         ({"pairs": ["dinov2-l:resnet5"]}, "Did you mean 'dinov2-l:resnet50'"),
     ],
