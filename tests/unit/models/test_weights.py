@@ -377,7 +377,7 @@ def test_a_folder_of_mit_with_missing_weights_is_refused(tmp_path: Path) -> None
 
 
 def test_weights_that_timm_does_not_publish_are_named_with_the_nearest() -> None:
-    with pytest.raises(KdbenchError, match=r"weights of timm's 'resnet18' 'a1_in1l'\. Did you mean 'a1_in1k'"):
+    with pytest.raises(KdbenchError, match=r"weights 'a1_in1l' of timm's 'resnet18'\. Did you mean 'a1_in1k'"):
         model_in(None, "timm/resnet18.a1_in1l").key()
 
 
