@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.domainset import DomainSet
-from kdbench.data.transforms import make_view
+from kdbench.data.transforms import make_views
 from kdbench.errors import KdbenchError
 from kdbench.identity import seed_from
 from kdbench.protocol import Recipe
@@ -64,43 +63,47 @@ class Sampler:
         return self._passes[number]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A random view of one sample. skipped: the errors of unreadable samples that it replaces."""
-
-    image: Tensor
-    label: Tensor
-    domain: str
-    index: int
-    skipped: tuple[str, ...] = ()
-
-
-class TrainingViews(Dataset[Sample | KdbenchError]):
-    """Random views of the samples of several domains, concatenated.
+class StepBatches(Dataset[tuple[Batch | KdbenchError, list[str]]]):
+    """Batches of random views of the samples of several domains, concatenated.
 
     Errors are returned: a worker that raised one would wrap it into its traceback.
     """
 
-    def __init__(self, sets: Sequence[DomainSet], recipe: Recipe, size: tuple[int, int], seed: int, phase: str) -> None:
+    def __init__(
+        self, sets: Sequence[DomainSet], recipe: Recipe, size: tuple[int, int], seed: int, phase: Phase
+    ) -> None:
         self._sets = sets
-        self._view = make_view(recipe.augmentation, size)
-        self._purpose = (seed, phase, "view")
+        self._views = make_views(recipe.augmentation, size)
+        self._purpose, self._labelled = (seed, phase, "view"), phase.labelled
+        self.samples = sum(map(len, sets))
 
-    def __len__(self) -> int:
-        return sum(len(samples) for samples in self._sets)
-
-    def __getitem__(self, drawn: SampleIndex) -> Sample | KdbenchError:
+    def __getitem__(self, drawn: Sequence[SampleIndex]) -> tuple[Batch | KdbenchError, list[str]]:
+        """Return views of the samples, images as bytes, and the errors of unreadable samples that others replace."""
         skipped: list[str] = []
+        try:
+            read = [self._read(index.sample, skipped) for index in drawn]
+        except KdbenchError as error:
+            return error, []
+        samples, domains, indices = zip(*read, strict=True)
+        seeds = [
+            seed_from(*self._purpose, index.step, index.sample, *[index.again] * bool(index.again)) for index in drawn
+        ]
+        images, labels = self._views(samples, seeds)
+        return Batch(images, labels if self._labelled else None, domains, torch.tensor(indices)), skipped
+
+    def _read(self, sample: int, skipped: list[str]) -> tuple[tuple[Tensor, Tensor], str, int]:
+        """Return a sample, or the next that can be read, with its domain and its index there."""
+        errors: list[str] = []
         for place in range(PATIENCE):
-            samples, index = self._locate((drawn.sample + place) % len(self))
+            samples, index = self._locate((sample + place) % self.samples)
             try:
-                image, label = samples.read(index)
+                read = samples.read(index)
             except KdbenchError as error:
-                skipped.append(str(error))
+                errors.append(str(error))
                 continue
-            seed = seed_from(*self._purpose, drawn.step, drawn.sample, *[drawn.again] * bool(drawn.again))
-            return Sample(*self._view(image, label, seed), samples.domain, index, tuple(skipped))
-        return KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {skipped[0]}")
+            skipped += errors
+            return read, samples.domain, index
+        raise KdbenchError(f"{PATIENCE} neighbours cannot be read, the first: {errors[0]}")
 
     def _locate(self, sample: int) -> tuple[DomainSet, int]:
         for samples in self._sets:
@@ -131,13 +134,13 @@ def training_batches(
         skipped: gets the error of every sample that could not be read; the next sample of the set takes its place.
         share: the places of each batch that this process takes.
     """
-    views = TrainingViews(sets, recipe, size, seed, phase)
-    sampler = Sampler(len(views), recipe, seed, phase)
+    batches = StepBatches(sets, recipe, size, seed, phase)
+    sampler = Sampler(batches.samples, recipe, seed, phase)
     device, skipped = device or torch.device("cpu"), [] if skipped is None else skipped
     loader: DataLoader[Any] = DataLoader(
-        views,
-        batch_sampler=(sampler.step(step)[share] for step in range(start, steps)),
-        collate_fn=partial(_collate, labelled=phase.labelled),
+        batches,
+        batch_size=None,
+        sampler=(sampler.step(step)[share] for step in range(start, steps)),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
@@ -152,19 +155,3 @@ def training_batches(
         batch.index = batch.index.to(device, non_blocking=True)
         batch.progress = step / steps
         yield batch
-
-
-def _collate(drawn: Sequence[Sample | KdbenchError], labelled: bool) -> tuple[Batch | KdbenchError, list[str]]:
-    """Stack samples to a batch, with the errors of those that were skipped; an error in their place is returned."""
-    samples = [sample for sample in drawn if not isinstance(sample, KdbenchError)]
-    errors = [error for error in drawn if isinstance(error, KdbenchError)]
-    if errors:
-        return errors[0], []
-    batch = Batch(
-        image=torch.stack([sample.image for sample in samples]),
-        label=torch.stack([sample.label for sample in samples]) if labelled else None,
-        domain=tuple(sample.domain for sample in samples),
-        index=torch.tensor([sample.index for sample in samples]),
-        progress=0.0,
-    )
-    return batch, [error for sample in samples for error in sample.skipped]

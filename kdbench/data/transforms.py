@@ -1,10 +1,11 @@
-"""Random views of a training sample: image and label cut alike, each view a function of its seed."""
+"""Random views of training samples: image and label cut alike, each view a function of its seed."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,43 +25,109 @@ REDRAWN = 10
 """How often a crop is drawn again at most."""
 
 
-TrainingView = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Brings image (3, h, w) and label (h', w'), uint8, to one size (H, W), as a function of a seed."""
+Sample = tuple[Tensor, Tensor]
+"""Image (3, h, w) and label (..., h', w'), uint8."""
+Views = Callable[[Sequence[Sample], Sequence[int]], Sample]
+"""Brings samples of any sizes to one and stacks them, (B, 3, H, W) and (B, ..., H, W), uint8. A view is a function of
+its sample and its seed, whatever stands beside it."""
 
 
-def make_view(
-    augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]
-) -> TrainingView:
-    """Return the view that a recipe asks for; size is the protocol's, for recipes that name none."""
+def make_views(augmentation: Augmentation | DistillationViews | SegmentationViews, size: tuple[int, int]) -> Views:
+    """Return the views that a recipe asks for; size is the protocol's, for recipes that name none."""
     match augmentation:
         case DistillationViews():
-            return DistillationView(augmentation)
+            return partial(_one_by_one, DistillationView(augmentation))
         case SegmentationViews():
-            return SegmentationView(augmentation)
+            return partial(_one_by_one, SegmentationView(augmentation))
         case Augmentation():
-            return RandomView(augmentation, size)
+            return RandomViews(augmentation, size)
 
 
-class RandomView:
-    """Crops, flips and jitters colours, with torchvision."""
+def _one_by_one(
+    view: Callable[[Tensor, Tensor, int], Sample], samples: Sequence[Sample], seeds: Sequence[int]
+) -> Sample:
+    return _stacked([view(*sample, seed) for sample, seed in zip(samples, seeds, strict=True)])
+
+
+def _stacked(samples: Sequence[Sample]) -> Sample:
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+class RandomViews:
+    """Crops, flips and jitters colours with torchvision's draws, crops and formulas.
+
+    The colours of a whole batch change at once, so the four operations of the jitter have one order in all images, and
+    levels are rounded after the last of them.
+    """
 
     def __init__(self, augmentation: Augmentation, size: tuple[int, int]) -> None:
         aspect = size[1] / size[0]
-        self._transform = v2.Compose([
-            v2.RandomResizedCrop(size, augmentation.scale, ratio=(0.8 * aspect, 1.25 * aspect), antialias=True),
-            v2.RandomHorizontalFlip(augmentation.flip),
-            v2.ColorJitter(
-                augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
-            ),
-            v2.RandomGrayscale(augmentation.grey),
-        ])  # fmt: skip
+        self._size, self._flip, self._grey = list(size), augmentation.flip, augmentation.grey
+        self._crop = v2.RandomResizedCrop(size, augmentation.scale, ratio=(0.8 * aspect, 1.25 * aspect))
+        self._jitter = v2.ColorJitter(
+            augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
+        )
 
-    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        label = nearest(label, image.shape[-2:])
-        with torch.random.fork_rng(devices=[]):
-            _seed_cpu(seed)
-            view, mask = self._transform(tv_tensors.Image(image), tv_tensors.Mask(label))
-        return view.as_subclass(Tensor), mask.as_subclass(Tensor)
+    def __call__(self, samples: Sequence[Sample], seeds: Sequence[int]) -> Sample:
+        views, changes = [], []
+        for (image, label), seed in zip(samples, seeds, strict=True):
+            with torch.random.fork_rng(devices=[]):
+                _seed_cpu(seed)
+                box = self._crop.make_params([image])
+                flipped = bool(torch.rand(1) < self._flip)
+                jitter = self._jitter.make_params([image])
+                grey = bool(torch.rand(1) < self._grey)
+            views.append(self._cut(image, label, box, flipped))
+            drawn = {name: jitter[f"{name}_factor"] for name in NEUTRAL}
+            # What is not asked for is not drawn.
+            changes.append([NEUTRAL[name] if each is None else each for name, each in drawn.items()] + [1.0 - grey])
+        images, labels = _stacked(views)
+        return change_colours(images, torch.tensor(changes)), labels
+
+    def _cut(self, image: Tensor, label: Tensor, box: dict[str, int], flipped: bool) -> Sample:
+        mask = tv_tensors.Mask(nearest(label, image.shape[-2:]))
+        view = vision.resized_crop(image, **box, size=self._size, antialias=True)
+        mask = vision.resized_crop(mask, **box, size=self._size).as_subclass(Tensor)
+        return (view.flip(-1), mask.flip(-1)) if flipped else (view, mask)
+
+
+NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+
+
+def change_colours(images: Tensor, changes: Tensor) -> Tensor:
+    """Change the colours of images (B, 3, H, W), uint8, as torchvision's functions of these names do, in this order.
+
+    changes: (B, 5), factors on brightness, contrast and saturation, a shift of the hue in circles, and a last factor on
+    the saturation: 0 makes an image grey.
+    """
+    brightness, contrast, saturation, hue, colour = changes.view(-1, 5, 1, 1, 1).unbind(1)
+    levels = (images.float().div_(255) * brightness).clamp_(0, 1)
+    # In double precision: the order of summation, which the batch and the threads decide, is not to be seen.
+    mean = vision.rgb_to_grayscale(levels).mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
+    levels = torch.lerp(mean, levels, contrast).clamp_(0, 1)
+    levels = torch.lerp(vision.rgb_to_grayscale(levels), levels, saturation).clamp_(0, 1)
+    if hue.any():
+        levels = _shift_hue(levels, hue)
+    levels = torch.lerp(vision.rgb_to_grayscale(levels), levels, colour)
+    return levels.mul_(255).round_().to(torch.uint8)
+
+
+def _shift_hue(levels: Tensor, shift: Tensor) -> Tensor:
+    """Shift the hue of images (B, 3, H, W) in [0, 1], whatever the value V and the chroma C.
+
+    Channel n of (R, G, B) is V - C + C clamp(|(H + (0, 4, 2)_n) mod 6 - 3| - 1, 0, 1), H the hue in sixths of a circle.
+    """
+    low, high = levels.amin(1, keepdim=True), levels.amax(1, keepdim=True)
+    red, green, blue = levels.chunk(3, 1)
+    chroma = high - low
+    scale = chroma.clamp(min=1e-6)
+    hue = torch.where(
+        high == red, (green - blue) / scale,
+        torch.where(high == green, (blue - red) / scale + 2, (red - green) / scale + 4),
+    )  # fmt: skip
+    sixths = hue + 6 * shift + torch.tensor([0.0, 4.0, 2.0]).view(3, 1, 1)
+    return low + chroma * sixths.remainder_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
 
 
 class DistillationView:

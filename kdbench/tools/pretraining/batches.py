@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.data.loading import Sampler
 from kdbench.data.rendered import RenderedSet
-from kdbench.data.transforms import make_view
+from kdbench.data.transforms import make_views
 from kdbench.identity import seed_from
 from kdbench.protocol import Recipe
 
@@ -40,16 +40,16 @@ def pretrain_batches(
     samples: RenderedSet, recipe: Recipe, size: tuple[int, int], views: int, start: int = 0
 ) -> Iterator[PretrainBatch]:
     """Yield the batches from step `start` to the recipe's end; each is a function of its step alone."""
-    view = make_view(recipe.augmentation, size)
+    random_views = make_views(recipe.augmentation, size)
     sampler = Sampler(len(samples), recipe, 0, "pretraining")
     for step in range(start, recipe.steps):
         chosen = [draw.sample for draw in sampler.step(step)]
+        read = [_read(samples, index) for index in chosen]
         drawn = [
-            [view(*_read(samples, index), seed_from("pretraining", step, index, number)) for index in chosen]
+            random_views(read, [seed_from("pretraining", step, index, number) for index in chosen])
             for number in range(views)
         ]
-        images = torch.stack([torch.stack([image for image, _ in group]) for group in drawn])
-        targets = torch.stack([planes for _, planes in drawn[0]])
+        images, targets = torch.stack([images for images, _ in drawn]), drawn[0][1]
         coarse, material, depth, albedo = torch.split(targets, list(PLANES.values()), 1)
         yield PretrainBatch(
             views=images.float().div_(255),

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as vision
 
-from kdbench.data.transforms import DistillationView, SegmentationView, TrainingView, make_view
+from kdbench.data.transforms import DistillationView, SegmentationView, change_colours, make_views
 from kdbench.protocol import Augmentation, DistillationViews, SegmentationViews
 
 # ImageNet's mean, (123.675, 116.28, 103.53), to the level.
@@ -35,11 +38,12 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("kind", VIEWS)
-def test_a_view_is_a_function_of_its_seed_and_leaves_every_generator_alone(
+def test_a_view_is_a_function_of_its_sample_and_seed_and_leaves_every_generator_alone(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, label = places(60, 90)
-    view: TrainingView = make_view(VIEWS[kind], (32, 32))
+    """Nor do the batch, in which images have different sizes, and the number of threads matter."""
+    samples = [places(60, 90), places(64, 128), places(40, 40), places(60, 90)]
+    views, seeds = make_views(VIEWS[kind], (32, 32)), [5, 6, 7, 8]
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
@@ -48,14 +52,75 @@ def test_a_view_is_a_function_of_its_seed_and_leaves_every_generator_alone(
     expected = draw()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a device's generator was seeded"))
-    first, again = view(image, label, 5), view(image, label, 5)
+    images, labels = views(samples, seeds)
     assert draw() == expected
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    others = [view(image, label, seed)[0] for seed in range(6, 12)]
-    assert any(not torch.equal(first[0], other) for other in others)
-    assert first[0].shape == (3, 32, 32)
-    assert first[1].shape == (32, 32)
-    assert first[0].dtype == first[1].dtype == torch.uint8
+    assert (images.shape, labels.shape) == ((4, 3, 32, 32), (4, 32, 32))
+    assert images.dtype == labels.dtype == torch.uint8
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    alone = [views([sample], [seed]) for sample, seed in zip(samples, seeds, strict=True)]
+    torch.set_num_threads(threads)
+    assert torch.equal(images, torch.cat([image for image, _ in alone]))
+    assert torch.equal(labels, torch.cat([label for _, label in alone]))
+    others, _ = views(samples[:1] * 6, range(6, 12))
+    assert any(not torch.equal(images[0], other) for other in others)
+
+
+STRENGTHS = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
+OFF = dict.fromkeys(STRENGTHS, 0.0)
+
+
+@pytest.mark.parametrize(
+    "strengths", [{}, {"flip": 1.0}, *({name: value} for name, value in STRENGTHS.items()), {"grey": 0.5}]
+)
+def test_plain_views_are_torchvisions_under_the_same_seed(strengths: dict[str, float]) -> None:
+    """Crops and flips to the bit, and one operation on colours at a time to its rounding to whole levels."""
+    augmentation = Augmentation(**{"flip": 0.5, **OFF, **strengths})
+    names = ("brightness", "contrast", "saturation", "hue")
+    theirs = v2.Compose([
+        v2.RandomResizedCrop((40, 80), augmentation.scale, ratio=(1.6, 2.5), antialias=True),
+        v2.RandomHorizontalFlip(augmentation.flip),
+        v2.ColorJitter(*(getattr(augmentation, name) for name in names)),
+        v2.RandomGrayscale(augmentation.grey),
+    ])  # fmt: skip
+    generator, seeds = torch.Generator().manual_seed(0), range(8)
+    samples = [
+        (torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8), places(*size)[1])
+        for size in ((64, 128), (50, 100)) * 4
+    ]
+    images, labels = make_views(augmentation, (40, 80))(samples, seeds)
+    for (image, label), seed, ours, our_label in zip(samples, seeds, images, labels, strict=True):
+        torch.manual_seed(seed)
+        view, mask = theirs(tv_tensors.Image(image), tv_tensors.Mask(label))
+        tolerance = 0 if set(strengths) <= {"flip"} else 3 if "hue" in strengths else 1
+        assert (ours.int() - view.as_subclass(Tensor).int()).abs().max() <= tolerance
+        assert torch.equal(our_label, mask.as_subclass(Tensor))
+
+
+def test_colours_change_in_order_each_image_by_its_own_numbers() -> None:
+    """As torchvision's functions on floats, one image after the other, to a level; grey comes last."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (6, 3, 24, 32), generator=generator, dtype=torch.uint8)
+    images[0] = 77  # no hue
+    numbers = [
+        [0.5, 1.4, 0.3, -0.4],
+        [1.5, 0.6, 1.8, 0.3],
+        [1, 1, 1, 0],
+        [1, 1, 1, 0.5],
+        [1.2, 0, 2, -0.1],
+        [1, 2, 0, 0],
+    ]
+    for colour in (1.0, 0.0):
+        ours = change_colours(images, torch.tensor([[*row, colour] for row in numbers]))
+        for image, row, view in zip(images, numbers, ours, strict=True):
+            expected = vision.to_dtype(image, torch.float32, scale=True)
+            operations = (vision.adjust_brightness, vision.adjust_contrast, vision.adjust_saturation, vision.adjust_hue)
+            for change, factor in zip(operations, row, strict=True):
+                expected = change(expected, factor)
+            if not colour:
+                expected = vision.rgb_to_grayscale(expected, 3)
+            assert (view - 255 * expected).abs().max() <= 0.501
+    assert torch.equal(change_colours(images[2:3], torch.tensor([[1.0, 1, 1, 0, 1]])), images[2:3])
 
 
 def test_distillation_views_crop_flip_and_erase_and_withhold_labels() -> None:
@@ -86,7 +151,7 @@ GEOMETRY = {
 @pytest.mark.parametrize("kind", GEOMETRY)
 @pytest.mark.parametrize("seed", range(6))
 def test_image_and_label_stay_in_step(kind: str, seed: int) -> None:
-    view, mask = make_view(GEOMETRY[kind], (48, 48))(*places(64, 128), seed)
+    (view,), (mask,) = make_views(GEOMETRY[kind], (48, 48))([places(64, 128)], [seed])
     there = mask != 255
     for channel, block in ((0, mask // 16), (1, mask % 16)):
         assert (view[channel].float() * 16 / 255 - (block + 0.5)).abs()[there].max() <= 1.1
