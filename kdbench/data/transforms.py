@@ -102,15 +102,20 @@ def change_colours(images: Tensor, changes: Tensor) -> Tensor:
     the saturation: 0 makes an image grey.
     """
     brightness, contrast, saturation, hue, colour = changes.view(-1, 5, 1, 1, 1).unbind(1)
-    levels = (images.float().div_(255) * brightness).clamp_(0, 1)
+    # In place where that is plain: new memory costs more time than the arithmetic.
+    levels = images.float().div_(255).mul_(brightness).clamp_(0, 1)
     # In double precision: the order of summation, which the batch and the threads decide, is not to be seen.
     mean = vision.rgb_to_grayscale(levels).mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
-    levels = torch.lerp(mean, levels, contrast).clamp_(0, 1)
-    levels = torch.lerp(vision.rgb_to_grayscale(levels), levels, saturation).clamp_(0, 1)
+    _blend(levels, mean, contrast)
+    _blend(levels, vision.rgb_to_grayscale(levels), saturation)
     if hue.any():
         levels = _shift_hue(levels, hue)
-    levels = torch.lerp(vision.rgb_to_grayscale(levels), levels, colour)
+    _blend(levels, vision.rgb_to_grayscale(levels), colour)
     return levels.mul_(255).round_().to(torch.uint8)
+
+
+def _blend(levels: Tensor, other: Tensor, share: Tensor) -> None:
+    levels.mul_(share).add_(other * (1 - share)).clamp_(0, 1)
 
 
 def _shift_hue(levels: Tensor, shift: Tensor) -> Tensor:
@@ -126,8 +131,8 @@ def _shift_hue(levels: Tensor, shift: Tensor) -> Tensor:
         high == red, (green - blue) / scale,
         torch.where(high == green, (blue - red) / scale + 2, (red - green) / scale + 4),
     )  # fmt: skip
-    sixths = hue + 6 * shift + torch.tensor([0.0, 4.0, 2.0]).view(3, 1, 1)
-    return low + chroma * sixths.remainder_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
+    sixths = hue + (6 * shift + torch.tensor([0.0, 4.0, 2.0]).view(3, 1, 1))
+    return sixths.remainder_(6).sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
 
 
 class DistillationView:

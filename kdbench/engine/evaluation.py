@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,18 +37,22 @@ def evaluate_cell(
     Returns the domains' results, and by domain hits (N, 3, K) of its images at the last snapshot.
     """
     domains, last = context.data_sources.evaluated(plan.cell.benchmark), plan.stages[-1]
-    results: list[DomainResult] = []
-    per_image: dict[str, np.ndarray] = {}
-    context.progress.begin(f"{plan.cell.id.name} · testing", len(domains))
+    sets, snapshots = [context.data_sources.val(domain) for domain in domains], range(len(last.snapshots))
+    counts: list[list[np.ndarray]] = [[] for _ in sets]
+    context.progress.begin(f"{plan.cell.id.name} · testing", len(snapshots) * len(sets))
     try:
-        for done, domain in enumerate(domains, 1):
-            result, per_image[domain.name] = _evaluate_domain(context, plan, domain)
-            results.append(result)
-            event_log.validation(result, last.stage.name, last.snapshots, plan.steps_before(last))
+        # Snapshot by snapshot: each one's weights are loaded once.
+        for done, (snapshot, (samples, taken)) in enumerate(product(snapshots, zip(sets, counts, strict=True)), 1):
+            taken.append(_counts(context, plan, samples, snapshot))
             context.progress.advance(done, {})
     finally:
         context.progress.end()
-    return results, per_image
+    results = [
+        _result(plan, domain, samples, taken) for domain, samples, taken in zip(domains, sets, counts, strict=True)
+    ]
+    for result in results:
+        event_log.validation(result, last.stage.name, last.snapshots, plan.steps_before(last))
+    return results, {result.domain: hits(taken[-1]) for result, taken in zip(results, counts, strict=True)}
 
 
 def deploy(context: RunContext, plan: Plan, snapshot: int = -1) -> nn.Module:
@@ -82,18 +87,17 @@ def deployed_parts(plan: Plan) -> frozenset[str]:
     return frozenset(plan.networks.modules())
 
 
-def _evaluate_domain(context: RunContext, plan: Plan, domain: Domain) -> tuple[DomainResult, np.ndarray]:
-    samples, classes = context.data_sources.val(domain), plan.cell.classes
-    *earlier, last = [_counts(context, plan, samples, number) for number in range(len(plan.stages[-1].snapshots))]
-    result = DomainResult(
+def _result(plan: Plan, domain: Domain, samples: DomainSet, counts: Sequence[np.ndarray]) -> DomainResult:
+    """Return a domain's result from the counts of its images at every snapshot."""
+    *earlier, last = (each.sum(0) for each in counts)
+    return DomainResult(
         domain=domain.name,
         role="target" if domain in plan.cell.benchmark.targets else "source",
         data_source=samples.data_source,
         images=len(samples),
-        confusion=last.sum(0),
-        earlier=np.array([hits(counts.sum(0))[:2] for counts in earlier]).reshape(-1, 2, classes),
+        confusion=last,
+        earlier=np.array([hits(confusion)[:2] for confusion in earlier]).reshape(-1, 2, plan.cell.classes),
     )
-    return result, hits(last)
 
 
 def _counts(context: RunContext, plan: Plan, samples: DomainSet, snapshot: int) -> np.ndarray:

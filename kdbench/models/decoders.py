@@ -21,13 +21,16 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     logits (B, K, h, w) are resized to the label. By pixels alone, a budget of some hundred steps ends before anything
     is learnt of poles, riders and lights, which are most of the classes of an mIoU.
     """
-    logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
+    # With the channels last, resizing and softmax take two thirds of their time on a CPU.
+    logits = logits.float().contiguous(memory_format=torch.channels_last)
+    logits = F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
     classes = logits.shape[1]
     # One class more takes the ignored pixels; scattered, because a bincount waits for the device.
     flat = label.where(label != IGNORE, classes).flatten()
     counts = flat.new_zeros(classes + 1).scatter_add_(0, flat, torch.ones_like(flat))[:classes]
     weight = (counts / counts.sum().clamp(min=1)).clamp(min=RAREST).rsqrt()
-    total = F.cross_entropy(logits, label, weight, ignore_index=IGNORE, reduction="sum")
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
+    total = F.cross_entropy(rows, label.flatten(), weight, ignore_index=IGNORE, reduction="sum")
     return total / (weight * counts).sum().clamp(min=1)
 
 
