@@ -19,8 +19,11 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from kdbench.conformance import CLASSES
+from kdbench.data.transforms import make_views
 from kdbench.engine.evaluation import evaluate
 from kdbench.engine.parts import Networks, stage_models
 from kdbench.engine.store import StageFolder
@@ -158,6 +161,22 @@ class InMemory:
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         return self._image[index], self._label[index]
+
+
+def test_views_against_torchvision_sample_by_sample(compare) -> None:  # type: ignore[no-untyped-def]
+    recipe, samples, size = MINI.recipes[Phase.TASK], [InMemory().read(index) for index in range(8)], MINI.image_size
+    ours, jitter = make_views(recipe.augmentation, size), recipe.augmentation
+    theirs = v2.Compose([
+        v2.RandomResizedCrop(size, jitter.scale, ratio=(1.6, 2.5), antialias=True),
+        v2.RandomHorizontalFlip(jitter.flip),
+        v2.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue),
+    ])  # fmt: skip
+
+    def bare() -> None:
+        for image, label in samples:
+            theirs(tv_tensors.Image(image), tv_tensors.Mask(label))
+
+    print(f"\nviews of a batch: {compare(lambda: ours(samples, range(8)), bare, rounds=50)}")
 
 
 @pytest.mark.parametrize("role", ["deit-s", "resnet50"])
