@@ -56,7 +56,7 @@ def allowed(fault: ErrorDetails) -> str:
 def unknown(kind: str, asked: str, known: Iterable[str], hint: str = "", where: str = "") -> KdbenchError:
     """Return the error for an unknown name, with the nearest known name and all of them.
 
-    where: what the name stands in or belongs to, as "of method 'gkd'".
+    where: what the name stands in or belongs to, as "of pair 'a:b'".
     """
     names = sorted(known)
     # Among names as short as the methods', letters in the wrong order are likelier than other letters.

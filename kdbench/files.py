@@ -1,17 +1,22 @@
-"""Writes files whole or not at all, and knows the default folders of results and of the store."""
+"""Writes files whole or not at all, reads those that come with kdbench, and knows the default folders."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from kdbench.errors import KdbenchError
+from pydantic import BaseModel, ValidationError
+
+from kdbench.errors import KdbenchError, allowed
+
+Read = TypeVar("Read", bound=BaseModel)
 
 
 class DiskFullError(KdbenchError):
@@ -55,6 +60,32 @@ def save_atomically(path: Path, save: Callable[[BinaryIO], object]) -> None:
     buffer = io.BytesIO()
     save(buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def read_card(path: Path, model: type[Read], repair: str) -> Read:
+    """Read a card; a missing or damaged one is an error that ends in the repair."""
+    try:
+        return model.model_validate_json(_content(path, repair))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise KdbenchError(f"{path} is damaged: {where}: {allowed(first)}. {repair}") from None
+
+
+def read_hashed(path: Path, sha256: str | None, repair: str) -> bytes:
+    """Read a file that has to have this hash; a missing or damaged one is an error that ends in the repair."""
+    content = _content(path, repair)
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {sha256}. {repair}")
+    return content
+
+
+def _content(path: Path, repair: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise KdbenchError(f"{path} is missing. {repair}") from None
 
 
 def checkout() -> Path | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from kdbench.report.tables import Table
 
 Format = Literal["table", "markdown", "csv", "latex", "html", "json"]
+T = TypeVar("T")
+Exports = Mapping[str, Callable[[T], str]]
 
 
 def leaderboard(
@@ -92,16 +94,23 @@ class BoardRequest:
     file: Path | None = None
     terminal: Console = field(default_factory=Console)
 
-    def render(self, tables: Sequence[Table]) -> str:
-        """Return tables in the format, with colours on a terminal."""
+    def deliver(self, faults: Sequence[str], found: T, tables: Callable[[T], list[Table]], exports: Exports[T]) -> None:
+        """Write what was found, and to the errors what was left out of it.
+
+        tables: for people. exports: by format, those that programs read, and a page that shows more than the tables.
+        """
         from kdbench.report.formats import render
 
-        return render(self.format, tables, self.file is None and self.terminal.is_terminal)
-
-    def deliver(self, text: str, faults: Sequence[str]) -> None:
-        """Write the text, and to the errors what was left out of it."""
         for fault in faults:
             complain(fault)
+        if self.format in exports:
+            text = exports[self.format](found)
+        elif self.format == "html":
+            from kdbench.report.html import page
+
+            text = page.tables_to_html(tables(found))
+        else:
+            text = render(self.format, tables(found), self.file is None and self.terminal.is_terminal)
         if self.file is None:
             out(text)
             return
@@ -124,15 +133,15 @@ def print_boards(asked: BoardRequest, also: Collection[str] = (), include_images
         asked.results, default_reference(), protocol=asked.protocol, benchmarks=asked.benchmarks, pairs=asked.pairs
     )
     found = boards.boards(loaded.frame)
-    if asked.format in formats.EXPORTS:
-        text = formats.EXPORTS[asked.format](found)
-    elif asked.format == "html":
+
+    def to_page(found: Sequence[boards.Board]) -> str:
         from kdbench.report.html import page
 
-        text = page.to_html(found, include_images)
-    else:
-        text = asked.render(tables.tables(found, also))
-    asked.deliver(text, loaded.faults)
+        return page.to_html(found, include_images)
+
+    asked.deliver(
+        loaded.faults, found, lambda boards: tables.tables(boards, also), {**formats.EXPORTS, "html": to_page}
+    )
 
 
 def print_published(asked: BoardRequest) -> None:
@@ -142,15 +151,7 @@ def print_published(asked: BoardRequest) -> None:
     numbers = published.choose(published.read_published(), asked.protocol, asked.benchmarks, asked.pairs)
     loaded = frame.read(asked.results, default_reference())
     matches = published.match(numbers, boards.boards(loaded.frame))
-    if asked.format in published.EXPORTS:
-        text = published.EXPORTS[asked.format](matches)
-    elif asked.format == "html":
-        from kdbench.report.html import page
-
-        text = page.tables_to_html(published.published_tables(matches))
-    else:
-        text = asked.render(published.published_tables(matches))
-    asked.deliver(text, loaded.faults)
+    asked.deliver(loaded.faults, matches, published.published_tables, published.EXPORTS)
 
 
 def print_agreement(asked: BoardRequest) -> None:
@@ -167,15 +168,7 @@ def print_agreement(asked: BoardRequest) -> None:
         raise KdbenchError(
             f"nothing to compare: no record is of a published pair under a shipped protocol. Run one of {pairs}."
         )
-    if asked.format in agreement.EXPORTS:
-        text = agreement.EXPORTS[asked.format](found)
-    elif asked.format == "html":
-        from kdbench.report.html import page
-
-        text = page.tables_to_html(agreement.agreement_tables(found))
-    else:
-        text = asked.render(agreement.agreement_tables(found))
-    asked.deliver(text, loaded.faults)
+    asked.deliver(loaded.faults, found, agreement.agreement_tables, agreement.EXPORTS)
 
 
 def list_(

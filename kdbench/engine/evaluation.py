@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,7 +41,9 @@ def evaluate_cell(
     context.progress.begin(f"{plan.cell.id.name} · testing", len(snapshots) * len(sets))
     try:
         # Snapshot by snapshot: each one's weights are loaded once.
-        for done, (snapshot, (samples, taken)) in enumerate(product(snapshots, zip(sets, counts, strict=True)), 1):
+        for done, (snapshot, (samples, taken)) in enumerate(
+            itertools.product(snapshots, zip(sets, counts, strict=True)), 1
+        ):
             taken.append(_counts(context, plan, samples, snapshot))
             context.progress.advance(done, {})
     finally:

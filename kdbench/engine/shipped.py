@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from kdbench.engine.states import State, from_file, to_file
 from kdbench.errors import KdbenchError
-from kdbench.files import write_atomically
+from kdbench.files import read_card, read_hashed, write_atomically
 from kdbench.records import CellId, StageSummary
 
 SHIPPED = Path(__file__).parents[1] / "stages"
@@ -52,29 +52,14 @@ class ShippedStage:
     @property
     def card(self) -> ShippedCard:
         """Read the card; a missing or broken one is an error that says the repair."""
-        path = self.path / CARD
-        try:
-            return ShippedCard.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {REPAIR}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise KdbenchError(f"{path} is damaged: {where}: {first['msg']}. {REPAIR}") from None
+        return read_card(self.path / CARD, ShippedCard, REPAIR)
 
     def load(self, number: int, part: str) -> dict[str, Tensor]:
         """Return one part's state dict at a snapshot; the file's hash is compared with the card's."""
         card, path = self.card, self.path / snapshot_name(number)
         if part not in card.parts:
             raise KdbenchError(f"{path} holds {', '.join(card.parts)}, and this run reads {part} too. {TRAIN}")
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise KdbenchError(f"{path} is missing. {REPAIR}") from None
-        found, expected = hashlib.sha256(content).hexdigest(), card.sha256.get(path.name)
-        if found != expected:
-            raise KdbenchError(f"{path} is damaged: sha256 {found}, expected {expected}. {REPAIR}")
-        return from_file(content, part)
+        return from_file(read_hashed(path, card.sha256.get(path.name), REPAIR), part)
 
     def write(self, snapshots: Sequence[Mapping[str, State]], **facts: Any) -> ShippedCard:
         """Write what a stage keeps at its snapshots, and the card. facts: its fields but sha256."""

@@ -5,15 +5,15 @@ torch is imported in the functions that need it: checks of records read cards al
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import unknown
+from kdbench.files import read_card, read_hashed
 from kdbench.identity import digest
 from kdbench.models.registry import TOY_MODELS, ModelSpec
 
@@ -67,17 +67,9 @@ class Card(BaseModel):
         return self.sha256[:16]
 
 
-def read_card(folder: Path, name: str) -> Card:
+def toy_card(folder: Path, name: str) -> Card:
     """Read the card of a toy model; a missing or broken one is an error that says how to restore it."""
-    path = folder / f"{name}.json"
-    try:
-        return Card.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise KdbenchError(f"{path} is missing. {repair(folder, name)}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise KdbenchError(f"{path} is not a model card: {where}: {first['msg']}. {repair(folder, name)}") from None
+    return read_card(folder / f"{name}.json", Card, repair(folder, name))
 
 
 def repair(folder: Path, name: str) -> str:
@@ -98,7 +90,7 @@ class ToyModel:
     @property
     def card(self) -> Card:
         """Return its card, read anew."""
-        return read_card(self.folder, self.spec.name)
+        return toy_card(self.folder, self.spec.name)
 
     @property
     def path(self) -> Path:
@@ -124,16 +116,7 @@ class ToyModel:
         import torch
         from safetensors.torch import load
 
-        card, name = self.card, self.spec.name
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            raise KdbenchError(f"{self.path} is missing. {repair(self.folder, name)}") from None
-        found = hashlib.sha256(content).hexdigest()
-        if found != card.sha256:
-            raise KdbenchError(
-                f"{self.path} is damaged: sha256 {found}, expected {card.sha256}. {repair(self.folder, name)}"
-            )
+        content = read_hashed(self.path, self.card.sha256, repair(self.folder, self.spec.name))
         return {key: t.float() if t.dtype == torch.float16 else t for key, t in load(content).items()}
 
     def origin(self) -> str:

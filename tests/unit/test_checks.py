@@ -21,7 +21,7 @@ from kdbench import conformance
 from kdbench.cli import app
 from kdbench.engine.grid import Done
 from kdbench.errors import KdbenchError
-from kdbench.models.toy import SHIPPED, read_card
+from kdbench.models.toy import SHIPPED, toy_card
 from kdbench.protocol import MINI, SMOKE, Protocol, find_protocol
 from kdbench.records import DomainResult, Record, Resolved, Result, RunInfo, Spec
 from kdbench.report import step_costs
@@ -105,7 +105,7 @@ def test_a_record_with_a_fault_is_named_with_its_repair(tmp_path: Path, name: st
 
 
 def test_weights_are_compared_with_those_shipped(tmp_path: Path) -> None:
-    shipped = {"dinov2-l": read_card(SHIPPED, "dinov2-l").weights, "mine": "key-v1"}
+    shipped = {"dinov2-l": toy_card(SHIPPED, "dinov2-l").weights, "mine": "key-v1"}
     (path,) = write(tmp_path, make_record(teacher="dinov2-l", student="mine", weights=shipped))
     assert only(records.check([tmp_path])).status == "ok"
     edit(path, lambda record: record["spec"]["resolved"]["weights"].update({"dinov2-l": "0" * 16}))

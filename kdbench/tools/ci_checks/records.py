@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError
 from kdbench.models.registry import TOY_MODELS
-from kdbench.models.toy import SHIPPED, read_card
+from kdbench.models.toy import SHIPPED, toy_card
 from kdbench.names import REAL
 from kdbench.protocol import MINI, PROTOCOLS, find_protocol
 from kdbench.records import Record, read_record, record_files
@@ -74,4 +74,4 @@ def _weights(record: Record) -> str:
 
 @cache
 def _shipped(model: str) -> str:
-    return read_card(SHIPPED, model).weights
+    return toy_card(SHIPPED, model).weights

@@ -11,7 +11,7 @@ from kdbench.engine.runner import run_cell
 from kdbench.errors import KdbenchError
 from kdbench.metrics import role_miou
 from kdbench.models.registry import TOY_MODELS
-from kdbench.models.toy import Card, ObjectiveScore, ToyModels, read_card
+from kdbench.models.toy import Card, ObjectiveScore, ToyModels, toy_card
 from kdbench.plugins import load_benchmark
 from kdbench.tools.pretraining.configs import ABLATION, CONFIGS
 from kdbench.tools.pretraining.pretrainer import Pretrainer, write_card
@@ -39,7 +39,7 @@ def note_scores(folder: Path, scores: Sequence[ObjectiveScore]) -> list[Card]:
     A card tells of its objective and of those before it.
     """
     objectives, noted = [score.objective for score in scores], []
-    cards = {name: read_card(folder, name) for name in TOY_MODELS}
+    cards = {name: toy_card(folder, name) for name in TOY_MODELS}
     for card in cards.values():
         first = card
         while first.teacher:

@@ -20,7 +20,7 @@ from kdbench.engine.keys import ENGINE_VERSION
 from kdbench.engine.preflight import describe
 from kdbench.errors import KdbenchError
 from kdbench.metrics import hits, snapshots
-from kdbench.models.toy import SHIPPED, read_card
+from kdbench.models.toy import SHIPPED, toy_card
 from kdbench.records import SIDE_FILE, StageSummary, read_record
 
 Run = Callable[..., list[Done]]
@@ -64,7 +64,7 @@ def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run
     resolved = read_record(folder / "cwd@temperature=2.0-s0.json").spec.resolved
     assert resolved.id == cell
     assert resolved.options["temperature"] == 2
-    assert resolved.weights == {name: read_card(SHIPPED, name).weights for name in (cell.teacher, cell.student)}
+    assert resolved.weights == {name: toy_card(SHIPPED, name).weights for name in (cell.teacher, cell.student)}
     assert recorded_cell(resolved) == done.cell
     with np.load(folder / f"cwd@temperature=2.0-s0{SIDE_FILE}") as counts:
         for domain in done.record.result.domains:

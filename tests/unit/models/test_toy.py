@@ -10,7 +10,7 @@ import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.models.registry import MODELS, TOY_MODELS
-from kdbench.models.toy import SHIPPED, ToyModel, read_card
+from kdbench.models.toy import SHIPPED, ToyModel, toy_card
 from kdbench.tools.pretraining.pretrainer import verify_toy_model, write_card
 
 
@@ -30,7 +30,7 @@ def test_every_toy_model_is_shipped_whole_and_all_are_small() -> None:
 
 @pytest.mark.parametrize("name", TOY_MODELS)
 def test_a_card_is_written_as_it_is_shipped(name: str, tmp_path: Path) -> None:
-    write_card(tmp_path, read_card(SHIPPED, name))
+    write_card(tmp_path, toy_card(SHIPPED, name))
     assert (tmp_path / f"{name}.json").read_bytes() == (SHIPPED / f"{name}.json").read_bytes()
 
 
@@ -46,7 +46,7 @@ def test_the_shipped_files_are_those_of_the_published_results() -> None:
         ("safetensors", b"damaged", "is damaged: sha256 [0-9a-f]+, expected [0-9a-f]+"),
         ("safetensors", None, "is missing"),
         ("json", None, "is missing"),
-        ("json", b"{}", "is not a model card: [a-z_]+"),
+        ("json", b"{}", "is damaged: [a-z_]+"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named_with_the_repair(

@@ -16,7 +16,7 @@ from kdbench.engine.grid import make_context
 from kdbench.errors import KdbenchError
 from kdbench.models.backbones import build_toy
 from kdbench.models.registry import MODELS, TOY_MODELS
-from kdbench.models.toy import SHIPPED, Card, ObjectiveScore, ToyModel, read_card
+from kdbench.models.toy import SHIPPED, Card, ObjectiveScore, ToyModel, toy_card
 from kdbench.progress import Silent
 from kdbench.protocol import Augmentation, Recipe
 from kdbench.tools.pretraining import ablation, configs, pretrainer
@@ -91,7 +91,7 @@ def test_every_toy_model_has_a_config_after_its_teachers_and_no_local_one_sees_t
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if (FOLDER / f"{name}.json").exists()])
 def test_what_is_shipped_was_trained_by_its_config(name: str) -> None:
-    config, card = CONFIGS[name], read_card(FOLDER, name)
+    config, card = CONFIGS[name], toy_card(FOLDER, name)
     assert verify_toy_model(config.spec, FOLDER) == card
     assert (card.collection, card.objective, card.teacher) == (config.collection, config.objective, config.teacher)
     assert card.images == configs.IMAGES[config.collection]
@@ -170,7 +170,7 @@ def test_every_objective_is_trained_for_and_probed(
     scores = list(ablate(small, make_context(make_spec(), Silent()), ["g2c"]))
     names = [objective for objective, _ in ABLATION]
     assert [score.objective for score in scores] == names
-    cards = [read_card(small.folder / name.replace(" ", ""), MODEL) for name in names]
+    cards = [toy_card(small.folder / name.replace(" ", ""), MODEL) for name in names]
     assert [(card.objective, card.recipe["steps"], card.teacher) for card in cards] == [(n, 2, None) for n in names]
     assert len({card.sha256 for card in cards}) == len(ABLATION)
     assert all(0 <= score.source["g2c"] <= 100 and 0 <= score.targets["g2c"] <= 100 for score in scores)
@@ -179,7 +179,7 @@ def test_every_objective_is_trained_for_and_probed(
 def test_cards_tell_of_their_objective_and_those_before(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "models"))
     foundation = {name for name in TOY_MODELS if MODELS[name].family == "foundation"}
-    before = {name: read_card(folder, name) for name in TOY_MODELS}
+    before = {name: toy_card(folder, name) for name in TOY_MODELS}
     assert {name for name, card in before.items() if card.ablation} == foundation
     assert [score.objective for score in before["eva02-s"].ablation] == [objective for objective, _ in ABLATION[:3]]
 
@@ -188,7 +188,7 @@ def test_cards_tell_of_their_objective_and_those_before(tmp_path: Path) -> None:
 
     # eva02-s by way of eva02-l and dinov2-l, its teacher's teacher.
     assert {name: card.ablation for name, card in noted().items()} == dict.fromkeys(foundation, SCORES[:3])
-    assert {name for name in TOY_MODELS if read_card(folder, name) != before[name]} == foundation
+    assert {name for name in TOY_MODELS if toy_card(folder, name) != before[name]} == foundation
     path = folder / "dinov2-l.json"
     path.write_text(path.read_text().replace("rendering + coarse", "rendering", 1))
     assert noted()["dinov2-s"].ablation == SCORES[:2]
