@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kdbench.engine.parts import Networks, check_stages, stage_models
 from kdbench.errors import KdbenchError, describe
-from kdbench.method import Method, Stage, check_terms
+from kdbench.method import Method, MethodConfig, Stage, check_terms
 from kdbench.models.backbones import build_toy
 from kdbench.models.registry import ModelSpec, Pair, find_model
 from kdbench.models.segmentor import SegmentationModel, build_decoder, seeded
@@ -82,10 +82,15 @@ def make_bench(plugin: MethodPlugin, pair: Pair) -> Bench:
 
     teacher, student = segmentor(pair.teacher, "teacher"), segmentor(pair.student, "student")
     spec = PairSpec(teacher.spec, student.spec, CLASSES)
-    method = seeded(lambda: plugin.method(plugin.method.Config(), spec), "conformance", "method")
+    method = _make_method(plugin.method, plugin.method.Config(), spec)
+    return Bench(Networks(teacher, student, method), method)
+
+
+def _make_method(kind: type[Method[Any]], config: MethodConfig, pair: PairSpec) -> Method[Any]:
+    method = seeded(lambda: kind(config, pair), "conformance", "method")
     # What starts at zero keeps gradients from all that stands before it, for one step.
     _roughen((parameter for parameter in method.parameters() if not parameter.any()), 0.3)
-    return Bench(Networks(teacher, student, method), method)
+    return method
 
 
 def make_batch(stage: Stage, ignored: bool = False) -> Batch:
@@ -222,6 +227,35 @@ def losses_repeat(bench: Bench) -> None:
             assert torch.equal(value, again[name]), f"stage {stage.name}: '{name}' was {value}, then {again[name]}"
 
 
+def ignored_options_change_nothing(bench: Bench) -> None:
+    """A stage has the same losses under other values of the options that it says to ignore."""
+    for stage in bench.stages():
+        for option in sorted(stage.ignores):
+            expected = bench.losses(stage, make_batch(stage))
+            for value in _other_values(bench.method.config, option):
+                config = bench.method.config.model_copy(update={option: value})
+                method = _make_method(type(bench.method), config, bench.method.pair)
+                other = Bench(Networks(bench.networks.teacher, bench.networks.student, method), method)
+                same = next((there for there in other.stages() if there.name == stage.name), None)
+                assert same is not None, f"stage {stage.name} ignores '{option}' and is not there with {option}={value}"
+                found = other.losses(same, make_batch(same))
+                unchanged = found.keys() == expected.keys() and all(map(torch.equal, found.values(), expected.values()))
+                assert unchanged, (
+                    f"stage {stage.name} ignores '{option}', and {option}={value} changes its losses. "
+                    "Take it out of `ignores` (of `task_options`)."
+                )
+
+
+def _other_values(config: MethodConfig, option: str) -> list[Any]:
+    """Return values of an option beside the one it has: the other words, the other truth value, another number."""
+    fields = type(config).model_fields
+    assert option in fields, f"`ignores` names '{option}', which is no option"
+    value: Any = getattr(config, option)
+    if isinstance(value, bool):
+        return [not value]
+    return [word for word in get_args(fields[option].annotation) if word != value] or [value * 2 + 1]
+
+
 def deployment_segments(bench: Bench) -> None:
     """What is deployed gives logits for every class."""
     assert bench.networks.student is not None
@@ -239,6 +273,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     exactly_trains_moves,
     gradients_reach_what_trains,
     losses_repeat,
+    ignored_options_change_nothing,
     deployment_segments,
 )
 

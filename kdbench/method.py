@@ -8,7 +8,7 @@ never steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,6 +59,7 @@ class Stage:
         scratch: What is put to random weights first.
         budget: Factor on the phase's steps.
         student_forwards: How often an image passes through the student in a step; the equal budget counts these.
+        ignores: Options that change nothing in it: runs that differ in these alone share the stage.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Stage:
     scratch: frozenset[str] = frozenset()
     budget: float = 1.0
     student_forwards: float = 1.0
+    ignores: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> frozenset[Part]:
@@ -255,12 +257,17 @@ class RepresentationMethod(Method[ConfigT]):
     """How often `loss` sends an image through the student."""
     freezes_encoder: bool = False
     """Whether the task trains the decoder alone."""
+    task_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that only the task's stage depends on."""
 
     def stages(self) -> tuple[Stage, ...]:
-        own, forwards = self.own_modules, self.student_forwards
-        learns = own | {Part.STUDENT_ENCODER}
-        return (
-            Stage("proxy", Phase.PROXY, trains=learns, loss=self.loss, student_forwards=forwards),
-            Stage("source", Phase.SOURCE, trains=learns, loss=self.loss, reset=own, student_forwards=forwards),
-            task_stage(self.freezes_encoder),
+        proxy = Stage(
+            "proxy",
+            Phase.PROXY,
+            trains=self.own_modules | {Part.STUDENT_ENCODER},
+            loss=self.loss,
+            student_forwards=self.student_forwards,
+            ignores=self.task_options,
         )
+        source = replace(proxy, name="source", phase=Phase.SOURCE, reset=self.own_modules)
+        return proxy, source, task_stage(self.freezes_encoder)

@@ -127,6 +127,7 @@ class GKD(RepresentationMethod[GKDConfig]):
     paper = "Lv et al., Generalizable Knowledge Distillation, CVPR 2026 (arXiv 2603.02554)"
     # The class token meets one key, so that the attention is 1 whatever the query; released like this.
     unused_parameters = ("token_head.query.*",)
+    task_options = frozenset({"encoder"})
     token_head: nn.Module
     feature_head: nn.Module
     patch_head: nn.Module

@@ -267,7 +267,9 @@ class _CommonWeights(_Weights):
         model = cell.teacher if name in TEACHER else cell.student
         if method is None or name in set(Part):
             return digest([name, model and model.name, shapes])
-        return digest([name, method_source(method), cell.config.model_dump(mode="json"), self._classes, shapes])
+        ignored = [stage.ignores for stage in method.stages() if name in stage.trains]
+        config = _dumped(cell.config, frozenset.intersection(*ignored) if ignored else frozenset())
+        return digest([name, method_source(method), config, self._classes, shapes])
 
     @functools.cached_property
     def _classes(self) -> int | None:
@@ -381,7 +383,7 @@ def _plan_stage(
         inputs={name: source.key for name, source in inputs.items()},
         loss=[getattr(stage.loss, "__qualname__", ""), source_of(stage.loss)],
         method=method_source(owner) if owner is not None else None,
-        config=cell.config.model_dump(mode="json") if owner is not None else None,
+        config=_dumped(cell.config, stage.ignores) if owner is not None else None,
         recipe=recipe.model_dump(mode="json", exclude_defaults=True),
         resampling=protocol.resampling if recipe.patch is not None else None,
         steps=steps,
@@ -397,6 +399,10 @@ def _plan_stage(
     key, snapshots = digest(parts), _snapshots(protocol, stage, steps)
     folder = context.store.stage(key)
     return PlannedStage(stage, key, inputs, sets, recipe, steps, snapshots, folder, common, parts)
+
+
+def _dumped(config: MethodConfig, ignored: frozenset[str]) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=set(ignored))
 
 
 def _shares(protocol: Protocol, stage: Stage) -> tuple[float, ...]:

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdbench.method import Method, Stage
+from kdbench.method import Method, MethodConfig, Stage
 from kdbench.types import IGNORE, STUDENT, Part, Phase, SegOutput
 
 
@@ -112,6 +112,11 @@ CANCELLED_BIAS = """
     ours, theirs = (map_.flatten(1, 2).log_softmax(1) for map_ in maps)
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 """
+WEIGHT = """
+    class Config(MethodConfig):
+        weight: float = 1.0
+"""
+IGNORING = '(Stage("joint", Phase.TASK, STUDENT | {"adapter"}, self.loss, ignores=frozenset({"weight"})),)'
 OWN_GENERATOR = replaced(
     more="generator = torch.Generator().manual_seed(0)",
     hint=f"return {ERROR} * torch.rand((), generator=self.generator)",
@@ -257,6 +262,17 @@ FAULTS = {
                 """,
             ),
         ),
+    ],
+    "ignored_options_change_nothing": [
+        (
+            "an option that the loss reads", "ignores 'weight', and weight=3.0 changes its losses",
+            replaced(stages=IGNORING, more=WEIGHT, hint=f"return self.config.weight * {ERROR}"),
+        ),
+        (
+            "an option that the modules depend on", "ignores 'weight', and weight=3.0 changes its losses",
+            replaced(stages=IGNORING, more=WEIGHT, init=f"{ADAPTER}self.adapter.weight.data *= config.weight"),
+        ),
+        ("no option", "'weight', which is no option", replaced(stages=IGNORING)),
     ],
     "deployment_segments": [
         (

@@ -43,6 +43,12 @@ def test_stages_are_shared_by_all_that_read_the_same(plan_cells: Plan) -> None:
     )
 
 
+def test_a_stage_is_shared_under_options_that_it_ignores(plan_cells: Plan) -> None:
+    frozen, tuned = keys(plan_cells), keys(plan_cells, settings=("encoder=fine-tuned",))
+    assert (frozen["proxy"], frozen["source"]) == (tuned["proxy"], tuned["source"])
+    assert frozen["task"] != tuned["task"]
+
+
 def test_the_teachers_decoder_is_fitted_once_for_all_methods(plan_cells: Plan) -> None:
     fitted = keys(plan_cells, methods=("logit_kd",))["fit_teacher"]
     assert fitted == keys(plan_cells, methods=("cwd",), settings=("temperature=2",))["fit_teacher"]
