@@ -63,8 +63,35 @@ class Network(Mask2FormerPreTrainedModel):  # type: ignore[misc]
         self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=channels)
         self.transformer = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
         self.classify = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        # Until here the level embedding is uninitialised memory, and sampling places are not yet spread around a cell.
-        self.post_init()
+        self._draw_weights()
+
+    def _draw_weights(self) -> None:
+        """Draw the start weights as mmdet's MSDeformAttnPixelDecoder and Mask2FormerHead do; the rest keeps torch's.
+
+        transformers' own start takes this class for foreign code, leaves the sampling offsets in one point and draws
+        most matrices with a deviation of 0.02.
+        """
+        pixels, draw = self.pixel_decoder, nn.init
+        draw.normal_(pixels.level_embed)
+        for projection, _ in pixels.input_projections:
+            draw.xavier_uniform_(projection.weight)
+            draw.zeros_(projection.bias)
+        joining = [sequence[0] for sequence in (*pixels.lateral_convolutions, *pixels.output_convolutions)]
+        for convolution in (*joining, pixels.mask_projection):
+            draw.kaiming_uniform_(convolution.weight, a=1)
+        draw.zeros_(pixels.mask_projection.bias)
+        for parameter in (*pixels.encoder.parameters(), *self.transformer.decoder.layers.parameters()):
+            if parameter.ndim > 1:
+                draw.xavier_normal_(parameter)
+        for layer in pixels.encoder.layers:
+            self._init_weights(layer.self_attn)
+        for layer in self.transformer.decoder.layers:
+            attention = layer.self_attn
+            draw.zeros_(attention.out_proj.bias)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                # There they are one matrix of three times the height.
+                draw.xavier_normal_(projection.weight, gain=0.5**0.5)
+                draw.zeros_(projection.bias)
 
     def forward(self, levels: tuple[Tensor, ...]) -> Predictions:
         """Return each layer's predictions at the finest grid, from levels (B, C_l, h_l, w_l), the finest first."""

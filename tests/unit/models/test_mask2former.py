@@ -6,6 +6,7 @@ import math
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 
 import numpy as np
@@ -91,6 +92,14 @@ def test_parameters_are_those_of_the_papers_table(name: str, width: int, million
     assert round(total / 1e6, 1) == millions
 
 
+@pytest.fixture(scope="module")
+def large() -> dict[str, Tensor]:
+    """The start weights of the decoder at the paper's size, for a ViT-B."""
+    spec = FeatureSpec((768,) * 4, (16,) * 4, 768, 16, class_token=True)
+    network = seeded(lambda: Mask2FormerDecoder(spec, 19), "start").network
+    return {name: value.detach() for name, value in network.named_parameters()}
+
+
 def test_equal_seeds_build_equal_finite_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("looked something up")
@@ -105,6 +114,56 @@ def test_equal_seeds_build_equal_finite_weights_without_a_network(monkeypatch: p
     embedding = first.network.pixel_decoder.level_embed
     assert embedding.std().item() == pytest.approx(1, abs=0.25)
     assert not torch.equal(embedding, other.network.pixel_decoder.level_embed)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "variance", "uniform"),
+    [
+        # Its variances: xavier 2 / (inputs + outputs), caffe2's xavier 1 / inputs, torch's linear map a third of that.
+        ("pixel_decoder.level_embed", 1, False),
+        ("pixel_decoder.input_projections.?.0.weight", 2 / (768 + 256), True),
+        ("pixel_decoder.adapter_1.0.weight", 1 / 768, True),
+        ("pixel_decoder.layer_1.0.weight", 1 / (256 * 9), True),
+        ("pixel_decoder.mask_projection.weight", 1 / 256, True),
+        ("pixel_decoder.encoder.layers.?.self_attn.value_proj.weight", 2 / 512, True),
+        ("pixel_decoder.encoder.layers.?.self_attn.output_proj.weight", 2 / 512, True),
+        ("pixel_decoder.encoder.layers.?.fc?.weight", 2 / (256 + 1024), False),
+        ("transformer.decoder.layers.?.self_attn.[kqv]_proj.weight", 2 / (256 + 3 * 256), False),
+        ("transformer.decoder.layers.?.cross_attn.in_proj_weight", 2 / (256 + 3 * 256), False),
+        ("transformer.decoder.layers.?.*_attn.out_proj.weight", 2 / 512, False),
+        ("transformer.decoder.layers.?.fc?.weight", 2 / (256 + 2048), False),
+        ("transformer.decoder.mask_predictor.mask_embedder.?.0.weight", 1 / (3 * 256), True),
+        ("transformer.*embed*r.weight", 1, False),
+        ("transformer.queries_features.weight", 1, False),
+        ("classify.weight", 1 / (3 * 256), True),
+    ],
+)
+def test_start_weights_are_drawn_as_mmdet_does(
+    large: dict[str, Tensor], pattern: str, variance: float, uniform: bool
+) -> None:
+    found = {name: value for name, value in large.items() if fnmatch(name, pattern)}
+    assert found
+    for name, value in found.items():
+        few = 3 / value.numel() ** 0.5
+        assert value.mean().item() == pytest.approx(0, abs=few * variance**0.5), name
+        assert value.std().item() == pytest.approx(variance**0.5, rel=few), name
+        largest = value.abs().max().item() / variance**0.5
+        assert (largest <= 3**0.5 + 1e-4) == uniform, name
+
+
+def test_sampling_starts_on_rings_and_biases_where_mmdet_has_them(large: dict[str, Tensor]) -> None:
+    # Eight heads look in the eight directions of a grid, the k-th of four points k cells away, alike on three levels.
+    directions = torch.tensor([[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]).float()
+    ring = torch.stack([k * directions for k in (1, 2, 3, 4)], 1)[:, None].expand(8, 3, 4, 2).flatten()
+    for layer in range(6):
+        attention = f"pixel_decoder.encoder.layers.{layer}.self_attn."
+        torch.testing.assert_close(large[f"{attention}sampling_offsets.bias"], ring, atol=1e-5, rtol=0)
+        assert not large[f"{attention}sampling_offsets.weight"].any()
+        assert not large[f"{attention}attention_weights.weight"].any()
+    zero = {name for name, value in large.items() if name.endswith("bias") and not value.any()}
+    drawn = {name for name in large if fnmatch(name, "*.fc?.bias") or fnmatch(name, "*.mask_embedder.*.bias")}
+    rings = {name for name in large if name.endswith("sampling_offsets.bias")}
+    assert {name for name in large if name.endswith("bias")} - zero == drawn | rings | {"classify.bias"}
 
 
 def test_fewer_than_three_levels_are_refused() -> None:
