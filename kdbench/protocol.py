@@ -75,8 +75,8 @@ class Recipe(Frozen):
 
     schedule: cosine or polynomial (power 0.9) in every step; cosine-epochs-on-time changes between epochs only;
     cosine-epochs does so an epoch late, as timm's scheduler in GKD's loop. decay: the parameters with weight decay.
-    matrices: none with one dimension (biases, norms); timm: the same, but mask tokens too; mmengine: all but norms and
-    a decoder's queries.
+    matrices: none with one dimension (biases, norms); timm: the same, but mask tokens too; release: all but a decoder's
+    norms and queries, as mmengine reads GKD's configuration, where the key of the backbone goes before that of norms.
     """
 
     steps: int = 0
@@ -95,7 +95,7 @@ class Recipe(Frozen):
     the set has images, so it sees one image in `repeats`."""
     min_lr: float = 0.0
     """Learning rate at the end of a cosine."""
-    decay: Literal["matrices", "timm", "mmengine"] = "matrices"
+    decay: Literal["matrices", "timm", "release"] = "matrices"
     patch: int | None = None
     """Side of a transformer's patches in pixels, to which the encoder is resampled; None leaves its own."""
     augmentation: Annotated[Augmentation | DistillationViews | SegmentationViews, Field(discriminator="kind")] = (
@@ -140,6 +140,8 @@ class Protocol(Frozen):
     recipes: dict[Phase, Recipe]
     evaluation: Evaluation
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    imagenet_colours: tuple[str, ...] = ()
+    """Models that see images normalised as ImageNet's in place of the normalisation that they were pretrained with."""
     native: bool = False
     """Whether all real training images are read at their own size and views are cut from that, as in the literature.
     Otherwise they are resized to cover image_size, and at most train_images and proxy_images of them are used."""
@@ -232,7 +234,7 @@ SMOKE = Protocol(
 )
 # Numbers of GKD's released code; docs/gkd-errata.md says where its paper differs.
 _TASK = Recipe(
-    steps=40_000, batch=4, lr=1e-4, encoder_lr=0.1, schedule="poly", decay="mmengine", patch=16,
+    steps=40_000, batch=4, lr=1e-4, encoder_lr=0.1, schedule="poly", decay="release", patch=16,
     augmentation=SegmentationViews(),
 )  # fmt: skip
 _DISTILLATION = Recipe(
@@ -241,6 +243,7 @@ _DISTILLATION = Recipe(
 )  # fmt: skip
 PAPER = Protocol(
     name="paper",
+    version=2,
     summary="GKD's experiment as its code runs it: real data sets, pretrained models, Mask2Former",
     model_set="pretrained",
     decoder="mask2former",
@@ -264,6 +267,7 @@ PAPER = Protocol(
     },
     evaluation=Evaluation(window=(512, 512), stride=(341, 341), batch=8),
     precision="bf16-mixed",
+    imagenet_colours=("eva02-s", "eva02-b", "eva02-l"),
     native=True,
     checkpoint_every=1000,
 )
@@ -273,6 +277,7 @@ PAPER_TEXT = PAPER.model_copy(
         "name": "paper-text",
         "summary": "GKD's experiment with the numbers of its text where its code has others; else as paper",
         "overrides_of": "paper",
+        "imagenet_colours": (),
         "recipes": {
             **PAPER.recipes,
             Phase.PROXY: PAPER.recipes[Phase.PROXY].model_copy(update=_AS_WRITTEN),

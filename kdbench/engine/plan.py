@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from lightning.fabric import Fabric
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from kdbench.benchmark import Benchmark
@@ -306,6 +307,8 @@ def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet
 def _build(context: RunContext, cell: Cell, seed: int) -> Networks:
     def segmentor(model: ModelSpec, encoder: Part, decoder: Part) -> SegmentationModel:
         body = seeded(lambda: context.models.find(model).build(), seed, encoder, model.name)
+        if model.name in context.protocol.imagenet_colours:
+            body.normalise_as(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
         def build_head() -> nn.Module:
             return body.own_decoder(cell.classes) or build_decoder(context.protocol.decoder, body.spec, cell.classes)
@@ -336,7 +339,8 @@ def _pretrained(context: RunContext, spec: ModelSpec, name: str) -> WeightSource
             context.progress.note(note)
         return state
 
-    return WeightSource(model.key(), read)
+    colours = ", ImageNet's colours" if spec.name in context.protocol.imagenet_colours else ""
+    return WeightSource(model.key() + colours, read)
 
 
 def _step_factor(context: RunContext, cell: Cell, stages: tuple[Stage, ...]) -> float:

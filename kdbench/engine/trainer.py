@@ -148,15 +148,17 @@ QUERIES = ("queries_features.weight", "queries_embedder.weight", "transformer.le
 """Mask2Former's learnt queries and level embeddings, as transformers names them."""
 
 
-def is_decayed(rule: str, module: nn.Module) -> dict[str, bool]:
+def is_decayed(rule: str, part: str, module: nn.Module) -> dict[str, bool]:
     """Say of each parameter of a part, by name, whether weight decay touches it (Recipe.decay)."""
+    if rule == "release" and part in ENCODERS:
+        return {name: True for name, _ in module.named_parameters()}
     norms = {
         f"{m}.{p}".lstrip(".")
         for m, found in module.named_modules()
         if isinstance(found, NORMS)
         for p in ("weight", "bias")
     }
-    if rule == "mmengine":
+    if rule == "release":
         return {n: n not in norms and not n.endswith(QUERIES) for n, _ in module.named_parameters()}
     return {
         name: p.ndim > 1 or (rule == "timm" and name.endswith("mask_token")) for name, p in module.named_parameters()
@@ -167,7 +169,7 @@ def make_optimizer(trained: Mapping[str, nn.Module], recipe: Recipe) -> torch.op
     """Return AdamW with one group per part for decayed parameters and one for the others."""
     groups = []
     for name, module in trained.items():
-        touched = is_decayed(recipe.decay, module)
+        touched = is_decayed(recipe.decay, name, module)
         rate = recipe.lr * (recipe.encoder_lr if name in ENCODERS else 1.0)
         for decayed in (True, False):
             chosen = [p for n, p in module.named_parameters() if p.requires_grad and touched[n] == decayed]

@@ -75,6 +75,11 @@ class Encoder(nn.Module):
         self._stem_layout = stem_layout
         stem.register_forward_hook(self._hide)
 
+    def normalise_as(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take other colours than those of the pretraining, by channel in [0, 1]."""
+        for held, colour in ((self.mean, mean), (self.std, std)):
+            held.copy_(torch.tensor(colour).view(3, 1, 1))
+
     def adapt(self, geometry: Geometry) -> None:
         """Bring the network to a patch size and a size of images; one without patches stays as it is."""
 

@@ -58,7 +58,7 @@ def test_the_equal_budget_is_another_protocol_under_the_same_name() -> None:
 
 TASK = {
     "steps": 40_000, "epochs": 0, "batch": 4, "lr": 1e-4, "encoder_lr": 0.1, "schedule": "poly", "min_lr": 0.0,
-    "warmup": 0, "clip": None, "weight_decay": 0.05, "decay": "mmengine", "patch": 16, "repeats": 1,
+    "warmup": 0, "clip": None, "weight_decay": 0.05, "decay": "release", "patch": 16, "repeats": 1,
 }  # fmt: skip
 DISTILLATION = {
     "steps": 0, "warmup": 0, "clip": None, "weight_decay": 0.05, "min_lr": 1e-5, "encoder_lr": 1.0, "decay": "timm",
@@ -150,7 +150,7 @@ def test_another_resampling_or_label_map_is_another_protocol_under_the_same_name
         assert other.recipes == PROTOCOLS[name].recipes
         both = find_protocol(name, "equal", resampling="pseudo-inverse")
         assert both.id.startswith(f"{name}-v1-equal-pseudo-inverse")
-    assert find_protocol("paper", label_maps={"mapillary": "robustnet"}).id.startswith("paper-v1-mapillary.robustnet")
+    assert find_protocol("paper", label_maps={"mapillary": "robustnet"}).id.startswith("paper-v2-mapillary.robustnet")
 
 
 def test_a_resampling_without_patches_that_change_is_refused() -> None:

@@ -14,7 +14,7 @@ from kdbench.engine import keys as engine_keys
 from kdbench.engine.parts import Networks
 from kdbench.engine.plan import make_plan
 from kdbench.engine.runner import cell_key
-from kdbench.models.backbones import PyramidEncoder
+from kdbench.models.backbones import Encoder, PyramidEncoder
 from kdbench.models.decoders import LightDecoder, LinearDecoder
 from kdbench.models.registry import ModelSpec
 from kdbench.models.toy import ToyModel, ToyModels
@@ -55,6 +55,33 @@ def test_the_teachers_decoder_is_fitted_once_for_all_methods(plan_cells: Plan) -
     assert fitted == keys(plan_cells, methods=("logit_kd",), pairs=("dinov2-s:resnet18",))["fit_teacher"]
     context, cells = plan_cells(references=True)
     assert fitted == make_plan(context, cells[0]).stages[0].key
+
+
+CLIP = (0.48, 0.46, 0.41)
+
+
+class OwnColours(ToyModels):
+    """Models that were pretrained with colours of their own."""
+
+    def find(self, spec: ModelSpec) -> ToyModel:
+        class Coloured(ToyModel):
+            def build(self) -> Encoder:
+                encoder = super().build()
+                encoder.normalise_as(CLIP, CLIP)
+                return encoder
+
+        return Coloured(spec)
+
+
+def test_a_protocol_gives_models_imagenets_colours_under_another_key(plan_cells: Plan) -> None:
+    context, cells = plan_cells()
+    own = replace(context, models=OwnColours())
+    both = [own, replace(own, protocol=own.protocol.model_copy(update={"imagenet_colours": (cells[-1].teacher.name,)}))]
+    plain, changed = (make_plan(each, cells[-1]) for each in both)
+    assert torch.allclose(plain.networks.teacher.encoder.mean.flatten(), torch.tensor(CLIP))
+    assert torch.allclose(changed.networks.teacher.encoder.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+    assert torch.allclose(changed.networks.student.encoder.mean.flatten(), torch.tensor(CLIP))
+    assert plain.stages[0].key != changed.stages[0].key
 
 
 class Retrained(ToyModel):

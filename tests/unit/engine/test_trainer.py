@@ -191,12 +191,14 @@ def test_weight_decay_touches_what_the_rule_says() -> None:
     expected = {
         "matrices": always | {"queries_features.weight"},
         "timm": always | {"queries_features.weight", "mask_token"},
-        "mmengine": always | {"linear.bias", "mask_token"},
+        "release": always | {"linear.bias", "mask_token"},
     }
     for rule, decayed in expected.items():
-        assert {name for name, yes in is_decayed(rule, Decayed()).items() if yes} == decayed, rule
+        assert {name for name, yes in is_decayed(rule, Part.STUDENT_DECODER, Decayed()).items() if yes} == decayed, rule
     # A part that is itself a norm is spared like one inside a part.
-    assert is_decayed("mmengine", nn.LayerNorm(4)) == {"weight": False, "bias": False}
+    assert is_decayed("release", Part.STUDENT_DECODER, nn.LayerNorm(4)) == {"weight": False, "bias": False}
+    # mmengine asks the longest key first: an encoder's norm is decayed under `backbone`, before `norm` is looked at.
+    assert is_decayed("release", Part.STUDENT_ENCODER, nn.LayerNorm(4)) == {"weight": True, "bias": True}
 
 
 def test_optimizer_groups_follow_parts_and_spare_vectors_from_decay() -> None:
