@@ -6,10 +6,11 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torchvision import tv_tensors
@@ -155,6 +156,10 @@ class DistillationView:
             re_mode="pixel",
             re_count=1,
         )
+        for policy in self._transform.transforms:
+            for operation in getattr(policy, "ops", ()):
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
         self._mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
         self._std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
 
@@ -164,6 +169,11 @@ class DistillationView:
             view = self._transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
         levels = (view * self._std + self._mean).clamp(0, 1).mul(255).round().to(torch.uint8)
         return levels, torch.full(self._size, IGNORE, dtype=torch.uint8)
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the upper bits of each channel; none leave black, which Pillow refuses to draw from version 13 on."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 class SegmentationView:

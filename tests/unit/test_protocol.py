@@ -146,10 +146,10 @@ def test_another_resampling_or_label_map_is_another_protocol_under_the_same_name
     for name in ("paper", "paper-text"):
         other = find_protocol(name, resampling="pseudo-inverse")
         assert other.resampling == "pseudo-inverse"
-        assert other.id.startswith(f"{name}-v1-pseudo-inverse")
+        assert other.id.startswith(f"{name}-v2-pseudo-inverse")
         assert other.recipes == PROTOCOLS[name].recipes
         both = find_protocol(name, "equal", resampling="pseudo-inverse")
-        assert both.id.startswith(f"{name}-v1-equal-pseudo-inverse")
+        assert both.id.startswith(f"{name}-v2-equal-pseudo-inverse")
     assert find_protocol("paper", label_maps={"mapillary": "robustnet"}).id.startswith("paper-v2-mapillary.robustnet")
 
 

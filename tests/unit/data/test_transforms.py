@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -140,6 +141,22 @@ def test_distillation_views_crop_flip_and_erase_and_withhold_labels() -> None:
     # One rectangle of noise, of timm's share of the area (2 to 33 %).
     assert box.float().mean() > 0.9
     assert 0.01 < changed.float().mean() < 0.34
+
+
+def test_every_operation_of_the_policy_draws_at_its_strongest() -> None:
+    """Magnitudes spread up to 10, where no bit of a posterised picture is left: black, as Pillow drew it before 13."""
+    image, _ = places(64, 64)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    transforms = DistillationView(DistillationViews(crop=64))._transform.transforms
+    (policy,) = (each for each in transforms if hasattr(each, "ops"))
+    assert len(policy.ops) == 15
+    for operation in policy.ops:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
+        assert operation(picture).size == picture.size, operation.name
+    (posterize,) = (each for each in policy.ops if each.name == "PosterizeIncreasing")
+    assert posterize(picture).getextrema() == ((0, 0),) * 3
+    posterize.magnitude = 5
+    assert np.array_equal(np.asarray(posterize(picture)), np.asarray(picture) & 0b11000000)
 
 
 GEOMETRY = {
