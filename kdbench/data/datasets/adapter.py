@@ -67,6 +67,11 @@ class FileLayout:
         return np.isin(np.arange(256), list(self.values))
 
 
+def no_issues(tree: FileTree) -> Iterable[Issue]:
+    """Find nothing else. A function by name: workers get their data set pickled."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One data set as its authors ship it.
@@ -99,7 +104,7 @@ class Adapter:
     incomplete: Level = "fault"
     blank: tuple[str, ...] = ()
     restore: str = ""
-    check: Callable[[FileTree], Iterable[Issue]] = lambda tree: ()
+    check: Callable[[FileTree], Iterable[Issue]] = no_issues
 
     def folder(self, data_root: Path) -> Path | None:
         """Return the data set's folder under --data-root, or the root if it is that folder; None if it is not there."""

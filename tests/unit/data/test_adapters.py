@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -42,7 +43,9 @@ def test_every_layout_gives_its_pairs_parts_and_classes_and_nothing_else(trees: 
     assert not [*scan.images.copies, *scan.labels.copies]
     assert all(pair.label is not None for pair in scan.pairs) == (layout != "imagenet")
     for index, pair in enumerate(scan.pairs):
-        image, label = trees.open(layout, pair.part).read(scan.pairs_in(pair.part).index(pair))
+        # A worker that is not forked gets its samples pickled.
+        opened = pickle.loads(pickle.dumps(trees.open(layout, pair.part)))
+        image, label = opened.read(scan.pairs_in(pair.part).index(pair))
         assert label.shape == image.shape[1:]
         if not (layout == "gtav" and index == 1):  # the label that is resized to its image
             wanted = EXPECTED.get(layout, EXPECTED.get(scan.adapter.name, [255]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kdbench.data.datasets import ADAPTERS
@@ -15,7 +17,7 @@ from kdbench.data.loading import training_batches
 from kdbench.data.realset import RealSet, packed_path
 from kdbench.errors import KdbenchError
 from kdbench.progress import Silent
-from kdbench.protocol import Recipe
+from kdbench.protocol import Augmentation, DistillationViews, Recipe, SegmentationViews
 from kdbench.tools import prepare as module
 from kdbench.tools.prepare import pack
 from kdbench.types import Phase
@@ -123,3 +125,22 @@ def test_workers_read_packs_and_archives(trees: Any) -> None:
         ahead = list(training_batches(sets, recipe, 3, (16, 32), 0, Phase.TASK, workers=2))
         assert all((a.image == b.image).all() and (a.label == b.label).all() for a, b in zip(plain, ahead, strict=True))
         pack(ADAPTERS["urbansyn"], trees.root, (), 1, Silent())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "views", [Augmentation(), DistillationViews(crop=16), SegmentationViews(crop=16)], ids=lambda views: views.kind
+)
+def test_workers_that_are_not_forked_read_the_same(trees: Any, method: str, views: Any) -> None:
+    """Python 3.14 starts workers by forkserver, macOS by spawn: all that they read with is pickled."""
+    trees.make("urbansyn")
+    sets, recipe = (trees.open("urbansyn", "all"),), Recipe(steps=2, batch=2, lr=0.1, augmentation=views)
+    here = list(training_batches(sets, recipe, 2, (16, 32), 0, Phase.TASK))
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        there = list(training_batches(sets, recipe, 2, (16, 32), 0, Phase.TASK, workers=1))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(here, there, strict=True))
