@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,10 @@ Results = Annotated[Path | None, typer.Option(help="Where records are written an
 StoreOption = Annotated[Path | None, typer.Option(help="Where finished stages are kept. [~/.cache/kdbench]")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the real data sets; without it, the built-in world.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+PackDir = Annotated[
+    Path | None,
+    typer.Option(envvar="KDBENCH_PACKS", help="Folder for packed pixels. [kdbench-packed in each data set's folder]"),
+]
 SILENT_SECONDS = 30
 """How long lines say nothing of work that goes on."""
 
@@ -29,6 +34,12 @@ def needed(data_root: Path | None) -> Path:
     if data_root is None:
         raise KdbenchError("add --data-root DIR, the folder that holds the data sets.")
     return data_root
+
+
+def use_packs(folder: Path | None) -> None:
+    """Take packed pixels from a folder, in this process and those that it starts."""
+    if folder is not None:
+        os.environ["KDBENCH_PACKS"] = str(folder.absolute())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from kdbench.api import servable_benchmarks
-from kdbench.cli.console import DataRoot, StoreOption, needed, out, progress_for, resumable
+from kdbench.cli.console import DataRoot, PackDir, StoreOption, needed, out, progress_for, resumable, use_packs
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import default_store
 from kdbench.plugins import benchmark_names
@@ -92,6 +92,7 @@ def prepare(
     name: Annotated[str, typer.Argument(help="potsdam or vaihingen, to cut their tiles; any data set with --pack.")],
     data_root: DataRoot = None,
     pack: Annotated[bool, typer.Option("--pack", help="Write decoded pixels: more disk, no decoding.")] = False,
+    pack_dir: PackDir = None,
     part: Annotated[str, typer.Option(help="Parts to pack, comma-separated. [all]")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Tiles or pictures at a time.")] = 4,
 ) -> None:
@@ -100,6 +101,7 @@ def prepare(
     from kdbench.tools.prepare import pack as pack_set
 
     root, progress, adapter = needed(data_root), progress_for(Console()), _adapter(name)
+    use_packs(pack_dir)
     if part and not pack:
         raise KdbenchError("--part names what --pack packs; tiles are cut all together.")
     if pack:

@@ -14,6 +14,7 @@ from kdbench.cli.boards import BoardRequest, print_boards
 from kdbench.cli.console import (
     DataRoot,
     Device,
+    PackDir,
     Results,
     StoreOption,
     complain,
@@ -21,6 +22,7 @@ from kdbench.cli.console import (
     print_line,
     progress_for,
     resumable,
+    use_packs,
 )
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Protocol
@@ -54,6 +56,7 @@ def run(
         ),
     ] = "bicubic",
     data_root: DataRoot = None,
+    pack_dir: PackDir = None,
     seed: Annotated[str, typer.Option(help="Seeds, comma-separated; 0-4 is a range.")] = "0",
     set: Annotated[list[str] | None, typer.Option(help="option=value, or method.option=value; repeatable.")] = None,
     as_: Annotated[str, typer.Option("--as", help="A label for the variant that --set makes.")] = "",
@@ -94,6 +97,7 @@ def run(
     """Train, test and rank: the grid of methods, pairs, benchmarks and seeds. What is done already is skipped."""
     options: dict[str, Any] = locals()
     dry_run, pictures = options.pop("dry_run"), options.pop("pictures")
+    use_packs(options.pop("pack_dir"))
     with resumable():
         failed = _run(make_request(complain, **options), dry_run, pictures)
     if failed:

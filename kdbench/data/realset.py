@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,11 +20,16 @@ from kdbench.data.sizing import Sizing
 from kdbench.identity import digest
 from kdbench.types import IGNORE
 
+PACKS = "KDBENCH_PACKS"
+"""Names a folder for packed pixels, where data sets lie on a disk that cannot be written. Workers read it too."""
+
 
 def packed_path(scan: Scan, part: str, file: DataFile) -> Path:
     """Return where a file's decoded pixels are packed, if they are: the name changes with the file and its reading."""
     name = digest([scan.reading, file.name, file.state])
-    return scan.tree.root / "kdbench-packed" / part.replace("/", "-") / f"{name}.npy"
+    elsewhere = os.environ.get(PACKS)
+    folder = Path(elsewhere) / scan.adapter.name if elsewhere else scan.tree.root / "kdbench-packed"
+    return folder / part.replace("/", "-") / f"{name}.npy"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ class FileTree:
     @cached_property
     def files(self) -> Mapping[str, DataFile]:
         """Return the files by name, in a fixed order; an unpacked file comes before its namesake in an archive."""
-        found = {name: DataFile(name, self.root) for name in sorted(_walk(self.root, self.root.resolve(), ""))}
+        names = sorted(_walk(self.root, "", frozenset({self.root.resolve()})))
+        found = {name: DataFile(name, self.root) for name in names}
         for name in [name for name in found if name.lower().endswith(".zip")]:
             if any(fnmatch(name.rpartition("/")[2].lower(), pattern.lower()) for pattern in self.archives):
                 for file in _members(self.root / name):
@@ -120,30 +121,29 @@ class FileTree:
         return found
 
 
-def _walk(folder: Path, inside: Path, above: str) -> Iterator[str]:
-    """Yield the names of files below a folder, not hidden ones; a link that leads out of `inside` is an error."""
+def _walk(folder: Path, above: str, opened: frozenset[Path]) -> Iterator[str]:
+    """Yield the names of files below a folder, not hidden ones; links are followed. opened: being listed."""
     # os.scandir tells kinds of entries for free; asking for each file costs minutes where there are a million.
     with os.scandir(folder) as listed:
         for entry in listed:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_symlink():
-                _check_link(Path(entry.path), inside)
+            path = Path(entry.path)
+            linked = {_target(path, opened)} if entry.is_symlink() else set()
             if entry.is_dir():
-                yield from _walk(Path(entry.path), inside, f"{above}{entry.name}/")
+                yield from _walk(path, f"{above}{entry.name}/", opened | linked)
             else:
                 yield above + entry.name
 
 
-def _check_link(link: Path, inside: Path) -> None:
+def _target(link: Path, opened: frozenset[Path]) -> Path:
+    """Return where a link leads; to nothing, or around, is an error."""
     target = link.resolve()
-    if not target.is_relative_to(inside):
-        raise KdbenchError(
-            f"{link} is a link to {target}, outside the data set's folder {inside}. Only the data set's folder itself "
-            "may be a link: move the files there, or let the folder be a link to where all lie."
-        )
-    if link.parent.resolve().is_relative_to(target):
+    if not target.exists():
+        raise KdbenchError(f"{link} is a link to {target}, which is not there. Mend the link, or remove it.")
+    if target in opened or link.parent.resolve().is_relative_to(target):
         raise KdbenchError(f"{link} is a link to a folder that contains it. Remove it.")
+    return target
 
 
 def _members(archive: Path) -> Iterator[DataFile]:

@@ -148,17 +148,25 @@ def test_what_lies_there_in_place_of_the_data_is_told(tmp_path: Path, dataset: s
         ADAPTERS[dataset].scan(tmp_path).complete_pairs(("train",))
 
 
-def test_no_path_leads_outside(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_around(tmp_path: Path) -> None:
     root, outside = tmp_path / "set", tmp_path / "elsewhere"
     outside.mkdir()
+    (outside / "b.png").touch()
     (root / "inside").mkdir(parents=True)
     (root / "again").symlink_to(root / "inside")
     (root / "inside/a.png").touch()
     assert sorted(FileTree(root).files) == ["again/a.png", "inside/a.png"]
     (root / "out").symlink_to(outside)
-    with pytest.raises(KdbenchError, match=r"set/out is a link to .*elsewhere, outside"):
+    (root / "one.png").symlink_to(outside / "b.png")
+    assert sorted(FileTree(root).files) == ["again/a.png", "inside/a.png", "one.png", "out/b.png"]
+    (outside / "back").symlink_to(root)
+    with pytest.raises(KdbenchError, match=r"out/back is a link to a folder that contains it"):
         _ = FileTree(root).files
-    os.unlink(root / "out")
+    os.unlink(outside / "back")
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(KdbenchError, match=r"set/gone is a link to .*nowhere, which is not there"):
+        _ = FileTree(root).files
+    os.unlink(root / "gone")
     (root / "inside/loop").symlink_to(root)
     with pytest.raises(KdbenchError, match="a folder that contains it"):
         _ = FileTree(root).files

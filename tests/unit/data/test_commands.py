@@ -52,6 +52,18 @@ def test_tiles_are_cut_and_sets_are_packed(trees: Any) -> None:
     assert f"packed: {root / 'kdbench-packed' / 'val'}" in packed.stdout
 
 
+def test_packs_lie_elsewhere_where_asked(trees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.make("urbansyn")
+    monkeypatch.setenv("KDBENCH_PACKS", "")
+    done = typed("prepare", "urbansyn", "--pack", "--data-root", str(trees.root), "--pack-dir", str(tmp_path / "packs"))
+    assert f"packed: {tmp_path / 'packs' / 'urbansyn' / 'all'}" in done.stdout
+    assert not (trees.root / "urbansyn/kdbench-packed").exists()
+    assert trees.open("urbansyn", "all").read(0)[0].any()
+    for pixels in (tmp_path / "packs").rglob("*.npy"):
+        np.save(pixels, np.zeros_like(np.load(pixels)))
+    assert not trees.open("urbansyn", "all").read(0)[0].any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -130,7 +130,7 @@ FAULTS: list[tuple[str, Plant, str]] = [
     ),
     ("cityscapes", broken_member, UNREADABLE),
     ("cityscapes", put("gtFine_trainvaltest.zip", b"PK..."), "Download it again"),
-    ("cityscapes", lambda root: (root / "more").symlink_to(root.parent.parent), "outside the data set's folder"),
+    ("cityscapes", lambda root: (root / "more").symlink_to(root.parent.parent), "a folder that contains it"),
     ("cityscapes", rename(IMAGE, ".png", ".PNG"), "nearly named"),
     ("mapillary", rename("validation/images/*", ".jpg", ".jpeg"), "nearly named"),
     (
