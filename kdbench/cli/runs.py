@@ -67,7 +67,8 @@ def run(
         list[str] | None, typer.Option(help="dataset=table, for a set with several published label maps; repeatable.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images ahead. [as many as processors, at most 8]")
+        int | None,
+        typer.Option(min=0, help="Processes that read images ahead. [a process's share of cores]"),
     ] = None,
     weights_dir: Annotated[
         Path | None, typer.Option(help="Folder with weights of real models, for --protocol paper. [timm's hub]")

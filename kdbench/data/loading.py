@@ -81,10 +81,11 @@ class StepBatches(Dataset[tuple[Batch | KdbenchError, list[str]]]):
         """Return views of the samples, images as bytes, and the errors of unreadable samples that others replace."""
         skipped: list[str] = []
         try:
-            read = [self._read(index.sample, skipped) for index in drawn]
+            # Repeats are decoded once.
+            read = {sample: self._read(sample, skipped) for sample in dict.fromkeys(index.sample for index in drawn)}
         except KdbenchError as error:
             return error, []
-        samples, domains, indices = zip(*read, strict=True)
+        samples, domains, indices = zip(*(read[index.sample] for index in drawn), strict=True)
         seeds = [
             seed_from(*self._purpose, index.step, index.sample, *[index.again] * bool(index.again)) for index in drawn
         ]

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from lightning.fabric.utilities.data import suggested_max_num_workers
 
 from kdbench.benchmark import Benchmark
 from kdbench.data.datasets import ADAPTERS
 from kdbench.data.sources import DataSources
-from kdbench.engine.distributed import check_shares, make_fabric, processes
+from kdbench.engine.distributed import check_shares, launched, make_fabric, processes
 from kdbench.engine.memory import release_memory
 from kdbench.engine.plan import Cell, Plan, RunContext, make_plan
 from kdbench.engine.preflight import check_together
@@ -102,10 +103,15 @@ def _models(spec: RunSpec, protocol: Protocol) -> ModelSource:
 
 
 def _workers(spec: RunSpec) -> int:
-    """As asked; else none for synthetic data, whose samples lie in memory, and the processors for files."""
+    """As asked; else none for synthetic data, whose samples lie in memory, and this process's cores for files."""
     if spec.workers is not None:
         return spec.workers
-    return 0 if spec.data_root is None else min(8, os.cpu_count() or 1)
+    if spec.data_root is None:
+        return 0
+    each = processes(spec.devices)[0]
+    if task := int(os.environ.get("SLURM_CPUS_PER_TASK", 0)):
+        return task if launched() else max(1, task // each)
+    return int(suggested_max_num_workers(each))
 
 
 def expand(spec: RunSpec, context: RunContext) -> list[Cell]:

@@ -8,21 +8,28 @@ Aims: a training step at most 1.10 times, the evaluator at most 1.15 times the b
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from kdbench.conformance import CLASSES
+from kdbench.data.datasets import ADAPTERS
+from kdbench.data.loading import SampleIndex, StepBatches
+from kdbench.data.realset import RealSet
+from kdbench.data.sizing import Native
 from kdbench.data.transforms import make_views
 from kdbench.engine.evaluation import evaluate
 from kdbench.engine.parts import Networks, stage_models
@@ -33,6 +40,7 @@ from kdbench.models.backbones import build_pretrained, build_toy
 from kdbench.models.geometry import Geometry
 from kdbench.progress import Silent
 from kdbench.protocol import MINI, PAPER, Recipe
+from kdbench.tools.prepare import pack
 from kdbench.types import Batch, Phase
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
@@ -214,3 +222,30 @@ def test_leaderboard_of_200_records_against_importing_pandas(compare, tmp_path: 
         rounds=5,
     )
     print(f"\nleaderboard against importing pandas: {found}")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["files", "packed"])
+def test_reading_against_a_decoding_for_every_view(compare, tmp_path: Path, packed: bool) -> None:  # type: ignore[no-untyped-def]
+    """GKD's source views of PNGs of GTAV's size, each image three times in a batch."""
+    seeded = np.random.default_rng(0)
+
+    def open_set(root: Path) -> StepBatches:
+        samples = RealSet("source", ADAPTERS["urbansyn"].scan(root), ("all",), Native(), labelled=False)
+        return StepBatches((samples,), PAPER.recipes[Phase.SOURCE], (512, 512), 0, Phase.SOURCE)
+
+    for index in range(4):
+        coarse = Image.fromarray(seeded.integers(0, 256, (66, 120, 3), np.uint8))
+        picture = np.asarray(coarse.resize((1914, 1052), Image.Resampling.BICUBIC), np.int16)
+        noisy = (picture + seeded.normal(0, 3, picture.shape)).clip(0, 255).astype(np.uint8)
+        for name, pixels in (("rgb", noisy), ("ss", noisy[..., 0] // 14)):
+            path = tmp_path / "files/urbansyn" / name / f"{name}_{index:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    files = open_set(tmp_path / "files")
+    if packed:
+        shutil.copytree(tmp_path / "files", tmp_path / "packed")
+        pack(ADAPTERS["urbansyn"], tmp_path / "packed", (), 1, Silent())
+    ours = open_set(tmp_path / ("packed" if packed else "files"))
+    drawn = [SampleIndex(0, place // 3, place % 3) for place in range(12)]
+    bare = lambda: [files[[index]] for index in drawn]  # noqa: E731
+    print(f"\nrepeated views, packed {packed}: {compare(lambda: ours[drawn], bare, rounds=5)}")

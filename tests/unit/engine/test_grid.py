@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kdbench.engine import preflight
+from kdbench.engine import grid, preflight
 from kdbench.engine.distributed import _fix_order
 from kdbench.engine.environment import revision
 from kdbench.engine.grid import Done, recorded_cell
@@ -279,3 +281,28 @@ def test_kernels_add_in_a_fixed_order_on_a_cpu_alone(plan_cells: Plan) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     plan_cells()
     assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "expected"),
+    [
+        ({}, 1, 15),  # one of sixteen cores is the training's own
+        ({}, 4, 3),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 1, 6),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 2, 3),
+        ({"SLURM_CPUS_PER_TASK": "6", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, 2, 6),
+    ],
+    ids=str,
+)
+def test_files_are_read_ahead_on_a_processes_share_of_the_jobs_cores(
+    make_spec: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict, devices: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_NTASKS", "SLURM_STEP_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    real = make_spec(data_root=tmp_path, devices=devices)
+    assert grid._workers(real) == expected
+    assert grid._workers(make_spec(devices=devices)) == 0
+    assert grid._workers(make_spec(data_root=tmp_path, workers=2)) == 2
