@@ -257,17 +257,24 @@ class RepresentationMethod(Method[ConfigT]):
     """How often `loss` sends an image through the student."""
     freezes_encoder: bool = False
     """Whether the task trains the decoder alone."""
+    proxy: bool = True
+    """Whether the proxy stage runs."""
+    single_stage: bool = False
+    """Whether `joint_loss` distils beside the task on the source, in one stage in place of all."""
     task_options: ClassVar[frozenset[str]] = frozenset()
     """Options that only the task's stage depends on."""
 
     def stages(self) -> tuple[Stage, ...]:
-        proxy = Stage(
-            "proxy",
-            Phase.PROXY,
-            trains=self.own_modules | {Part.STUDENT_ENCODER},
-            loss=self.loss,
-            student_forwards=self.student_forwards,
-            ignores=self.task_options,
-        )
-        source = replace(proxy, name="source", phase=Phase.SOURCE, reset=self.own_modules)
-        return proxy, source, task_stage(self.freezes_encoder)
+        own, forwards = self.own_modules, self.student_forwards
+        if self.single_stage:
+            uses = STUDENT | {Part.TEACHER_ENCODER}
+            return (Stage("joint", Phase.TASK, STUDENT | own, self.joint_loss, uses, student_forwards=forwards),)
+        learns, ignores = own | {Part.STUDENT_ENCODER}, self.task_options
+        proxy = Stage("proxy", Phase.PROXY, learns, self.loss, student_forwards=forwards, ignores=ignores)
+        source = replace(proxy, name="source", phase=Phase.SOURCE, reset=own)
+        task = task_stage(self.freezes_encoder)
+        return (proxy, source, task) if self.proxy else (source, task)
+
+    def joint_loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        """The task's loss and the method's, from the same passes through the student; what a single stage minimises."""
+        raise NotImplementedError(f"{type(self).__name__} does not define joint_loss()")

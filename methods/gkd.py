@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from kdbench.losses import masked_images, resize, token_masks, tokens, whole_and_masked
-from kdbench.method import MethodConfig, RepresentationMethod, Stage
-from kdbench.types import STUDENT, Batch, Features, PairSpec, Part, Phase, Segmentor
+from kdbench.method import MethodConfig, RepresentationMethod
+from kdbench.types import Batch, Features, PairSpec, Segmentor
 
 
 class GKDConfig(MethodConfig):
@@ -144,18 +144,11 @@ class GKD(RepresentationMethod[GKDConfig]):
         again = 1.0 if pair.student.batch_norms else config.mask_probability
         self.student_forwards = 1.0 + (again if config.patch > 0 else 0.0)
         self.freezes_encoder = config.encoder == "frozen"
+        self.proxy, self.single_stage = config.proxy, config.single_stage
         if not pair.student.class_token:
             self.footnote = "GKD-CNN: kdbench's extension; the paper's students are ViTs"
 
-    def stages(self) -> tuple[Stage, ...]:
-        if self.config.single_stage:
-            trains, uses = STUDENT | self.own_modules, STUDENT | {Part.TEACHER_ENCODER}
-            forwards = self.student_forwards
-            return (Stage("joint", Phase.TASK, trains, self.joint_loss, uses, student_forwards=forwards),)
-        return super().stages() if self.config.proxy else super().stages()[1:]
-
     def joint_loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
-        """The three terms beside the task's, for the ablation in a single stage."""
         whole, masked, target = self._passes(batch, student, teacher)
         return {**student.task_loss(student.decode(whole), batch.label), **self._terms(whole, masked, target)}
 

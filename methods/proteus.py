@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.losses import Projector, resize, share, token_masks, whole_and_masked
 from kdbench.method import MethodConfig, RepresentationMethod
-from kdbench.types import Batch, PairSpec, Segmentor
+from kdbench.types import Batch, Features, PairSpec, Segmentor
 
 
 class ProteusConfig(MethodConfig):
@@ -26,6 +26,12 @@ class ProteusConfig(MethodConfig):
     )
     encoder: Literal["fine-tuned", "frozen"] = Field(
         "fine-tuned", description="the encoder in the task stage. Source: GKD's comparison, ordinary task training"
+    )
+    proxy: bool = Field(
+        True, description="whether the proxy stage runs. Source: Proteus, on ImageNet; GKD's comparison may lack it"
+    )
+    single_stage: bool = Field(
+        False, description="distil and learn the task at once on the source. Source: perhaps GKD's comparison"
     )
 
 
@@ -54,6 +60,7 @@ class Proteus(RepresentationMethod[ProteusConfig]):
     to 1e-7 in each term.
     """
 
+    task_options = frozenset({"encoder"})
     paper = "Zhang et al., Accessing Vision Foundation Models via ImageNet-1K, ICLR 2025"
 
     def __init__(self, config: ProteusConfig, pair: PairSpec) -> None:
@@ -62,10 +69,19 @@ class Proteus(RepresentationMethod[ProteusConfig]):
         self.token_head, self.feature_head, self.patch_head = (Projector(*widths, False) for _ in range(3))
         self.student_forwards = 2.0 if pair.student.batch_norms else 1.0 + config.mask_probability
         self.freezes_encoder = config.encoder == "frozen"
+        self.proxy, self.single_stage = config.proxy, config.single_stage
         if not pair.student.class_token:
             self.footnote = "Proteus-CNN: kdbench's extension; the paper's students are ViTs"
 
     def loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        return self._terms(batch, student, teacher)[1]
+
+    def joint_loss(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> dict[str, Tensor]:
+        whole, terms = self._terms(batch, student, teacher)
+        return {**student.task_loss(student.decode(whole), batch.label), **terms}
+
+    def _terms(self, batch: Batch, student: Segmentor, teacher: Segmentor) -> tuple[Features, dict[str, Tensor]]:
+        """The student's features of whole images, and the three terms."""
         target, config = teacher.encode(batch.image), self.config
         goal, class_goal = target.final.float(), target.pooled.float()
         grid = goal.shape[-2:]
@@ -79,7 +95,7 @@ class Proteus(RepresentationMethod[ProteusConfig]):
         rows = torch.cat((class_token[:, :, None], features.flatten(2)), 2)
         row_goals = torch.cat((class_goal[:, :, None], goal.flatten(2)), 2)
         misses = (patches - goal).square().mean(1)
-        return {
+        return whole, {
             "token": config.token * F.mse_loss(class_token, class_goal),
             "feature": config.feature * F.mse_loss(rows, row_goals),
             "patch": config.patch * (misses * mask).sum() / mask.sum().clamp(min=1),

@@ -55,6 +55,23 @@ def test_stages_follow_from_what_a_method_reads(bench: Bench) -> None:
             assert (stage.loss is task_loss) == (stage.name == "task")
 
 
+@pytest.mark.parametrize("name", ["gkd", "proteus"])
+def test_a_single_stage_adds_the_tasks_loss_and_the_proxy_can_be_left_out(name: str) -> None:
+    made = built(name)
+    method = type(made.method)(made.method.Config(single_stage=True), made.method.pair)
+    (stage,) = method.stages()
+    assert (stage.phase, stage.trains) == (Phase.TASK, method.own_modules | STUDENT)
+    student, teacher = made.networks.student, made.networks.teacher
+    batch, found = make_batch(stage), []
+    for loss in (stage.loss, method.loss):
+        torch.manual_seed(0)
+        found.append({term: value.item() for term, value in loss(batch, student, teacher).items()})
+    assert found[0].pop("task") == pytest.approx(task_loss(batch, student, teacher)["task"].item(), rel=1e-5)
+    assert found[0] == found[1]
+    without = type(made.method)(made.method.Config(proxy=False), made.method.pair)
+    assert [stage.name for stage in without.stages()] == ["source", "task"]
+
+
 @pytest.mark.parametrize("name", ["baseline", "gkd", "proteus"])
 @pytest.mark.parametrize("encoder", ["frozen", "fine-tuned"])
 def test_the_encoder_is_frozen_in_the_task_where_an_option_says_so(name: str, encoder: str) -> None:

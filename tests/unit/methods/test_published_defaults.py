@@ -51,7 +51,7 @@ PUBLISHED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "nst": (FEATURES, {"weight": 50}),
     "pkd": (FEATURES, {"weight": 10}),
     "proteus": (REPRESENTATION, {"token": 1, "feature": 1, "patch": 1, "mask_probability": 0.5, "mask_ratio": 0.5,
-                                 "encoder": "fine-tuned"}),
+                                 "encoder": "fine-tuned", "proxy": True, "single_stage": False}),
     "review_kd": (FEATURES, {"weight": 1, "warm_up": 0.01}),
     "simkd": (("fit_teacher", "task"), {"weight": 1, "reduction": 2}),
     "skd": (FEATURES, PLAIN | {"weight": 10, "pool": 2}),

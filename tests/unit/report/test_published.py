@@ -58,7 +58,7 @@ def test_printed_averages_are_those_of_their_parts() -> None:
             parts = (
                 column.split("+") if "+" in column else [name for name in held.index if name.startswith(f"{column}/")]
             )
-            if parts:
+            if parts and set(parts) <= set(held.index):
                 assert held[parts].mean() == pytest.approx(value, abs=0.11), (line, column)
                 checked += 1
     assert checked == 18 * 3 + 7
