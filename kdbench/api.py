@@ -14,7 +14,7 @@ from kdbench.errors import KdbenchError, allowed, unknown
 from kdbench.files import default_results, default_store
 from kdbench.models.registry import NAMED_PAIRS
 from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names, normal
-from kdbench.protocol import find_protocol
+from kdbench.protocol import Asked, find_protocol
 from kdbench.records import Record
 from kdbench.spec import RunSpec, split_list
 
@@ -110,7 +110,7 @@ def usable_methods(note: Callable[[str], object]) -> list[str]:
     return list(loaded)
 
 
-def servable_benchmarks(data_root: Path | None, protocol: str = "mini") -> list[str]:
+def servable_benchmarks(data_root: Path | None, protocol: Asked = "mini") -> list[str]:
     """Return the benchmarks that run without data, or those whose data sets lie under data_root, under a protocol."""
     loaded, _ = load_all(benchmark_names(), load_benchmark)
     if data_root is None:
@@ -140,6 +140,10 @@ def _missing(benchmark: Benchmark, there: Container[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in there]
 
 
+_CHOICES = (("budget", "published"), ("resampling", "bicubic"), ("label_fraction", "1"), ("steps_scale", 1.0))
+"""Options of a request that stand in the command of each of its cells, with their defaults."""
+
+
 def run_command(record: Record, seeds: Iterable[int]) -> str:
     """Return the `kdbench run` command that makes a record's cell again, with these seeds."""
     cell, passed = record.spec.resolved.id, record.spec.passed
@@ -147,9 +151,11 @@ def run_command(record: Record, seeds: Iterable[int]) -> str:
     words = [f"--method {given[0]}", f"--pair {cell.pair}"]
     if cell.student is None:
         words = [f"--{option} {','.join(passed.get(f'{option}s', ()))}" for option in ("method", "pair")]
-    words += [f"--benchmark {cell.benchmark}", f"--protocol {record.spec.resolved.protocol}"]
+    own = isinstance(passed.get("protocol"), dict)
+    protocol = f"{record.spec.resolved.protocol}.yaml" if own else record.spec.resolved.protocol
+    words += [f"--benchmark {cell.benchmark}", f"--protocol {protocol}"]
     words += [f"--seed {','.join(map(str, seeds))}"]
-    for option, default in (("budget", "published"), ("resampling", "bicubic"), ("label_fraction", "1")):
+    for option, default in _CHOICES:
         if passed.get(option, default) != default:
             words.append(f"--{option.replace('_', '-')} {passed[option]}")
     words += [f"--label-map {text}" for text in passed.get("label_maps", ())]

@@ -49,6 +49,8 @@ _ALLOWED = {
 
 def allowed(fault: ErrorDetails) -> str:
     """Say what a value that pydantic refused has to be; of a rarer fault pydantic's own text."""
+    if fault["type"] == "extra_forbidden":
+        return "there is no such field"
     text = _ALLOWED.get(fault["type"])
     return f"it has to be {text.format(**fault.get('ctx', {}))}" if text else fault["msg"]
 

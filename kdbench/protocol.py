@@ -1,13 +1,28 @@
-"""Holds every number of an experiment in one frozen object, named by a version that is raised by hand."""
+"""Holds every number of an experiment in one frozen object, named by a version that is raised by hand.
+
+Users' own protocols are YAML files: `base`, the protocol that they start from, and what they change of it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
-from kdbench.errors import KdbenchError, unknown
+from kdbench.errors import KdbenchError, allowed, unknown
 from kdbench.identity import digest
 from kdbench.types import Phase
 
@@ -79,18 +94,18 @@ class Recipe(Frozen):
     norms and queries, as mmengine reads GKD's configuration, where the key of the backbone goes before that of norms.
     """
 
-    steps: int = 0
-    batch: int
-    lr: float
-    encoder_lr: float = 1.0
+    steps: NonNegativeInt = 0
+    batch: PositiveInt
+    lr: PositiveFloat
+    encoder_lr: NonNegativeFloat = 1.0
     """Factor on lr for an encoder that trains beside a decoder."""
-    weight_decay: float = 0.05
-    warmup: int = 0
+    weight_decay: NonNegativeFloat = 0.05
+    warmup: NonNegativeInt = 0
     schedule: Literal["cosine", "poly", "cosine-epochs", "cosine-epochs-on-time"] = "cosine"
-    clip: float | None = None
-    epochs: int = 0
+    clip: PositiveFloat | None = None
+    epochs: NonNegativeInt = 0
     """In place of steps."""
-    repeats: int = 1
+    repeats: PositiveInt = 1
     """Views of an image in an epoch (repeated augmentation, Hoffer et al., CVPR 2020). The epoch has as many views as
     the set has images, so it sees one image in `repeats`."""
     min_lr: float = 0.0
@@ -132,7 +147,7 @@ class Protocol(Frozen):
     """Raise it whenever a number of a shipped protocol changes (tests/unit/test_protocol.py holds every version's)."""
     summary: str
     model_set: Literal["toy-v1", "pretrained"]
-    decoder: str
+    decoder: Literal["linear", "light", "mask2former"]
     image_size: tuple[int, int]
     train_images: int
     proxy_images: int
@@ -163,32 +178,44 @@ class Protocol(Frozen):
     that they take `student_forwards` in all."""
     student_forwards: int = 0
     """Images that pass through the student in all of a method's stages under the equal budget."""
+    steps_scale: float = 1.0
+    """Factor on the steps of every stage, for a rehearsal."""
     overrides_of: str = ""
     """The protocol whose overrides for data sets hold (RealData.under), where that is another one."""
+    base: str = ""
+    """The shipped protocol that a user's own was made from."""
 
     @property
     def id(self) -> str:
         """Return name, version and the request's choices, e.g. `mini-v1-equal`.
 
-        A protocol that differs from the shipped one of its name and version ends in a hash of what differs.
+        A protocol that differs from the shipped one of its name and version, or is a user's own, ends in a hash of what
+        differs.
         """
         chosen: list[str] = [self.budget] * (self.budget != "published")
         chosen += [self.resampling] * (self.resampling != "bicubic")
+        chosen += [f"steps{self.steps_scale:g}"] * (self.steps_scale != 1)
         chosen += [f"{dataset}.{table}" for dataset, table in sorted(self.label_maps.items())]
         own = _differences(self)
         return "-".join((self.name, f"v{self.version}", *chosen)) + (f"+{digest(own, 8)}" if own else "")
 
 
-CHOICES = {"summary", "checkpoint_every", "budget", "student_forwards", "resampling", "label_maps"}
-"""Fields that change no number, or that the id names itself."""
+CHOICES = {"budget", "student_forwards", "resampling", "label_maps", "steps_scale"}
+"""Fields that options of the command line choose, and that the id names itself."""
+WORDS = {"summary", "checkpoint_every"}
+"""Fields that change no number."""
 
 
 def _differences(protocol: Protocol) -> dict[str, Any]:
-    """Return the fields in which a protocol differs from the shipped one of its name."""
-    shipped = PROTOCOLS.get(protocol.name)
-    ours = protocol.model_dump(mode="json", exclude=CHOICES)
-    theirs = shipped.model_dump(mode="json", exclude=CHOICES) if shipped else {}
-    return {name: value for name, value in ours.items() if theirs.get(name) != value}
+    """Return the fields in which a protocol differs from the shipped one of its name, or that it was made from."""
+    shipped = PROTOCOLS.get(protocol.base or protocol.name)
+    ours, theirs = (_numbers(each) if each else {} for each in (protocol, shipped))
+    named = {"base": shipped.id} if shipped and protocol.base else {}
+    return {name: value for name, value in ours.items() if theirs.get(name) != value} | named
+
+
+def _numbers(protocol: Protocol) -> dict[str, Any]:
+    return protocol.model_dump(mode="json", exclude=CHOICES | WORDS | {"base", "name", "version", "overrides_of"})
 
 
 # Hue as in the photometric distortion that the field trains with.
@@ -293,24 +320,103 @@ PROTOCOLS = {protocol.name: protocol for protocol in (SMOKE, MINI, PAPER, PAPER_
 EQUAL_STUDENT_FORWARDS = {"smoke": 64, "mini": 9600, "paper": 640_000, "paper-text": 640_000}
 
 
+Asked = str | Mapping[str, Any]
+"""A protocol's name, the path of a YAML file, or such a file's content with a `name`."""
+OWN = [name for name in Protocol.model_fields if name not in CHOICES | {"base", "version", "overrides_of"}]
+"""Fields that a file can change."""
+
+
+def read_protocol(asked: Asked) -> Asked:
+    """Return the content of a YAML file, named as its stem unless it gives another name; anything else as it is."""
+    if isinstance(asked, Mapping) or Path(asked).suffix not in (".yaml", ".yml"):
+        return asked
+    path = Path(asked)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise KdbenchError(f"the protocol file {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise KdbenchError(
+            f"the protocol file {path} has to hold `base: NAME` and what it changes, e.g. `val_images: 8`."
+        )
+    return {"name": path.stem, **content}
+
+
 def find_protocol(
-    name: str, budget: str = "published", label_maps: Mapping[str, str] | None = None, resampling: str = "bicubic"
+    asked: Asked,
+    budget: str = "published",
+    label_maps: Mapping[str, str] | None = None,
+    resampling: str = "bicubic",
+    steps_scale: float = 1.0,
 ) -> Protocol:
-    """Return the protocol of a name with a budget, label maps and resampling, each of which changes its id.
+    """Return a shipped protocol or a user's own with what options choose, each of which changes its id.
 
     Raises:
-        KdbenchError: an unknown name, or another resampling where no patch changes its size.
+        KdbenchError: an unknown name, a file with a fault, or another resampling where no patch changes its size.
     """
-    if name not in PROTOCOLS:
-        raise unknown("protocol", name, PROTOCOLS)
+    asked = read_protocol(asked)
+    if isinstance(asked, str) and asked not in PROTOCOLS:
+        raise unknown("protocol", asked, PROTOCOLS, "The path of a YAML file works too.")
+    protocol = PROTOCOLS[asked] if isinstance(asked, str) else _own_protocol(asked)
     changes: dict[str, Any] = {"label_maps": dict(label_maps)} if label_maps else {}
     if budget != "published":
-        changes |= {"budget": budget, "student_forwards": EQUAL_STUDENT_FORWARDS[name]}
+        changes |= {"budget": budget, "student_forwards": EQUAL_STUDENT_FORWARDS[protocol.base or protocol.name]}
     if resampling != "bicubic":
-        if all(recipe.patch is None for recipe in PROTOCOLS[name].recipes.values()):
+        if all(recipe.patch is None for recipe in protocol.recipes.values()):
             raise KdbenchError(
-                f"--resampling {resampling} says how patches change their size, and under protocol '{name}' none does. "
-                "Leave it out, or add --protocol paper."
+                f"--resampling {resampling} says how patches change their size, and under protocol '{protocol.name}' "
+                "none does. Leave it out, or add --protocol paper."
             )
         changes["resampling"] = resampling
-    return PROTOCOLS[name].model_copy(update=changes) if changes else PROTOCOLS[name]
+    if steps_scale != 1:
+        changes["steps_scale"] = steps_scale
+    return protocol.model_copy(update=changes) if changes else protocol
+
+
+def _own_protocol(content: Mapping[str, Any]) -> Protocol:
+    """Return the protocol of a file's content, checked as the shipped ones are."""
+    name, base = str(content.get("name", "")), str(content.get("base", ""))
+    if base not in PROTOCOLS:
+        raise unknown("protocol", base, PROTOCOLS, where=f"as the base of protocol '{name}'")
+    if name in PROTOCOLS or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._]*", name):
+        raise KdbenchError(
+            f"a protocol of your own cannot be called '{name}': a name has letters, digits, dots and underscores, and "
+            f"is none of {', '.join(PROTOCOLS)}. Give `name:` in the file, or rename it."
+        )
+    changes = {field: value for field, value in content.items() if field != "base"}
+    for field in changes:
+        if field not in OWN:
+            raise unknown("field", field, OWN, where=f"of protocol '{name}'")
+    shipped = PROTOCOLS[base]
+    changes = {
+        "summary": f"{shipped.id} with other {', '.join(field for field in changes if field != 'name')}"
+    } | changes
+    fixed = {"version": 1, "base": base, "overrides_of": shipped.overrides_of or base}
+    try:
+        own = Protocol.model_validate(_merged(shipped.model_dump(mode="json"), changes) | fixed)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise KdbenchError(f"{where} of protocol '{name}' cannot be {fault['input']!r}: {allowed(fault)}.") from error
+    for phase, recipe in own.recipes.items():
+        if not (recipe.steps or recipe.epochs):
+            raise KdbenchError(
+                f"recipes.{phase} of protocol '{name}' has neither steps nor epochs: give it one of them."
+            )
+    return own
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of both, theirs first; below, too, but not between values of another kind."""
+
+    def both(mine: Any, other: Any) -> Any:
+        fit = isinstance(mine, Mapping) and isinstance(other, Mapping)
+        return _merged(mine, other) if fit and other.get("kind", mine.get("kind")) == mine.get("kind") else other
+
+    return {**ours, **{name: both(ours.get(name), value) for name, value in theirs.items()}}
+
+
+def as_yaml(protocol: Protocol) -> str:
+    """Return every number of a protocol as such a file has them."""
+    shown = {field: value for field, value in protocol.model_dump(mode="json").items() if field in OWN}
+    return str(yaml.safe_dump(shown, sort_keys=False, width=120, default_flow_style=None))

@@ -238,7 +238,8 @@ class Record(_Model):
     """One cell's record."""
 
     schema_version: Literal[2] = 2
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "stopped"]
+    """stopped: after the stage that --until named; such a record is not written."""
     error: str | None = None
     spec: Spec
     result: Result | None = None

@@ -8,10 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PositiveFloat, ValidationError
 
 from kdbench.errors import KdbenchError, allowed, unknown
 from kdbench.identity import digest
+from kdbench.protocol import Protocol, find_protocol, read_protocol
 
 if TYPE_CHECKING:
     from kdbench.method import MethodConfig
@@ -90,7 +91,8 @@ class RunSpec(BaseModel):
     methods: Names
     pairs: Names
     benchmarks: Names
-    protocol: str = "mini"
+    protocol: Annotated[str | dict[str, Any], BeforeValidator(read_protocol)] = "mini"
+    """A shipped one's name, or the content of a user's file, so that a record holds it."""
     budget: Literal["published", "equal"] = "published"
     resampling: Literal["bicubic", "pseudo-inverse"] = "bicubic"
     seeds: Seeds = (0,)
@@ -106,6 +108,10 @@ class RunSpec(BaseModel):
     label_fraction: Annotated[Fraction, BeforeValidator(parse_fraction), PlainSerializer(str)] = Fraction(1)
     label_maps: Annotated[dict[str, str], BeforeValidator(parse_label_maps), _AsTexts] = {}
     """Data set -> table of its labels."""
+    steps_scale: PositiveFloat = 1.0
+    """Factor on the steps of every stage."""
+    until: str = ""
+    """The stage after which cells stop, without a record."""
     results: Path
     store: Path
     fresh: bool = False
@@ -117,8 +123,21 @@ class RunSpec(BaseModel):
     def passed(self) -> dict[str, Any]:
         """Return what a record keeps of the request: all but places on this machine and trackers."""
         return self.model_dump(
-            mode="json", exclude={"results", "store", "data_root", "workers", "devices", "weights_dir", "watch"}
+            mode="json",
+            exclude={"results", "store", "data_root", "workers", "devices", "weights_dir", "watch", "until"},
         ) | {"real": bool(self.data_root)}
+
+
+def recorded_protocol(name: str, passed: Mapping[str, Any]) -> Protocol:
+    """Return the protocol that a record's request chose, as it is today. name: what the record says for older ones."""
+    own = passed.get("protocol")
+    return find_protocol(
+        own if isinstance(own, Mapping) else name,
+        passed.get("budget", "published"),
+        parse_label_maps(passed.get("label_maps", ())),
+        passed.get("resampling", "bicubic"),
+        passed.get("steps_scale", 1.0),
+    )
 
 
 def assign_settings(settings: Mapping[str, str], methods: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -22,9 +22,9 @@ from kdbench.files import default_store
 from kdbench.models.toy import ToyModels
 from kdbench.models.weights import PretrainedModels
 from kdbench.progress import Silent
-from kdbench.protocol import Protocol, find_protocol
+from kdbench.protocol import Protocol
 from kdbench.records import Record, read_record
-from kdbench.spec import parse_label_maps
+from kdbench.spec import recorded_protocol
 
 
 class DeployedModel(nn.Module):
@@ -82,12 +82,10 @@ def load_student(
         KdbenchError: the record is of a failed cell, or the store lacks a stage; the text says what computes it.
     """
     found = record if isinstance(record, Record) else read_record(Path(record))
-    cell, passed = found.spec.resolved, found.spec.passed
+    cell = found.spec.resolved
     if found.result is None:
         raise KdbenchError(f"the record of {cell.id.label} is of a failed cell: {found.error}")
-    maps = parse_label_maps(passed.get("label_maps", ()))
-    chosen = passed.get("budget", "published"), maps, passed.get("resampling", "bicubic")
-    protocol = find_protocol(cell.protocol, *chosen)
+    protocol = recorded_protocol(cell.protocol, found.spec.passed)
     place = Store(Path(store) if store is not None else default_store())
     models = (
         ToyModels()

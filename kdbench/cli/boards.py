@@ -177,8 +177,16 @@ def list_(
         typer.Argument(help="What to list."),
     ],
     format_: Annotated[Literal["table", "markdown", "json"], typer.Option("--format")] = "table",
+    show: Annotated[str, typer.Option(help="Every number of one protocol, as YAML.")] = "",
 ) -> None:
     """What there is: methods, benchmarks, pairs, models, protocols, data sets or the built-in world's domains."""
+    if show:
+        from kdbench.protocol import as_yaml, find_protocol
+
+        if what != "protocols":
+            raise KdbenchError(f"--show {show}: it shows a protocol. Write `kdbench list protocols --show {show}`.")
+        out(as_yaml(find_protocol(show)))
+        return
     if what == "methods" and format_ == "markdown":
         from kdbench.tools import method_pages
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,6 +29,10 @@ from kdbench.errors import KdbenchError
 from kdbench.protocol import Protocol
 from kdbench.spec import RunSpec
 
+if TYPE_CHECKING:
+    from kdbench.engine.grid import Done
+    from kdbench.engine.plan import RunContext
+
 
 def run(
     method: Annotated[str, typer.Option(help="Methods by name or file, comma-separated, or `all`.")],
@@ -41,7 +46,7 @@ def run(
     benchmark: Annotated[
         str, typer.Option(help="Benchmarks, comma-separated, or `all` that the data source serves.")
     ] = "all",
-    protocol: Annotated[str, typer.Option(help="smoke, mini, paper or paper-text.")] = "mini",
+    protocol: Annotated[str, typer.Option(help="smoke, mini, paper, paper-text, or your own: a YAML file.")] = "mini",
     budget: Annotated[
         Literal["published", "equal"],
         typer.Option(
@@ -66,6 +71,12 @@ def run(
     label_map: Annotated[
         list[str] | None, typer.Option(help="dataset=table, for a set with several published label maps; repeatable.")
     ] = None,
+    steps_scale: Annotated[
+        float, typer.Option(help="Factor on the steps of every stage, e.g. 0.01 to rehearse a long run.")
+    ] = 1.0,
+    until: Annotated[
+        str, typer.Option(help="Stop after this stage, without a record: it stays in the store, where others find it.")
+    ] = "",
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Processes that read images ahead. [a process's share of cores]"),
@@ -102,7 +113,8 @@ def run(
     with resumable():
         failed = _run(make_request(complain, **options), dry_run, pictures)
     if failed:
-        complain(f"{failed} cell{'s' * (failed > 1)} failed; the board says why. The same command tries them again.")
+        why = "" if until else "; the board says why"
+        complain(f"{failed} cell{'s' * (failed > 1)} failed{why}. The same command tries them again.")
         raise typer.Exit(1)
 
 
@@ -110,7 +122,6 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     """Run or describe the cells; return how many failed."""
     from kdbench.engine.grid import expand, make_context, run_grid
     from kdbench.engine.preflight import describe
-    from kdbench.engine.tracking import DEFAULT, logdir
     from kdbench.report.tables import result_line
 
     console = Console()
@@ -120,29 +131,37 @@ def _run(spec: RunSpec, dry_run: bool, pictures: bool) -> int:
     cells = expand(spec, context)
     if not context.fabric.is_global_zero:
         # The first process prints for all.
-        return 0 if dry_run else sum(done.record.status != "done" for done in run_grid(spec, context, cells))
+        return 0 if dry_run else sum(done.record.status == "failed" for done in run_grid(spec, context, cells))
     out(_heading(context.protocol, len(cells), spec))
     if dry_run:
         for line in describe(context, cells):
             out(line)
         return 0
-    succeeded, ran = [], 0
+    ran = []
     for done in run_grid(spec, context, cells):
-        ran += not done.cached
-        if done.record.status == "done":
-            succeeded.append(done.cell)
+        ran.append(done)
         print_line(console, result_line(done.record, done.cached))
+    if spec.until:
+        out(f"Stopped after the stage '{spec.until}', as asked. The same command without --until goes on from there.")
+    else:
+        _show(console, context, spec, ran, pictures)
+    return sum(done.record.status == "failed" for done in ran)
+
+
+def _show(console: Console, context: RunContext, spec: RunSpec, ran: Sequence[Done], pictures: bool) -> None:
+    """Print the boards, draw the pictures, and say where losses can be watched."""
+    from kdbench.engine.tracking import DEFAULT, logdir
+
     console.print()
-    benchmarks = [cell.id.benchmark for cell in cells]
+    benchmarks = [done.cell.id.benchmark for done in ran]
     print_boards(BoardRequest(spec.results, context.protocol.id, benchmarks, list(spec.pairs), terminal=console))
     if pictures:
         from kdbench.engine.pictures import write_pictures
 
-        for path in write_pictures(context, succeeded, spec):
+        for path in write_pictures(context, [done.cell for done in ran if done.record.status == "done"], spec):
             out(f"picture: {path}")
-    if ran and DEFAULT in spec.watch and logdir(spec.results).is_dir():
+    if not all(done.cached for done in ran) and DEFAULT in spec.watch and logdir(spec.results).is_dir():
         out(f"watch: tensorboard --logdir {logdir(spec.results)}")
-    return len(cells) - len(succeeded)
 
 
 def _heading(protocol: Protocol, cells: int, spec: RunSpec) -> str:

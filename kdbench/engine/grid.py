@@ -22,7 +22,7 @@ from kdbench.data.sources import DataSources
 from kdbench.engine.distributed import check_shares, launched, make_fabric, processes
 from kdbench.engine.memory import release_memory
 from kdbench.engine.plan import Cell, Plan, RunContext, make_plan
-from kdbench.engine.preflight import check_together
+from kdbench.engine.preflight import all_stages, check_together
 from kdbench.engine.runner import CellOutcome, cell_key, run_cell
 from kdbench.engine.store import Store
 from kdbench.engine.tracking import EventLog
@@ -62,7 +62,7 @@ def make_context(spec: RunSpec, progress: Progress) -> RunContext:
     """Return the protocol, data sources, store and device that all cells share."""
     if spec.label_maps and spec.data_root is None:
         raise KdbenchError("--label-map says how a data set is read: add --data-root DIR, or leave it out.")
-    protocol = find_protocol(spec.protocol, spec.budget, spec.label_maps, spec.resampling)
+    protocol = find_protocol(spec.protocol, spec.budget, spec.label_maps, spec.resampling, spec.steps_scale)
     for dataset, table in protocol.label_maps.items():
         if dataset not in ADAPTERS:
             raise unknown("data set", dataset, ADAPTERS, where="in --label-map")
@@ -195,6 +195,8 @@ def run_grid(spec: RunSpec, context: RunContext, cells: list[Cell]) -> Iterator[
     for cell in cells:
         if spec.label and cell.id.variant and not spec.fresh:
             _check_label(spec, cell)
+    if spec.until:
+        cells = _with_stage(context, cells, spec.until)
     check_together(context, cells)
     first, note = context.fabric.is_global_zero, context.progress.note
     with contextlib.closing(EventLog(spec.results, spec.watch, spec.fresh, note) if first else EventLog()) as event_log:
@@ -203,6 +205,15 @@ def run_grid(spec: RunSpec, context: RunContext, cells: list[Cell]) -> Iterator[
             if not done.cached:
                 release_memory()
             yield done
+
+
+def _with_stage(context: RunContext, cells: list[Cell], name: str) -> list[Cell]:
+    """Return the cells that have a stage of that name."""
+    stages = list(all_stages(context, cells))
+    found = [cell for cell, stage in stages if stage.name == name]
+    if not found:
+        raise unknown("stage", name, {stage.name for _, stage in stages}, where="in --until")
+    return found
 
 
 def _check_folders(spec: RunSpec) -> None:
@@ -240,18 +251,18 @@ def _run_or_skip(spec: RunSpec, context: RunContext, cell: Cell, event_log: Even
     first = context.fabric.is_global_zero
     path, plan = spec.results / cell.id.path, None
     stored: Record | None = None
-    if first and not spec.fresh:
+    if first and not spec.fresh and not spec.until:
         stored, plan = _stored(context, cell, path)
     stored = context.fabric.broadcast(stored)
     if stored is not None:
         return Done(cell, stored, cached=True)
     began = time.time()
-    outcome = run_cell(context, cell, spec.passed(), event_log, plan)
+    outcome = run_cell(context, cell, spec.passed(), event_log, plan, spec.until)
     writes = first
     if not outcome.in_step:
         # What fails first is the cause; the others fail because it has left.
         writes = not (path.is_file() and path.stat().st_mtime >= began)
-    if writes:
+    if writes and not spec.until:
         _write(path, outcome)
     event_log.finish(outcome.record)
     if not outcome.in_step:

@@ -169,7 +169,8 @@ def make_plan(context: RunContext, cell: Cell) -> Plan:
     factor = _step_factor(context, cell, stages)
 
     def plan_stage(stage: Stage, sources: Mapping[str, WeightSource]) -> PlannedStage:
-        return _plan_stage(context, cell, networks.method, stage, sources, factor if stage.student_forwards else 1.0)
+        own = (factor if stage.student_forwards else 1.0) * context.protocol.steps_scale
+        return _plan_stage(context, cell, networks.method, stage, sources, own)
 
     return _chain(context, cell, networks, stages, plan_stage)
 

@@ -72,10 +72,12 @@ def run_cell(
     passed: Mapping[str, Any] | None = None,
     event_log: EventLog | None = None,
     plan: Plan | None = None,
+    until: str = "",
 ) -> CellOutcome:
     """Train and evaluate a cell; whatever goes wrong in it becomes a failed record.
 
-    passed: the request, for the record. plan: the cell's, where it has been made already.
+    passed: the request, for the record. plan: the cell's, where it has been made already. until: the stage after which
+    it ends, without a result.
     """
     started, clock = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
     log, stages, inference = event_log or EventLog(), list[FinishedStage](), InferenceCost()
@@ -89,22 +91,25 @@ def run_cell(
         log.open(resolved, started, revision())
         for stage in finish_stages(context, plan, log):
             stages.append(stage)
-        domains, counts = evaluate_cell(context, plan, log)
-        model = deploy(context, plan)
-        inference, per_image = inference_of(context, model), counts
-        result = Result(
-            domains=domains,
-            stages=[stage.result() for stage in stages],
-            parameters=_parameters(plan, model),
-            inference_flops=inference.flops,
-        )
+            if stage.name == until:
+                break
+        else:
+            domains, per_image = evaluate_cell(context, plan, log)
+            model = deploy(context, plan)
+            inference = inference_of(context, model)
+            result = Result(
+                domains=domains,
+                stages=[stage.result() for stage in stages],
+                parameters=_parameters(plan, model),
+                inference_flops=inference.flops,
+            )
     except Exception as error:
         failure = failure_of(error, context.fabric.global_rank)
     everywhere = all_failures(context.fabric, failure)
     failed = everywhere is None or any(everywhere)
     in_step = everywhere is not None and len({found and found.trace for found in everywhere}) == 1
     record = Record(
-        status="failed" if failed else "done",
+        status="failed" if failed else "done" if result else "stopped",
         error=explain_failures(failure, everywhere, in_step) if failed else None,
         spec=Spec(passed=dict(passed or {}), resolved=resolved),
         result=None if failed else result,

@@ -127,9 +127,9 @@ class EventLog:
         if record.status == "done":
             ending: Event = {"miou": _number(role_miou(record, "target"))}
         else:
-            ending = {"error": record.error}
+            ending = {"error": record.error} if record.error else {}
         self.write({"event": record.status, **ending, "seconds": record.run.seconds})
-        self.close("success" if record.status == "done" else "failed")
+        self.close("failed" if record.status == "failed" else "success")
 
     def close(self, status: str = "failed") -> None:
         """End the open cell in all trackers."""

@@ -411,7 +411,9 @@ def result_line(record: Record, cached: bool) -> str:
     teacher, student = (model_name(name, cell.model_set) if name else "-" for name in (cell.teacher, cell.student))
     head = f"{cell.benchmark:<7} {teacher} -> {student:<13} {cell.id.label:<16} seed {cell.seed}"
     if record.result is None:
-        return f"{head}  FAILED: {record.error}"
+        return (
+            f"{head}  FAILED: {record.error}" if record.error else f"{head}  stopped after {record.run.seconds:.0f} s"
+        )
     each = " ".join(f"{domain_miou(domain):5.1f}" for domain in domains(record, "target"))
     source = f"  source {role_miou(record, 'source'):5.1f}" if domains(record, "source") else ""
     time = "done before" if cached else f"{record.run.seconds:.0f} s"

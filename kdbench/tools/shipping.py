@@ -31,6 +31,10 @@ from kdbench.spec import RunSpec, make_config
 
 def ship_stages(context: RunContext, cells: Iterable[Cell], output: Path) -> Iterator[ShippedStage]:
     """Write every common stage of these cells once, trained where the store lacks it; one that is there is replaced."""
+    if context.protocol.base:
+        raise KdbenchError(
+            f"protocol '{context.protocol.name}' is no shipped one: its stages cannot be shipped either."
+        )
     written: set[str] = set()
     for cell in cells:
         plan = make_plan(context, cell)

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import CliRunner
 
 import kdbench
-from kdbench.api import make_request
+from kdbench.api import make_request, run_command
 from kdbench.cli import app
 from kdbench.engine.evaluation import confusion
 from kdbench.engine.grid import Done
@@ -111,6 +111,20 @@ def test_a_store_without_the_weights_says_which_command_computes_them(
     (path,) = record_files(tmp_path / "again")
     assert path.relative_to(tmp_path / "again") == done.record.path()
     assert kdbench.load_student(path, store=store).classes[0] == "road"
+
+
+def test_a_record_under_a_users_protocol_needs_no_file(
+    run_cells: Callable[..., list[Done]], shared_store: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text("base: smoke\nrecipes: {task: {steps: 3}}\n", encoding="utf-8")
+    (done,) = run_cells(methods=("logit_kd",), protocol=str(path), steps_scale=2)
+    path.unlink()
+    record = kdbench.records.read_record(tmp_path / "results" / done.record.path())
+    assert [stage.steps for stage in record.result.stages] == [12, 6]
+    assert kdbench.load_student(record, store=shared_store).protocol.id == record.spec.resolved.protocol_id
+    assert "--protocol lab.yaml" in run_command(record, [0])
+    assert "--steps-scale 2.0" in run_command(record, [0])
 
 
 def test_the_record_of_a_failed_cell_has_no_student(run_cells: Callable[..., list[Done]]) -> None:

@@ -87,7 +87,7 @@ def test_sound_records_pass_in_one_line_and_none_are_skipped(tmp_path: Path) -> 
     ("name", "value", "message"),
     [
         ("decoder", None, "not a valid record"),
-        ("protocol", "tiny", "unknown protocol 'tiny' (known: smoke, mini, paper, paper-text)"),
+        ("protocol", "tiny", "unknown protocol 'tiny'. Did you mean 'mini'?"),
         ("protocol_id", "mini-00000000", f"made under mini-00000000; today's protocol is {MINI.id}"),
         ("data_source", "elsewhere", "unknown data source 'elsewhere'"),
         ("seed", 7, "holds the record of"),

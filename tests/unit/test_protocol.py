@@ -16,7 +16,9 @@ from kdbench.plugins import load_benchmark
 from kdbench.protocol import (
     MINI,
     PROTOCOLS,
+    Augmentation,
     Protocol,
+    as_yaml,
     find_protocol,
 )
 from kdbench.types import Phase
@@ -156,3 +158,95 @@ def test_another_resampling_or_label_map_is_another_protocol_under_the_same_name
 def test_a_resampling_without_patches_that_change_is_refused() -> None:
     with pytest.raises(KdbenchError, match=r"--resampling pseudo-inverse .* under protocol 'mini' none does"):
         find_protocol("mini", resampling="pseudo-inverse")
+
+
+# ---- users' own protocols
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Any:
+    """Write a protocol's file; return its path."""
+
+    def write(text: str, name: str = "lab.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(own: Any) -> None:
+    path = own("base: paper-text\nrecipes: {task: {steps: 7, lr: 2e-3, augmentation: {crop: 64}}}\nval_images: 3\n")
+    found, base = find_protocol(path), PROTOCOLS["paper-text"]
+    task = base.recipes[Phase.TASK]
+    views = task.augmentation.model_copy(update={"crop": 64})
+    recipes = base.recipes | {Phase.TASK: task.model_copy(update={"steps": 7, "lr": 0.002, "augmentation": views})}
+    changed = {"name": "lab", "val_images": 3, "recipes": recipes, "base": "paper-text", "version": 1}
+    summary = "paper-text-v2 with other recipes, val_images"
+    assert found == base.model_copy(update=changed | {"overrides_of": "paper", "summary": summary})
+    assert found.id.startswith("lab-v1+")
+
+
+def test_views_of_another_kind_replace_the_bases(own: Any) -> None:
+    found = find_protocol(own("base: paper\nrecipes: {task: {augmentation: {kind: plain, flip: 0}}}\n"))
+    assert found.recipes[Phase.TASK].augmentation == Augmentation(flip=0)
+
+
+def test_an_id_is_of_the_numbers_and_of_the_base(own: Any) -> None:
+    ids = [
+        find_protocol(own(text)).id
+        for text in (
+            "base: smoke", "base: smoke\nval_images: 3", "base: smoke\nval_images: 4", "base: smoke\nval_images: 8",
+            "base: smoke\nsummary: other words", "base: mini",
+        )
+    ]  # fmt: skip
+    # smoke has 8 images: the fourth changes no number, nor does the fifth.
+    assert ids[3] == ids[4] == ids[0]
+    assert len(set(ids)) == 4
+    path = own("base: smoke")
+    assert find_protocol(path, "equal").id == ids[0].replace("+", "-equal+")
+    assert find_protocol(path, "equal").student_forwards == find_protocol("smoke", "equal").student_forwards
+    assert find_protocol(path, steps_scale=0.5).id == ids[0].replace("+", "-steps0.5+")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_what_is_shown_of_a_protocol_is_a_file_of_it(name: str, own: Any) -> None:
+    shown = as_yaml(PROTOCOLS[name]).replace(f"name: {name}", f"name: lab\nbase: {name}")
+    found, bare = find_protocol(own(shown)), find_protocol(own(f"base: {name}"))
+    assert found == bare.model_copy(update={"summary": PROTOCOLS[name].summary})
+    assert found.id == bare.id
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: smok", "unknown protocol 'smok' as the base of protocol 'lab'. Did you mean 'smoke'"),
+        ("val_images: 3", "unknown protocol '' as the base"),
+        ("base: smoke\nname: mini", "cannot be called 'mini'"),
+        ("base: smoke\nname: a/b", "cannot be called 'a/b'"),
+        ("base: smoke\nval_image: 3", "unknown field 'val_image' of protocol 'lab'. Did you mean 'val_images'"),
+        ("base: smoke\nbudget: equal", "unknown field 'budget'"),
+        ("base: smoke\nrecipes: {tusk: {steps: 3}}", "recipes.tusk"),
+        (
+            "base: smoke\nrecipes: {task: {stops: 3}}",
+            "recipes.task.stops of protocol 'lab' cannot be 3: there is no such",
+        ),
+        (
+            "base: smoke\nrecipes: {task: {lr: -1}}",
+            "recipes.task.lr of protocol 'lab' cannot be -1: it has to be greater",
+        ),
+        ("base: smoke\nrecipes: {task: {steps: 0}}", "recipes.task of protocol 'lab' has neither steps nor epochs"),
+        ("base: smoke\ndecoder: big", "decoder of protocol 'lab' cannot be 'big'"),
+        ("- base", "has to hold `base: NAME`"),
+        ("base: [", "cannot be read"),
+    ],
+)
+def test_a_file_with_a_fault_is_told_where_it_is(own: Any, text: str, message: str) -> None:
+    with pytest.raises(KdbenchError) as told:
+        find_protocol(own(text))
+    assert message in str(told.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KdbenchError, match=r"none\.yaml cannot be read"):
+        find_protocol(str(tmp_path / "none.yaml"))

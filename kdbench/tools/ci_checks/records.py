@@ -10,9 +10,9 @@ from kdbench.errors import KdbenchError
 from kdbench.models.registry import TOY_MODELS
 from kdbench.models.toy import SHIPPED, toy_card
 from kdbench.names import REAL
-from kdbench.protocol import MINI, PROTOCOLS, find_protocol
+from kdbench.protocol import MINI
 from kdbench.records import Record, read_record, record_files
-from kdbench.spec import parse_label_maps
+from kdbench.spec import recorded_protocol
 from kdbench.synthetic import WORLDS
 from kdbench.tools.ci_checks.result import CheckResult
 
@@ -42,12 +42,11 @@ def _fault(path: Path) -> str:
 
 
 def _protocol(record: Record) -> str:
-    cell, passed = record.spec.resolved, record.spec.passed
-    if cell.protocol not in PROTOCOLS:
-        return f"is of the unknown protocol '{cell.protocol}' (known: {', '.join(PROTOCOLS)})"
-    maps = parse_label_maps(passed.get("label_maps", ()))
-    chosen = passed.get("budget", "published"), maps, passed.get("resampling", "bicubic")
-    today = find_protocol(cell.protocol, *chosen).id
+    cell = record.spec.resolved
+    try:
+        today = recorded_protocol(cell.protocol, record.spec.passed).id
+    except KdbenchError as error:
+        return f"is of a protocol that cannot be had ({str(error).rstrip('.')})"
     return "" if cell.protocol_id == today else f"was made under {cell.protocol_id}; today's protocol is {today}"
 
 

@@ -19,6 +19,7 @@ from kdbench.engine.distributed import _fix_order
 from kdbench.engine.environment import revision
 from kdbench.engine.grid import Done, recorded_cell
 from kdbench.engine.keys import ENGINE_VERSION
+from kdbench.engine.plan import make_plan
 from kdbench.engine.preflight import describe
 from kdbench.errors import KdbenchError
 from kdbench.metrics import hits, snapshots
@@ -57,6 +58,35 @@ def test_cold_warm_and_half_warm_stores_give_the_same_result(run_cells: Run, tmp
     (fresh,) = run_cells(store=store, fresh=True)
     assert fresh.record.run.cached == []
     assert len({result(done) for done in (cold, skipped, warm, half, fresh)}) == 1
+
+
+def test_a_run_until_a_stage_leaves_it_in_the_store_and_no_record(run_cells: Run, tmp_path: Path) -> None:
+    asked = {"methods": ("gkd", "cwd"), "references": True, "store": tmp_path / "own-store"}
+    (stopped,) = run_cells(**asked, until="source")
+    # Teacher, student alone and CWD have no such stage.
+    assert (stopped.cell.id.method, stopped.record.status) == ("gkd", "stopped")
+    assert not list((tmp_path / "results").rglob("*.json"))
+    done = {done.cell.id.method: done.record for done in run_cells(**asked)}
+    assert done["gkd"].run.cached == ["proxy", "source"]
+    # A record that is there already does not keep stages from being computed again, and stays.
+    (path,) = (tmp_path / "results").rglob("gkd-s0.json")
+    before = path.read_bytes()
+    (again,) = run_cells(**asked | {"store": tmp_path / "other-store"}, until="proxy")
+    assert (again.record.status, again.record.run.cached, path.read_bytes()) == ("stopped", [], before)
+    with pytest.raises(KdbenchError, match=r"unknown stage 'prox' in --until\. Did you mean 'proxy'"):
+        run_cells(**asked, until="prox")
+
+
+def test_a_rehearsal_scales_the_steps_of_every_stage(plan_cells: Plan) -> None:
+    for budget in ("published", "equal"):
+        whole, half = (
+            [stage.steps for cell in cells for stage in make_plan(context, cell).stages]
+            for context, cells in (
+                plan_cells(references=True, budget=budget, steps_scale=scale) for scale in (1.0, 0.5)
+            )
+        )
+        assert half == [max(1, round(steps / 2)) for steps in whole]
+        assert len(whole) == 5
 
 
 def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run, tmp_path: Path) -> None:
