@@ -31,7 +31,7 @@ ARROWS = {
     "kdbench.losses": ("kdbench.errors", "kdbench.types"),
     "kdbench.method": ("kdbench.errors", "kdbench.types", "kdbench.losses"),
     "kdbench.protocol": (*SMALL, "kdbench.types"),
-    "kdbench.spec": (*SMALL, "kdbench.method", "kdbench.plugins"),
+    "kdbench.spec": (*SMALL, "kdbench.method", "kdbench.plugins", "kdbench.protocol"),
     "kdbench.plugins": (*SMALL, "kdbench.benchmark", "kdbench.method"),
     "kdbench.records": (*SMALL, "kdbench.names"),
     "kdbench.metrics": ("kdbench.records",),

@@ -11,6 +11,7 @@ import torch
 from kdbench.data.domainset import DomainSet
 from kdbench.engine.costs import cost_of
 from kdbench.engine.distributed import check_smallest, failure_of, gathered
+from kdbench.engine.estimates import ATTAINED, StageTime, matrix_rate, time_of
 from kdbench.engine.plan import Cell, Plan, RunContext, make_plan, stage_sets, stages_of, strides
 from kdbench.errors import KdbenchError
 from kdbench.identity import digest
@@ -126,19 +127,39 @@ def describe(context: RunContext, cells: list[Cell]) -> Iterator[str]:
     for model in _models(cells):
         yield f"{model_name(model.name, model_set)}: weights from {context.models.find(model).origin()}"
     seen: set[str] = set()
-    total = 0
+    total, times = 0, list[StageTime]()
+    rate = matrix_rate(context.fabric, context.protocol.precision) if context.data_sources.data_root else 0.0
     for cell in cells:
         pair = " -> ".join(model_name(model.name, model_set) for model in (cell.teacher, cell.student) if model)
         yield f"{cell.id.name}  {pair}  seed {cell.seed}"
         try:
-            total += yield from _describe_stages(context, make_plan(context, cell), seen)
+            total += yield from _describe_stages(context, make_plan(context, cell), seen, rate, times)
         except Exception as error:  # a plug-in's own code
             raise KdbenchError(f"{cell.id.name} cannot run: {failure_of(error, 0).text}") from error
     yield f"together {amount(total, 'FLOP')}"
+    if times:
+        yield from _describe_time(context, times, rate)
 
 
-def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generator[str, None, int]:
-    """Return the operations of what is to do."""
+def _describe_time(context: RunContext, times: list[StageTime], rate: float) -> Iterator[str]:
+    """Yield how long all stages take, and what to do where reading decides."""
+    hours, reading = sum(each.whole for each in times) / 3600, sum(each.reading for each in times) / 3600
+    yield (
+        f"together about {hours:.1f} h of training, evaluation not counted: reading {reading:.1f} h with "
+        f"{context.workers} workers, computing {sum(each.computing for each in times) / 3600:.1f} h at "
+        f"{ATTAINED:.0%} of the {amount(rate, 'FLOP/s')} that this device reaches in matrix products"
+    )
+    if any(each.reading > each.computing for each in times):
+        yield (
+            "Where reading takes longer than computing: more --workers, or pixels that are decoded once "
+            "(`kdbench data prepare DATASET --pack`)"
+        )
+
+
+def _describe_stages(
+    context: RunContext, plan: Plan, seen: set[str], rate: float, times: list[StageTime]
+) -> Generator[str, None, int]:
+    """Return the operations of what is to do. rate: the device's, where times are estimated; they are added."""
     total, sharers = 0, context.fabric.world_size
     for step in plan.stages:
         held = None if context.store.fresh else step.folder.origin
@@ -158,6 +179,13 @@ def _describe_stages(context: RunContext, plan: Plan, seen: set[str]) -> Generat
                 f"{amount(cost.flops, 'FLOP')} an image, {amount(whole, 'FLOP')} in all; about "
                 f"{amount(cost.memory, 'B')} for a batch"
             )
+            if rate:
+                taken = time_of(context, step, whole, rate)
+                times.append(taken)
+                yield (
+                    f"{'':<22}about {taken.whole / 3600:.2g} h: reading {taken.reading / 3600:.2g} h "
+                    f"({amount(taken.view, 's')} a view), computing {taken.computing / 3600:.2g} h"
+                )
             # cost_of has brought the encoders to the stage's geometry.
             yield from _resizing(strides(plan.networks, step.stage))
     return total
