@@ -13,7 +13,7 @@ from kdbench.benchmark import Benchmark
 from kdbench.errors import KdbenchError, allowed, unknown
 from kdbench.files import default_results, default_store
 from kdbench.models.registry import NAMED_PAIRS
-from kdbench.plugins import benchmark_names, load_all, load_benchmark, load_method, method_names, normal
+from kdbench.plugins import as_passed, benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.protocol import Asked, find_protocol
 from kdbench.records import Record
 from kdbench.spec import RunSpec, split_list
@@ -147,19 +147,20 @@ _CHOICES = (("budget", "published"), ("resampling", "bicubic"), ("label_fraction
 def run_command(record: Record, seeds: Iterable[int]) -> str:
     """Return the `kdbench run` command that makes a record's cell again, with these seeds."""
     cell, passed = record.spec.resolved.id, record.spec.passed
-    given = [name for name in passed.get("methods", []) if normal(Path(name).stem) == cell.method] or [cell.method]
-    words = [f"--method {given[0]}", f"--pair {cell.pair}"]
+    given = as_passed(cell.method, passed.get("methods", ()))
+    benchmark = as_passed(cell.benchmark, passed.get("benchmarks", ()))
+    words = [f"--method {given}", f"--pair {cell.pair}"]
     if cell.student is None:
         words = [f"--{option} {','.join(passed.get(f'{option}s', ()))}" for option in ("method", "pair")]
     own = isinstance(passed.get("protocol"), dict)
     protocol = f"{record.spec.resolved.protocol}.yaml" if own else record.spec.resolved.protocol
-    words += [f"--benchmark {cell.benchmark}", f"--protocol {protocol}"]
+    words += [f"--benchmark {benchmark}", f"--protocol {protocol}"]
     words += [f"--seed {','.join(map(str, seeds))}"]
     for option, default in _CHOICES:
         if passed.get(option, default) != default:
             words.append(f"--{option.replace('_', '-')} {passed[option]}")
     words += [f"--label-map {text}" for text in passed.get("label_maps", ())]
-    settings = [text.partition("=")[0].rpartition(".")[0] in ("", given[0]) and text for text in passed["settings"]]
+    settings = [text.partition("=")[0].rpartition(".")[0] in ("", given) and text for text in passed["settings"]]
     words += [f"--set {text}" for text in settings if text and cell.variant]
     words += [f"--as {cell.variant}"] if passed.get("label") == cell.variant != "" else []
     words += ["--data-root DIR"] if passed.get("real") else []

@@ -45,16 +45,34 @@ class ProtocolOverrides:
 
 
 @dataclass(frozen=True)
+class FilePatterns:
+    """Images and labels of a user's own, by the patterns of their paths under --data-root.
+
+    `*` stands for a part of a name, `**/` for folders, `{split}` for the name of a part; an image and a label for which
+    they stand for the same are a pair. labels None: images alone. space: the labels' classes; values: stored value ->
+    class; ignored: other values that may be stored.
+    """
+
+    images: str
+    labels: str | None = None
+    space: LabelSpace | None = None
+    values: Mapping[int, int] = field(default_factory=dict, hash=False)
+    ignored: tuple[int, ...] = (255,)
+
+
+@dataclass(frozen=True)
 class RealData:
     """A data set under --data-root: its adapter's name in kdbench.data.datasets, and the parts that a domain uses.
 
-    overrides: what a protocol of that name changes; other protocols resize images to their own size.
+    overrides: what a protocol of that name changes; other protocols resize images to their own size. patterns: its
+    files, where it has no adapter.
     """
 
     dataset: str
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     overrides: Mapping[str, ProtocolOverrides] = field(default_factory=dict, hash=False)
+    patterns: FilePatterns | None = None
 
     def under_protocol(self, protocol: str) -> ProtocolOverrides:
         """Return the parts and the size under a protocol of that name."""
@@ -119,7 +137,8 @@ def _contents(domain: Domain, training: bool) -> set[str]:
     shown = {f"synthetic {domain.synthetic} {sorted(domain.adjust.items())}"} if domain.synthetic else set()
     if domain.real:
         for data in map(domain.real.under_protocol, ("", *domain.real.overrides)):
-            shown |= {f"{domain.real.dataset} {part}" for part in (data.train if training else data.val) or ()}
+            files = domain.real.patterns.images if domain.real.patterns else domain.real.dataset
+            shown |= {f"{files} {part}" for part in (data.train if training else data.val) or ()}
     return shown
 
 

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdbench.benchmark import Benchmark
+from kdbench.benchmark_file import is_benchmark_file, read_benchmark
 from kdbench.errors import KdbenchError, describe, unknown
 from kdbench.identity import digest
 
@@ -65,7 +66,11 @@ def load_method(name: str, folder: Path | None = None) -> MethodPlugin:
 
 
 def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
-    """Load a benchmark by name, or by the path of its file."""
+    """Load a benchmark by name, or by the path of its file, Python or YAML."""
+    if is_benchmark_file(name):
+        if normal(Path(name).stem) in discover(BENCHMARKS, folder):
+            raise KdbenchError(f"{name} has the name of a benchmark that kdbench has: rename the file.")
+        return read_benchmark(Path(name))
     plugin = _find(name, "benchmark", discover(BENCHMARKS, folder))
     benchmark = _load(plugin, "benchmark", _benchmark_in)
     if normal(benchmark.name) != plugin.name:
@@ -119,6 +124,11 @@ def discover(package: str, folder: Path | None = None) -> dict[str, Plugin]:
 def normal(name: str) -> str:
     """Return a plug-in's name as it is compared and stored."""
     return name.replace("-", "_")
+
+
+def as_passed(name: str, passed: Iterable[str]) -> str:
+    """Return how a request named a plug-in, by its file's path perhaps; the name where it did not."""
+    return next((given for given in passed if normal(Path(given).stem) == normal(name)), name)
 
 
 def _folder(package: str) -> Path:

@@ -10,10 +10,11 @@ from rich.console import Console
 from tabulate import tabulate
 
 from kdbench.api import servable_benchmarks
+from kdbench.benchmark_file import is_benchmark_file
 from kdbench.cli.console import DataRoot, PackDir, StoreOption, needed, out, progress_for, resumable, use_packs
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import default_store
-from kdbench.plugins import benchmark_names
+from kdbench.plugins import benchmark_names, load_benchmark
 from kdbench.spec import split_list
 
 if TYPE_CHECKING:
@@ -23,17 +24,25 @@ app = typer.Typer(no_args_is_help=True, help="Verify, preview and prepare data."
 Output = Annotated[Path, typer.Option(help="A folder.")]
 
 
-def _adapter(name: str) -> Adapter:
+def _adapters(name: str) -> list[Adapter]:
+    """Return a data set's adapter, or those of the domains of a benchmark file."""
     from kdbench.data.datasets import ADAPTERS
+    from kdbench.data.sources import adapter_for
 
+    if is_benchmark_file(name):
+        benchmark = load_benchmark(name)
+        domains = [*benchmark.sources, *benchmark.targets, benchmark.proxy]
+        return [adapter_for(domain, domain.real) for domain in domains if domain.real and domain.real.patterns]
     if name not in ADAPTERS:
-        raise unknown("data set", name, ADAPTERS)
-    return ADAPTERS[name]
+        raise unknown("data set", name, ADAPTERS, "A benchmark's YAML file works too.")
+    return [ADAPTERS[name]]
 
 
 @app.command()
 def verify(
-    names: Annotated[str, typer.Argument(help="Data sets, comma-separated, or `all` that are there.")] = "all",
+    names: Annotated[
+        str, typer.Argument(help="Data sets or benchmark files, comma-separated, or `all` that are there.")
+    ] = "all",
     data_root: DataRoot = None,
     sample: Annotated[int, typer.Option(min=1, help="Images of each part whose pixels are checked.")] = 100,
     full: Annotated[bool, typer.Option("--full", help="Check the pixels of all images.")] = False,
@@ -51,7 +60,7 @@ def verify(
         looked = "; ".join(f"{a.name}: {', '.join(a.folders)}" for a in ADAPTERS.values())
         raise KdbenchError(f"no data set is under {root}. Their folders are called: {looked}.")
     healthy = True
-    for adapter in [*map(_adapter, chosen)]:
+    for adapter in [adapter for name in chosen for adapter in _adapters(name)]:
         report = verify_set(adapter, root, None if full else sample, progress)
         healthy &= report.healthy
         out("\n".join(lines(report)))
@@ -77,9 +86,9 @@ def preview(
     chosen = split_list(names, servable_benchmarks(data_root) if names == "all" else None)
     benchmarks = benchmark_names()
     for name in chosen:
-        if name not in ADAPTERS and name not in benchmarks:
+        if name not in ADAPTERS and name not in benchmarks and not is_benchmark_file(name):
             raise unknown("benchmark or data set", name, {*ADAPTERS, *benchmarks})
-    shown = [name for name in chosen if name in benchmarks]
+    shown = [name for name in chosen if name not in ADAPTERS or name in benchmarks]
     for path in preview_benchmarks(shown, protocol, data_root, store or default_store(), count, output):
         out(f"picture: {path}")
     for name in chosen:
@@ -100,15 +109,16 @@ def prepare(
     from kdbench.tools.prepare import cut_tiles
     from kdbench.tools.prepare import pack as pack_set
 
-    root, progress, adapter = needed(data_root), progress_for(Console()), _adapter(name)
+    root, progress, adapters = needed(data_root), progress_for(Console()), _adapters(name)
     use_packs(pack_dir)
     if part and not pack:
         raise KdbenchError("--part names what --pack packs; tiles are cut all together.")
     if pack:
-        with resumable():
-            folders = pack_set(adapter, root, split_list(part) if part else (), workers, progress)
-        for folder in folders:
-            out(f"packed: {folder}")
+        for adapter in adapters:
+            with resumable():
+                folders = pack_set(adapter, root, split_list(part) if part else (), workers, progress)
+            for folder in folders:
+                out(f"packed: {folder}")
         return
     with resumable():
         tiles = cut_tiles(name, root, workers, progress)

@@ -10,6 +10,7 @@ from kdbench import synthetic
 from kdbench.benchmark import Benchmark, Domain, ProtocolOverrides, RealData
 from kdbench.data.datasets import ADAPTERS, Adapter
 from kdbench.data.datasets.adapter import Scan
+from kdbench.data.datasets.patterns import adapter_of
 from kdbench.data.domainset import DomainSet
 from kdbench.data.realset import RealSet
 from kdbench.data.rendered import RenderedSet
@@ -57,7 +58,7 @@ class DataSources:
                     f"'{domain.name}'. Leave --data-root out to run it in the built-in world. Data sets that are read: "
                     f"{', '.join(sorted(ADAPTERS))}."
                 )
-            space = _adapter(domain, domain.real).classes
+            space = adapter_for(domain, domain.real).classes
             count, fits = (len(space), space.classes == ours) if space else (0, False)
         if not fits:
             raise KdbenchError(
@@ -87,7 +88,7 @@ class DataSources:
     def proxy(self, domain: Domain) -> DomainSet:
         """Open the proxy's images; the built-in ones where its data set is not there and the protocol allows it."""
         root, replaceable = self.data_root, not self.protocol.native
-        if root and domain.real and replaceable and not _adapter(domain, domain.real).folder(root):
+        if root and domain.real and replaceable and not adapter_for(domain, domain.real).folder(root):
             domain = replace(domain, real=None)
         return self._open(domain, "train", self.protocol.proxy_images)
 
@@ -110,7 +111,7 @@ class DataSources:
 
     def _real(self, domain: Domain, data: RealData, root: Path, split: Split, count: int) -> RealSet:
         """Open parts of a data set: all pairs, or for training under protocols of small images at most `count`."""
-        protocol, adapter, data_here = self.protocol, _adapter(domain, data), self._overridden(data)
+        protocol, adapter, data_here = self.protocol, adapter_for(domain, data), self._overridden(data)
         sizing = self._sizing(domain, data_here, split)
         parts = (data_here.train if split == "train" else data_here.val) or ()
         most = count if split == "train" and not protocol.native else None
@@ -136,7 +137,10 @@ class DataSources:
         return data.under_protocol(self.protocol.overrides_of or self.protocol.name)
 
 
-def _adapter(domain: Domain, data: RealData) -> Adapter:
+def adapter_for(domain: Domain, data: RealData) -> Adapter:
+    """Return what reads a domain's data set: its adapter, or one of a user's own patterns."""
+    if data.patterns:
+        return adapter_of(data.dataset, data.patterns, (*data.train, *data.val))
     if data.dataset not in ADAPTERS:
         raise unknown("data set", data.dataset, ADAPTERS, where=f"of domain '{domain.name}'")
     return ADAPTERS[data.dataset]

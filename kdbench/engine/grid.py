@@ -8,10 +8,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.fabric.utilities.data import suggested_max_num_workers
@@ -32,7 +33,7 @@ from kdbench.method import MethodConfig
 from kdbench.models.registry import find_model, parse_pair
 from kdbench.models.toy import ToyModels
 from kdbench.models.weights import ModelSource, PretrainedModels
-from kdbench.plugins import MethodPlugin, load_all, load_benchmark, load_method, method_names
+from kdbench.plugins import MethodPlugin, as_passed, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
 from kdbench.records import SIDE_FILE, Record, Resolved, read_record
@@ -139,12 +140,15 @@ def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
     return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
 
 
-def recorded_cell(recorded: Resolved) -> Cell:
-    """Return the cell that a record is of, under its recorded identity, with today's method and models."""
+def recorded_cell(recorded: Resolved, passed: Mapping[str, Any] | None = None) -> Cell:
+    """Return the cell that a record is of, under its recorded identity, with today's method, benchmark and models.
+
+    passed: the record's request, which has the paths of files that were named there.
+    """
     plugin = load_method(recorded.method).usable() if recorded.student else None
     return Cell(
         recorded.id,
-        load_benchmark(recorded.benchmark),
+        load_benchmark(as_passed(recorded.benchmark, (passed or {}).get("benchmarks", ()))),
         find_model(recorded.teacher),
         find_model(recorded.student) if recorded.student else None,
         plugin,

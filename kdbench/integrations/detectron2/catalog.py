@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from kdbench.benchmark import Benchmark, Domain, LabelSpace
-from kdbench.data.datasets import ADAPTERS, Adapter
+from kdbench.data.datasets import Adapter
 from kdbench.data.datasets.adapter import Scan
 from kdbench.data.domainset import DomainSet
 from kdbench.data.realset import RealSet
 from kdbench.data.sizing import Native
+from kdbench.data.sources import adapter_for
 from kdbench.errors import KdbenchError, unknown
 from kdbench.plugins import benchmark_names, load_all, load_benchmark
 from kdbench.types import IGNORE
@@ -116,9 +117,8 @@ class _Split:
 
     @property
     def adapter(self) -> Adapter:
-        if self.dataset not in ADAPTERS:
-            raise unknown("data set", self.dataset, ADAPTERS, where=f"of domain '{self.domain.name}'")
-        return ADAPTERS[self.dataset]
+        assert self.domain.real is not None
+        return adapter_for(self.domain, self.domain.real)
 
 
 def register(
