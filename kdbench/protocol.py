@@ -111,6 +111,8 @@ class Recipe(Frozen):
     min_lr: float = 0.0
     """Learning rate at the end of a cosine."""
     decay: Literal["matrices", "timm", "release"] = "matrices"
+    shared: bool = True
+    """Whether several processes share a batch; where not, the first one trains and the others wait."""
     patch: int | None = None
     """Side of a transformer's patches in pixels, to which the encoder is resampled; None leaves its own."""
     augmentation: Annotated[Augmentation | DistillationViews | SegmentationViews, Field(discriminator="kind")] = (
@@ -184,6 +186,11 @@ class Protocol(Frozen):
     """The protocol whose overrides for data sets hold (RealData.under), where that is another one."""
     base: str = ""
     """The shipped protocol that a user's own was made from."""
+
+    @property
+    def shared_batches(self) -> dict[str, int]:
+        """Return the batches that several processes share, by phase."""
+        return {phase: recipe.batch for phase, recipe in self.recipes.items() if recipe.shared}
 
     @property
     def id(self) -> str:
@@ -261,7 +268,7 @@ SMOKE = Protocol(
 )
 # Numbers of GKD's released code; docs/gkd-errata.md says where its paper differs.
 _TASK = Recipe(
-    steps=40_000, batch=4, lr=1e-4, encoder_lr=0.1, schedule="poly", decay="release", patch=16,
+    steps=40_000, batch=4, lr=1e-4, encoder_lr=0.1, schedule="poly", decay="release", shared=False, patch=16,
     augmentation=SegmentationViews(),
 )  # fmt: skip
 _DISTILLATION = Recipe(

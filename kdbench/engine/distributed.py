@@ -94,13 +94,20 @@ def _launch(device: str, each: int, nodes: int, precision: str) -> Fabric:
 
 
 @cache
+def alone(device: torch.device, precision: str) -> Fabric:
+    """Return a Fabric of this process alone, beside that of all, on its device."""
+    devices = 1 if device.index is None else [device.index]
+    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=[LightningEnvironment()])
+
+
+@cache
 def _end_group() -> Any:
     """Return all processes as a second group, free while the first waits; all have to make it at once."""
     return torch.distributed.new_group(backend="gloo", timeout=END_TIMEOUT)
 
 
 def check_shares(batches: Mapping[str, int], count: int) -> None:
-    """Raise where so many processes cannot take equal shares of every phase's batch."""
+    """Raise where so many processes cannot take equal shares of every batch. batches: of the phases that share them."""
     uneven = [f"{phase} has batches of {batch}" for phase, batch in batches.items() if batch % count]
     if uneven:
         fitting = ", ".join(map(str, _equal(batches)))
@@ -109,22 +116,21 @@ def check_shares(batches: Mapping[str, int], count: int) -> None:
         )
 
 
-def check_smallest(what: str, needed: int, phase: str, batches: Mapping[str, int], count: int) -> None:
-    """Raise where a process's share of a phase's batch is smaller than a loss needs."""
-    each = batches[phase] // count
+def check_smallest(what: str, needed: int, batch: int, batches: Mapping[str, int], count: int) -> None:
+    """Raise where a process's share of a batch is smaller than a loss needs. batches: of the phases that share them."""
+    each = batch // count
     if each >= needed:
         return
-    fitting = [str(number) for number in _equal(batches) if batches[phase] // number >= needed]
+    fitting = [str(number) for number in _equal(batches) if batch // number >= needed]
     raise KdbenchError(
-        f"{what}: its loss compares {needed} images at least, and a process gets {each} of a batch of "
-        f"{batches[phase]}. "
+        f"{what}: its loss compares {needed} images at least, and a process gets {each} of a batch of {batch}. "
         + (f"Start one of {', '.join(fitting)} processes." if fitting else "Take a protocol with larger batches.")
     )
 
 
 def _equal(batches: Mapping[str, int]) -> list[int]:
     """Return the numbers of processes that can take equal shares of every batch."""
-    common = math.gcd(*batches.values())
+    common = math.gcd(*batches.values()) or 1
     return [number for number in range(1, common + 1) if common % number == 0]
 
 

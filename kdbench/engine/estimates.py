@@ -36,7 +36,7 @@ class StageTime:
 
 def time_of(context: RunContext, step: PlannedStage, flops: float, rate: float) -> StageTime:
     """Estimate a stage on real images. flops: of the whole stage. rate: of the device, operations a second."""
-    sharers = context.fabric.world_size
+    sharers = context.sharers(step.recipe)
     view = seconds_a_view(context, step)
     views = step.recipe.batch * step.steps / sharers
     return StageTime(views * view / max(1, context.workers), flops / sharers / (rate * ATTAINED), view)

@@ -71,8 +71,7 @@ def make_context(spec: RunSpec, progress: Progress) -> RunContext:
             raise KdbenchError(f"--label-map {dataset}={table} is how {dataset} is read anyway: leave it out.")
     _check_data_root(protocol, spec.data_root)
     store = Store(spec.store, spec.fresh)
-    batches: dict[str, int] = {phase: recipe.batch for phase, recipe in protocol.recipes.items()}
-    check_shares(batches, math.prod(processes(spec.devices)))
+    check_shares(protocol.shared_batches, math.prod(processes(spec.devices)))
     fabric = make_fabric(spec.device, spec.devices, protocol.precision)
     data_sources = DataSources(protocol, store.renders, spec.data_root)
     progress = progress if fabric.is_global_zero else Silent()

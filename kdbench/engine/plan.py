@@ -107,6 +107,10 @@ class RunContext:
         """Return the seed of a phase's random draws: the cell's, unless the phase is common to all seeds."""
         return COMMON_SEED if phase in self.protocol.common else cell.seed
 
+    def sharers(self, recipe: Recipe) -> int:
+        """Return how many processes share a batch of a recipe."""
+        return self.fabric.world_size if recipe.shared else 1
+
     def geometry(self, recipe: Recipe, size: tuple[int, int]) -> Geometry | None:
         """Return what a recipe brings encoders to, for images of a size."""
         return None if recipe.patch is None else Geometry(recipe.patch, size, self.protocol.resampling)
@@ -397,7 +401,7 @@ def _plan_stage(
         classes=cell.classes if stage.phase.labelled or stage.parts & DECODERS else None,
         decoder=protocol.decoder if stage.parts & DECODERS else None,
         # Masks and batch statistics are drawn within a process.
-        processes=context.fabric.world_size,
+        processes=context.sharers(recipe),
         bf16_parts=sorted(context.bf16_parts(stage)),
         **({"result": "half precision"} if common else {"compiled": context.compiled}),
     )

@@ -47,10 +47,11 @@ def check(context: RunContext, cells: list[Cell]) -> None:
 
 def check_batches(context: RunContext, stages: Iterable[tuple[Cell, Stage]]) -> None:
     """Raise where a process would see fewer images at once than a loss needs: its term would be 0 in every step."""
-    batches: dict[str, int] = {phase: recipe.batch for phase, recipe in context.protocol.recipes.items()}
+    protocol = context.protocol
     for cell, stage in stages:
-        what = f"{cell.id.name}, stage '{stage.name}'"
-        check_smallest(what, stage.smallest_batch, stage.phase, batches, context.fabric.world_size)
+        what, recipe = f"{cell.id.name}, stage '{stage.name}'", protocol.recipes[stage.phase]
+        count = context.sharers(recipe)
+        check_smallest(what, stage.smallest_batch, recipe.batch, protocol.shared_batches if count > 1 else {}, count)
 
 
 def check_sets(context: RunContext, stages: Iterable[tuple[Cell, Stage]]) -> None:
@@ -160,13 +161,14 @@ def _describe_stages(
     context: RunContext, plan: Plan, seen: set[str], rate: float, times: list[StageTime]
 ) -> Generator[str, None, int]:
     """Return the operations of what is to do. rate: the device's, where times are estimated; they are added."""
-    total, sharers = 0, context.fabric.world_size
+    total = 0
     for step in plan.stages:
         held = None if context.store.fresh else step.folder.origin
         state = "shared" if step.key in seen else held or "to do"
         seen.add(step.key)
         data = ", ".join(f"{domain_name(s.domain, s.data_source)} ({len(s)} images)" for s in step.sets)
         size = f"{step.steps} steps of {step.recipe.batch}"
+        sharers = context.sharers(step.recipe)
         size += f" ({step.recipe.batch // sharers} a process)" if sharers > 1 else ""
         trains = ", ".join(sorted(step.stage.trains))
         yield f"  {step.stage.name:<12} {state:<7} {size:<18} trains {trains}; on {data}"

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 from kdbench.data.loading import training_batches
 from kdbench.engine.costs import InferenceCost, inference_of, stage_flops
-from kdbench.engine.distributed import Failure, all_failures, explain_failures, failure_of, share
+from kdbench.engine.distributed import Failure, all_failures, alone, explain_failures, failure_of, share
 from kdbench.engine.environment import device_name, gpu_memory, host, peak_memory, revision, versions
 from kdbench.engine.evaluation import deploy, deployment_source, evaluate_cell
 from kdbench.engine.keys import weights_digest
@@ -24,7 +24,7 @@ from kdbench.engine.plan import Cell, Plan, PlannedStage, RunContext, make_plan,
 from kdbench.engine.store import Origin
 from kdbench.engine.tracking import EventLog
 from kdbench.engine.trainer import LossModule, TrainingJob, train
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, describe
 from kdbench.identity import digest
 from kdbench.method import Stage
 from kdbench.models.registry import Pair
@@ -193,14 +193,32 @@ def _finish_stage(
         if origin is not None:
             log.write({"event": origin, "stage": stage.stage.name, "steps": stage.steps})
         else:
-            summary = train_stage(context, plan, stage, flops, log)
-            if fabric.is_global_zero:
+            together = stage.recipe.shared or fabric.world_size == 1
+            summary = (train_stage if together else _train_alone)(context, plan, stage, flops, log)
+            if summary is not None and fabric.is_global_zero:
                 stage.folder.finish(summary)
         fabric.barrier()
         found = stage.folder.summary
     if found is None:
         raise KdbenchError(f"{what}: {stage.folder.path} has vanished from the store. Run the same command again.")
     return FinishedStage(stage, found, origin)
+
+
+def _train_alone(
+    context: RunContext, plan: Plan, stage: PlannedStage, flops: int | None, log: EventLog
+) -> StageSummary | None:
+    """Train a stage in the first process while the others wait; what fails there fails in all of them alike."""
+    summary, fault = None, ""
+    if context.fabric.is_global_zero:
+        one = replace(context, fabric=alone(context.fabric.device, context.protocol.precision))
+        try:
+            summary = train_stage(one, plan, stage, flops, log)
+        except Exception as error:  # raised below, at the same place in every process
+            fault = describe(error)
+    fault = context.fabric.broadcast(fault)
+    if fault:
+        raise KdbenchError(fault)
+    return summary
 
 
 def train_stage(

@@ -61,9 +61,11 @@ def test_the_equal_budget_is_another_protocol_under_the_same_name() -> None:
 TASK = {
     "steps": 40_000, "epochs": 0, "batch": 4, "lr": 1e-4, "encoder_lr": 0.1, "schedule": "poly", "min_lr": 0.0,
     "warmup": 0, "clip": None, "weight_decay": 0.05, "decay": "release", "patch": 16, "repeats": 1,
+    "shared": False,
 }  # fmt: skip
 DISTILLATION = {
     "steps": 0, "warmup": 0, "clip": None, "weight_decay": 0.05, "min_lr": 1e-5, "encoder_lr": 1.0, "decay": "timm",
+    "shared": True,
 }  # fmt: skip
 AS_RUN = {"repeats": 3, "schedule": "cosine-epochs"}
 AS_WRITTEN = {"repeats": 1, "schedule": "cosine-epochs-on-time"}

@@ -22,7 +22,7 @@ from kdbench.protocol import PROTOCOLS
 def test_a_stage_is_as_long_as_its_reading_or_its_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "seconds_a_view", lambda *_: 0.05)
     step: Any = SimpleNamespace(steps=1000, recipe=SimpleNamespace(batch=8))
-    context: Any = SimpleNamespace(workers=4, fabric=SimpleNamespace(world_size=2))
+    context: Any = SimpleNamespace(workers=4, sharers=lambda recipe: 2)
     taken = time_of(context, step, 1e15, 1e12)
     # Each of two processes reads 4000 views with four workers, and computes half of the operations.
     assert taken.reading == pytest.approx(4000 * 0.05 / 4)

@@ -149,6 +149,34 @@ def test_two_processes_train_and_write_one_record(tmp_path: Path) -> None:
     assert not set(keys) & set(alone)
 
 
+@pytest.mark.slow
+def test_a_batch_that_is_not_shared_is_the_first_processs(tmp_path: Path, plugin: Callable[..., str]) -> None:
+    """Two processes leave what one does, its stages serve both, and a stage that fails ends its cell alone."""
+    lab = tmp_path / "lab.yaml"
+    # Batches that two processes cannot halve.
+    phases = "".join(f"  {phase}: {{shared: false, batch: 3}}\n" for phase in ("fit_teacher", "task"))
+    lab.write_text(f"base: smoke\nrecipes:\n{phases}", encoding="utf-8")
+    late = "        if batch.progress > 0.3:\n            raise ValueError('too late')\n"
+    task = "        return task_loss(batch, student, teacher)\n"
+    broken = plugin("broken", f"    def loss(self, batch, student, teacher):\n{late}{task}")
+
+    def run(*launcher: str, results: str) -> dict[str, Any]:
+        started(
+            *launcher, "-m", "kdbench.cli", "run", "--method", f"{broken},cwd", "--pair", "dinov2-s:deit-s",
+            "--benchmark", "p2r", "--protocol", str(lab), "--device", "cpu", "--results", str(tmp_path / results),
+            "--store", str(tmp_path / "store"), expected=1,
+        )  # fmt: skip
+        return {path.stem: read_record(path) for path in (tmp_path / results).rglob("*.json")}
+
+    two, one = run(*TWO, results="two"), run(sys.executable, results="one")
+    assert set(two) == {"teacher-s0", "baseline-s0", "cwd-s0", "broken-s0"}
+    assert "ValueError: too late" in two.pop("broken-s0").error
+    del one["broken-s0"]
+    assert {name: record.status for name, record in two.items()} == dict.fromkeys(one, "done")
+    assert all(record.run.cached == [stage.name for stage in record.result.stages] for record in one.values())
+    assert all(record.result.model_dump_json() == two[name].result.model_dump_json() for name, record in one.items())
+
+
 TRAINING = """
 import json, sys
 from pathlib import Path

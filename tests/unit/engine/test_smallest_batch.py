@@ -33,14 +33,14 @@ def on(context: RunContext, processes: int) -> RunContext:
 
 def test_numbers_of_processes_that_fit_are_named() -> None:
     batches = {"proxy": 24, "task": 12}
-    check_smallest("here", 3, "task", batches, 4)
+    check_smallest("here", 3, 12, batches, 4)
     # Equal shares: 1, 2, 3, 4, 6 or 12 processes, of which a task batch of 12 leaves three images to the first four.
     with pytest.raises(
         KdbenchError, match=r"^here: .* 3 images at least, .* 2 of a batch of 12\. Start one of 1, 2, 3, 4 "
     ):
-        check_smallest("here", 3, "task", batches, 6)
+        check_smallest("here", 3, 12, batches, 6)
     with pytest.raises(KdbenchError, match=r" 13 images at least.* Take a protocol with larger batches\."):
-        check_smallest("here", 13, "task", batches, 1)
+        check_smallest("here", 13, 12, batches, 1)
 
 
 def test_a_share_that_gives_a_loss_nothing_is_refused_before_data_sets_are_opened(
