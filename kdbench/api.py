@@ -15,7 +15,7 @@ from kdbench.files import default_results, default_store
 from kdbench.models.registry import NAMED_PAIRS
 from kdbench.plugins import as_passed, benchmark_names, load_all, load_benchmark, load_method, method_names
 from kdbench.protocol import Asked, find_protocol
-from kdbench.records import Record
+from kdbench.records import Record, starts_from_file
 from kdbench.spec import RunSpec, split_list
 
 if TYPE_CHECKING:
@@ -162,7 +162,10 @@ def run_command(record: Record, seeds: Iterable[int]) -> str:
     words += [f"--label-map {text}" for text in passed.get("label_maps", ())]
     settings = [text.partition("=")[0].rpartition(".")[0] in ("", given) and text for text in passed["settings"]]
     words += [f"--set {text}" for text in settings if text and cell.variant]
-    words += [f"--as {cell.variant}"] if passed.get("label") == cell.variant != "" else []
+    words += [f"--as {passed['label']}"] if passed.get("label") and cell.variant.startswith(passed["label"]) else []
+    if starts_from_file(record.spec.resolved):
+        words.append(f"--student-from {passed['student_from']}")
+        words += [f"--stages-done {','.join(passed['stages_done'])}"] if passed["stages_done"] else []
     words += ["--data-root DIR"] if passed.get("real") else []
     words += ["--no-references"] if cell.student else []
     return f"kdbench run {' '.join(words)}"

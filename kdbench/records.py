@@ -6,6 +6,7 @@ import base64
 import glob
 import json
 import lzma
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -269,6 +270,11 @@ _RENAMED_IN_2 = {
     "world": "data_source", "zoo": "model_set", "knobs": "options", "remark": "footnote",
     "student_passes": "student_forwards", "broken": "skipped_files", "pieces": "micro_batches",
 }  # fmt: skip
+
+
+def starts_from_file(cell: Resolved) -> bool:
+    """Say whether the cell's student starts from a file of the user's (`--student-from`)."""
+    return re.search(r"(^|,)from=[0-9a-f]{8}(,|$)", cell.variant) is not None
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,10 @@ class RunSpec(BaseModel):
     """Data set -> table of its labels."""
     steps_scale: PositiveFloat = 1.0
     """Factor on the steps of every stage."""
+    student_from: Path | None = None
+    """A file with the weights from which the requested methods' student starts."""
+    stages_done: Names = ()
+    """Stages that those weights have been through already."""
     until: str = ""
     """The stage after which cells stop, without a record."""
     results: Path

@@ -94,7 +94,7 @@ def load_student(
     )
     fabric = Fabric(accelerator="cpu", devices=1)
     context = RunContext(protocol, DataSources(protocol, place.renders), place, fabric, Silent(), models)
-    plan = recorded_plan(context, recorded_cell(cell, found.spec.passed), found.result.stages)
+    plan = recorded_plan(context, recorded_cell(cell, found.spec.passed, models), found.result.stages)
     read = {plan.final[part].key for part in deployed_parts(plan)}
     for stage in plan.stages:
         if stage.folder.summary is None and any(key.startswith(stage.key) for key in read):

@@ -71,6 +71,12 @@ def run(
     label_map: Annotated[
         list[str] | None, typer.Option(help="dataset=table, for a set with several published label maps; repeatable.")
     ] = None,
+    student_from: Annotated[
+        Path | None, typer.Option(help="A file of weights from which the methods' student starts, e.g. a released one.")
+    ] = None,
+    stages_done: Annotated[
+        str | None, typer.Option(help="The first stages, comma-separated, that those weights have been through.")
+    ] = None,
     steps_scale: Annotated[
         float, typer.Option(help="Factor on the steps of every stage, e.g. 0.01 to rehearse a long run.")
     ] = 1.0,

@@ -30,13 +30,13 @@ from kdbench.engine.tracking import EventLog
 from kdbench.errors import KdbenchError, unknown
 from kdbench.files import save_atomically, write_atomically
 from kdbench.method import MethodConfig
-from kdbench.models.registry import find_model, parse_pair
+from kdbench.models.registry import Pair, find_model, parse_pair
 from kdbench.models.toy import ToyModels
-from kdbench.models.weights import ModelSource, PretrainedModels
+from kdbench.models.weights import GivenWeights, ModelSource, PretrainedModels, checksum
 from kdbench.plugins import MethodPlugin, as_passed, load_all, load_benchmark, load_method, method_names
 from kdbench.progress import Progress, Silent
 from kdbench.protocol import Protocol, find_protocol
-from kdbench.records import SIDE_FILE, Record, Resolved, read_record
+from kdbench.records import SIDE_FILE, Record, Resolved, read_record, starts_from_file
 from kdbench.spec import RunSpec, assign_settings, make_config, variant
 
 
@@ -116,14 +116,19 @@ def _workers(spec: RunSpec) -> int:
 
 def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
     """Return every cell of the request, reference cells first in each group; all names and values are checked here."""
-    methods = [*(_references() if spec.references else ()), *_requested(spec)]
+    methods = [(row, False) for row in (_references() if spec.references else ())]
+    methods += [(row, True) for row in _requested(spec)]
     pairs = [parse_pair(text) for text in spec.pairs]
     benchmarks = [load_benchmark(name) for name in spec.benchmarks]
     for benchmark in benchmarks:
         context.data_sources.check(benchmark)
     _check_label_maps(context.protocol, benchmarks)
-    cells = (
-        context.make_cell(
+    if spec.stages_done and spec.student_from is None:
+        raise KdbenchError("--stages-done says what weights have been through: name their file with --student-from.")
+
+    def cell(benchmark: Benchmark, pair: Pair, seed: int, row: MethodVariant, requested: bool) -> Cell:
+        plugin, config, name = row
+        made = context.make_cell(
             benchmark,
             pair.teacher,
             pair.student if plugin else None,
@@ -133,26 +138,49 @@ def expand(spec: RunSpec, context: RunContext) -> list[Cell]:
             seed=seed,
             label_fraction=spec.label_fraction,
         )
-        for benchmark, pair, seed, (plugin, config, name) in itertools.product(benchmarks, pairs, spec.seeds, methods)
-    )
+        given = spec.student_from if requested else None
+        return made if given is None else _started(context.models, made, given, spec.stages_done)
+
+    cells = [
+        cell(benchmark, pair, seed, row, requested)
+        for benchmark, pair, seed, (row, requested) in itertools.product(benchmarks, pairs, spec.seeds, methods)
+    ]
     # Of equal cells the first.
-    return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
+    return list({each.id: each for each in reversed(cells)}.values())[::-1]
 
 
-def recorded_cell(recorded: Resolved, passed: Mapping[str, Any] | None = None) -> Cell:
+def _started(models: ModelSource, cell: Cell, path: Path, done: tuple[str, ...]) -> Cell:
+    """Return a cell whose student starts from the weights of a file, which its variant says."""
+    if not path.is_file():
+        raise KdbenchError(f"--student-from {path} is no file.")
+    assert cell.student is not None
+    student = replace(cell.student, source=GivenWeights(models.find(cell.student), path), toy_protocols=True)
+    words = [cell.id.variant, f"from={checksum(path)[:8]}", f"done={'+'.join(done)}" if done else ""]
+    return replace(cell, id=replace(cell.id, variant=",".join(filter(None, words))), student=student, stages_done=done)
+
+
+def recorded_cell(recorded: Resolved, passed: Mapping[str, Any], models: ModelSource) -> Cell:
     """Return the cell that a record is of, under its recorded identity, with today's method, benchmark and models.
 
     passed: the record's request, which has the paths of files that were named there.
     """
     plugin = load_method(recorded.method).usable() if recorded.student else None
-    return Cell(
+    cell = Cell(
         recorded.id,
-        load_benchmark(as_passed(recorded.benchmark, (passed or {}).get("benchmarks", ()))),
+        load_benchmark(as_passed(recorded.benchmark, passed.get("benchmarks", ()))),
         find_model(recorded.teacher),
         find_model(recorded.student) if recorded.student else None,
         plugin,
         make_config(plugin, recorded.options) if plugin else MethodConfig(),
     )
+    if not starts_from_file(recorded):
+        return cell
+    started = _started(models, cell, Path(passed["student_from"]), tuple(passed["stages_done"]))
+    if not started.id.variant.endswith(recorded.variant.partition("from=")[2]):
+        raise KdbenchError(
+            f"{passed['student_from']} is not the file that the record of {recorded.id.label} started from."
+        )
+    return replace(started, id=recorded.id)
 
 
 def _requested(spec: RunSpec) -> list[MethodVariant]:

@@ -52,6 +52,8 @@ class Cell:
     student: ModelSpec | None = None
     method: MethodPlugin | None = None
     config: MethodConfig = field(default_factory=MethodConfig)
+    stages_done: tuple[str, ...] = ()
+    """Stages that the student's weights have been through before."""
 
     @property
     def seed(self) -> int:
@@ -206,7 +208,18 @@ def networks_and_stages(context: RunContext, cell: Cell) -> tuple[Networks, tupl
         return networks, (FIT_TEACHER,)
     stages = networks.method.stages()
     check_stages(networks.method, stages, networks)
-    return networks, stages
+    return networks, _to_do(cell, stages)
+
+
+def _to_do(cell: Cell, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the stages that the student's weights have not been through; those done have to be the first."""
+    done, names = cell.stages_done, [stage.name for stage in stages]
+    if sorted(names[: len(done)]) != sorted(done) or len(done) == len(names):
+        raise KdbenchError(
+            f"--stages-done {','.join(done)}: {cell.id.method} has the stages {', '.join(names)}. Name some of the "
+            "first ones, and not all."
+        )
+    return stages[len(done) :]
 
 
 def _chain(
@@ -294,7 +307,7 @@ def stages_of(cell: Cell, specs: Mapping[str, FeatureSpec]) -> tuple[Stage, ...]
     if cell.student is None or cell.method is None:
         return (FIT_TEACHER,)
     pair = PairSpec(specs[cell.teacher.name], specs[cell.student.name], cell.classes)
-    return _method(cell.method, pair, cell.config, cell.seed).stages()
+    return _to_do(cell, _method(cell.method, pair, cell.config, cell.seed).stages())
 
 
 def stage_sets(context: RunContext, cell: Cell, phase: Phase) -> tuple[DomainSet, ...]:

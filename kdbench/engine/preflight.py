@@ -82,7 +82,7 @@ def all_stages(context: RunContext, cells: list[Cell]) -> Iterator[tuple[Cell, S
 
 def _models(cells: list[Cell]) -> list[ModelSpec]:
     models = (model for cell in cells for model in (cell.teacher, cell.student) if model)
-    return list({model.name: model for model in models}.values())
+    return list({(model.name, model.source): model for model in models}.values())
 
 
 def _check_test_images(context: RunContext, cells: list[Cell]) -> None:

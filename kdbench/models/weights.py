@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,6 +196,39 @@ class MixTransformerModel(PretrainedModel):
 
     def _hub(self) -> str:
         return self.spec.network
+
+
+@dataclass(frozen=True)
+class GivenWeights(Model):
+    """Another model's network with the weights of a user's file, e.g. a student that GKD's authors released."""
+
+    model: Model = field(hash=False)
+    path: Path
+
+    def __call__(self, spec: ModelSpec, folder: Path | None) -> Model:
+        """Return itself: a ModelSpec's source."""
+        return self
+
+    def build(self) -> Encoder:
+        """As Model.build."""
+        return self.model.build()
+
+    def key(self) -> str:
+        """As Model.key."""
+        return f"given-{self.model.key()}-{self.weights()}"
+
+    def weights(self) -> str:
+        """As Model.weights."""
+        return f"file-{checksum(self.path)}"
+
+    def load(self) -> State:
+        """As Model.load: names of timm, of the authors, of GKD's first stage, or kdbench's own."""
+        encoder, state = self.build(), unwrap(read_checkpoint(self.path))
+        return state if state.keys() == encoder.state_dict().keys() else convert(encoder, state, str(self.path))
+
+    def origin(self) -> str:
+        """As Model.origin."""
+        return str(self.path) if self.path.is_file() else f"MISSING: {self.path}"
 
 
 class RegisteredModel(Model):

@@ -19,6 +19,7 @@ from kdbench.api import run_command
 from kdbench.engine.grid import make_context, recorded_cell, run_grid
 from kdbench.errors import KdbenchError
 from kdbench.metrics import domain_miou
+from kdbench.models.toy import ToyModels
 from kdbench.progress import Silent
 from kdbench.records import Record, Result, read_record, record_files
 from kdbench.spec import RunSpec
@@ -122,7 +123,7 @@ def _rerun(pin: Record, folder: Path) -> Record:
     context = make_context(spec, Silent())
     # A pin tells what is computed today, so it trains what is shipped too.
     context = replace(context, store=replace(context.store, shipped=None))
-    cell = recorded_cell(pinned)
+    cell = recorded_cell(pinned, {}, ToyModels())
     today = context.protocol.id, context.data_sources.data_source_of(cell.benchmark)
     if (pinned.protocol_id, pinned.data_source) != today:
         raise KdbenchError(

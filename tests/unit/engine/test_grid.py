@@ -23,7 +23,7 @@ from kdbench.engine.plan import make_plan
 from kdbench.engine.preflight import describe
 from kdbench.errors import KdbenchError
 from kdbench.metrics import hits, snapshots
-from kdbench.models.toy import SHIPPED, toy_card
+from kdbench.models.toy import SHIPPED, ToyModels, toy_card
 from kdbench.records import SIDE_FILE, StageSummary, read_record
 
 Run = Callable[..., list[Done]]
@@ -97,7 +97,7 @@ def test_the_record_lies_where_the_design_says_with_its_side_file(run_cells: Run
     assert resolved.id == cell
     assert resolved.options["temperature"] == 2
     assert resolved.weights == {name: toy_card(SHIPPED, name).weights for name in (cell.teacher, cell.student)}
-    assert recorded_cell(resolved) == done.cell
+    assert recorded_cell(resolved, {}, ToyModels()) == done.cell
     with np.load(folder / f"cwd@temperature=2.0-s0{SIDE_FILE}") as counts:
         for domain in done.record.result.domains:
             assert counts[domain.domain].shape == (domain.images, 3, 19)
