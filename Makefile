@@ -1,9 +1,9 @@
-# make run, make test, make docs: each does its own set-up. PYTHON picks the interpreter of the virtual environment.
+# make run, make test, make test-gpu, make docs: each does its own set-up. PYTHON picks the interpreter of the virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow docs clean
+.PHONY: run test test-slow test-gpu docs clean
 
 run: $(VENV)/installed
 	$(BIN)/kdbench run --method gkd --pair dinov2-l:resnet50
@@ -20,6 +20,10 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Minutes on one card; without one, a rehearsal on the processor.
+test-gpu: $(VENV)/installed-test
+	KDBENCH_GPU_REPORT=$${KDBENCH_GPU_REPORT:-gpu-report.json} $(BIN)/python -m pytest tests/perf/test_gpu.py tests/perf/test_throughput.py -s
 
 docs: $(VENV)/installed-test
 	$(BIN)/python -m mkdocs build --strict --site-dir site

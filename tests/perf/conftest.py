@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from kdbench.conformance import CLASSES
 from kdbench.engine.parts import Networks
+from kdbench.files import write_atomically
 from kdbench.models.backbones import Encoder
 from kdbench.models.geometry import Geometry
 from kdbench.models.registry import ModelSpec, parse_pair
@@ -33,6 +37,26 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
     output_json["benchmarks"] = [
         {"name": entry["name"], "extra_info": entry["extra_info"]} for entry in output_json["benchmarks"]
     ]
+
+
+@pytest.fixture(scope="session")
+def report() -> Iterator[Callable[..., None]]:
+    """Take figures of what was checked; at the end they are printed, and written where KDBENCH_GPU_REPORT says."""
+    rows: list[dict[str, Any]] = []
+
+    def add(check: str, what: str, **figures: float | None) -> None:
+        rows.extend({"check": check, "what": what, "figure": name, "value": value} for name, value in figures.items())
+
+    yield add
+    if not rows:
+        return
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else "no GPU: a rehearsal with small networks"
+    print(f"\n{device}, torch {torch.__version__}\n\n{pd.DataFrame(rows).to_markdown(index=False, floatfmt='.3g')}")
+    if path := os.environ.get("KDBENCH_GPU_REPORT"):
+        write_atomically(
+            Path(path), json.dumps({"device": device, "torch": torch.__version__, "rows": rows}, indent=1).encode()
+        )
 
 
 @pytest.fixture

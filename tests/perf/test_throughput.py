@@ -1,6 +1,6 @@
 """GKD's first two stages on a GPU: images a second, the share of the card's own rate of products, peak memory.
 
-    python -m pytest tests/perf/test_throughput.py -m slow -s
+    make test-gpu        # or: python -m pytest tests/perf/test_throughput.py -m slow -s
 
 Prints a markdown table; no test asserts a time. The engine's loop as a run has it (bfloat16, the teacher held in it),
 real architectures with random weights, the recipes of protocol paper on one of the four processes that GKD trains with.
@@ -114,7 +114,9 @@ def table(rows: list[Row]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="optional: a GPU")
-def test_throughput_of_the_first_stages(build_networks: Callable[..., Networks], tmp_path: Path) -> None:
+def test_throughput_of_the_first_stages(
+    build_networks: Callable[..., Networks], tmp_path: Path, report: Callable[..., None]
+) -> None:
     fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
     rate, rows = product_rate(fabric.device, 8192), []
     for pair in PAIRS:
@@ -124,7 +126,10 @@ def test_throughput_of_the_first_stages(build_networks: Callable[..., Networks],
             size = recipe.size(PAPER.image_size)
             assert recipe.patch is not None
             nets = build_networks("gkd", pair, build_pretrained, Geometry(recipe.patch, size, PAPER.resampling))
-            rows.append(measured(pair, nets, recipe, size, fabric, rate, STEPS, tmp_path))
+            row = measured(pair, nets, recipe, size, fabric, rate, STEPS, tmp_path)
+            rows.append(row)
+            figures = {name: getattr(row, name) for name in ("images_a_second", "rate", "peak_memory_gb")}
+            report("first stage", f"{pair}, {row.pixels}, {row.batch} images", **figures)
             del nets
             torch.cuda.empty_cache()
     print(f"\n{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in products, torch {torch.__version__}\n")
