@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import huggingface_hub
 import timm
 import torch
 from safetensors.torch import load_file, save
@@ -40,6 +41,7 @@ LAYER_SCALES = {
 """A block's layer scales by timm's names, and the linear layer before each."""
 BODY = "body."
 SHOWN = 8
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 ENDINGS = ("safetensors", "pth", "pt", "bin")
 
 
@@ -115,7 +117,9 @@ class PretrainedModel:
     def origin(self) -> str:
         """As Model.origin."""
         file, hub = self.file(), self._hub()
-        return str(file) if file else f"the hub: {hub}" if hub else f"MISSING: {self._repair()}"
+        if file:
+            return str(file)
+        return f"the hub: {hub} ({on_hub(hub)})" if hub else f"MISSING: {self._repair()}"
 
     def note(self, state: State) -> str:
         """As Model.note: the mask token, which copies made for other purposes leave out."""
@@ -306,6 +310,17 @@ def find_file(folder: Path | None, names: list[str]) -> Path | None:
     if not folder.is_dir():
         raise KdbenchError(f"--weights-dir {folder} is not a folder.")
     return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def on_hub(repository: str) -> str:
+    """Say whether this disk or the hub holds a repository's weights; nothing is downloaded."""
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name), str) for name in HUB_FILES):
+        return "on this disk already"
+    try:
+        there = any(huggingface_hub.file_exists(repository, name) for name in HUB_FILES)
+    except Exception as error:  # whatever keeps the hub away
+        return f"not checked: {first_line(error)}"
+    return "which has it" if there else "MISSING there"
 
 
 def where_to_put(folder: Path | None, names: list[str]) -> str:

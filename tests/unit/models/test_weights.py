@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -381,10 +382,24 @@ def test_weights_that_timm_does_not_publish_are_named_with_the_nearest() -> None
         model_in(None, "timm/resnet18.a1_in1l").key()
 
 
-def test_the_origin_of_weights_is_a_file_the_hub_or_nowhere(tmp_path: Path, vit: nn.Module) -> None:
+def no_route(repository: str, name: str) -> bool:
+    raise OSError("no route to host")
+
+
+def test_the_origin_of_weights_is_a_file_the_hub_or_nowhere(
+    tmp_path: Path, vit: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "file_exists", lambda repository, name: "dinov2" in repository)
     # ViT-L of DINOv2 as timm 1.0's registry has it, and SegFormer's encoder.
-    assert model_in(tmp_path, "dinov2-l").origin() == "the hub: timm/vit_large_patch14_dinov2.lvd142m"
-    assert model_in(tmp_path, "mit-b2").origin() == "the hub: nvidia/mit-b2"
+    hub = "the hub: timm/vit_large_patch14_dinov2.lvd142m"
+    assert model_in(tmp_path, "dinov2-l").origin() == f"{hub} (which has it)"
+    assert model_in(tmp_path, "mit-b2").origin() == "the hub: nvidia/mit-b2 (MISSING there)"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: f"/cache/{name}")
+    assert model_in(tmp_path, "dinov2-l").origin() == f"{hub} (on this disk already)"
+    # What the cache knows to be missing is no file there.
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: object())
+    monkeypatch.setattr(huggingface_hub, "file_exists", no_route)
+    assert model_in(tmp_path, "dinov2-l").origin() == f"{hub} (not checked: no route to host)"
     torch.save(vit.state_dict(), tmp_path / "timm--test_vit.pth")
     assert model_in(tmp_path).origin() == str(tmp_path / "timm--test_vit.pth")
     unpublished = model_in(tmp_path, "timm/botnet50ts_256").origin()
