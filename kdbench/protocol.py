@@ -134,11 +134,17 @@ class Recipe(Frozen):
 
 
 class Evaluation(Frozen):
-    """Sliding windows: their size and stride (height, width) in pixels, and images in a forward pass."""
+    """Sliding windows: their size and stride (height, width) in pixels, and images in a forward pass.
 
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    batch: int
+    scales, flip: test-time augmentation, off by default. Class probabilities are averaged over the image at each scale,
+    and mirrored too with flip (mmsegmentation, SegTTAModel).
+    """
+
+    window: tuple[PositiveInt, PositiveInt]
+    stride: tuple[PositiveInt, PositiveInt]
+    batch: PositiveInt
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
+    flip: bool = False
 
 
 class Protocol(Frozen):

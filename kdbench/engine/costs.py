@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.engine.evaluation import class_scores
+from kdbench.engine.evaluation import predict
 from kdbench.engine.parts import Networks, stage_models
 from kdbench.engine.plan import Plan, PlannedStage, RunContext, networks_and_stages
 from kdbench.errors import describe
@@ -110,10 +110,10 @@ def inference_of(context: RunContext, model: nn.Module) -> InferenceCost:
     try:
         with context.fabric.autocast():
             with counted() as counter:
-                class_scores(model, image, context.protocol.evaluation)
+                predict(model, image, context.protocol.evaluation, context.protocol.image_size)
             for _ in range(TIMED):
                 started = time.perf_counter()
-                class_scores(model, image, context.protocol.evaluation)
+                predict(model, image, context.protocol.evaluation, context.protocol.image_size)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times.append(1000 * (time.perf_counter() - started))

@@ -164,8 +164,24 @@ def class_scores(model: Callable[[Tensor], Any], image: Tensor, evaluation: Eval
 
 def predict(model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation, size: tuple[int, int]) -> Tensor:
     """Return classes (B, h, w) at the label's size (h, w), from images (B, 3, H, W) in [0, 1]."""
+    if evaluation.scales == (1.0,) and not evaluation.flip:
+        scores = _resized(class_scores(model, image, evaluation), size)
+    else:
+        scores = sum(_augmented(model, image, evaluation, size), image.new_zeros(()))
     # max() and not argmax(), which is many times slower along the channels of such maps on a CPU.
-    return _resized(class_scores(model, image, evaluation), size).max(1).indices
+    return scores.max(1).indices
+
+
+def _augmented(
+    model: Callable[[Tensor], Any], image: Tensor, evaluation: Evaluation, size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Yield class probabilities (B, K, h, w) of every scale of the images, mirrored too where that is asked for."""
+    for scale in evaluation.scales:
+        height, width = (int(side * scale + 0.5) for side in image.shape[-2:])
+        scaled = F.interpolate(image, size=(height, width), mode="bilinear", align_corners=False)
+        yield _resized(class_scores(model, scaled, evaluation), size).softmax(1)
+        if evaluation.flip:
+            yield _resized(class_scores(model, scaled.flip(-1), evaluation), size).flip(-1).softmax(1)
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.engine.evaluation import class_scores, confusion, evaluate, starts
+from kdbench.engine.evaluation import class_scores, confusion, evaluate, predict, starts
 from kdbench.errors import KdbenchError
 from kdbench.protocol import Evaluation
 
@@ -165,6 +165,42 @@ def test_scores_equal_one_window_at_a_time(
     scores = class_scores(model, image, evaluation)
     assert scores.shape == (2, CLASSES, *size)
     assert np.allclose(scores.numpy(), scores_one_window_at_a_time(model, image, evaluation), atol=1e-4)
+
+
+def linear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize maps (..., H, W) with pixels as areas, edges repeated, not antialiased, one axis after the other."""
+    for axis, length in ((-2, size[0]), (-1, size[1])):
+        image = np.moveaxis(image, axis, -1)
+        places = np.clip((np.arange(length) + 0.5) * image.shape[-1] / length - 0.5, 0, image.shape[-1] - 1)
+        low = np.floor(places).astype(int)
+        share = places - low
+        image = image[..., low] * (1 - share) + image[..., np.minimum(low + 1, image.shape[-1] - 1)] * share
+        image = np.moveaxis(image, -1, axis)
+    return image
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_are_averaged_over_scales_and_mirrors(flip: bool) -> None:
+    image, size, scales = (
+        torch.rand(2, 3, 16, 27, generator=torch.Generator().manual_seed(4)),
+        (20, 30),
+        (0.75, 1.0, 1.5),
+    )
+    model, windows = Context(), {"window": (12, 12), "stride": (8, 8), "batch": 4}
+    total = np.zeros((2, CLASSES, *size))
+    for scale in scales:
+        # Of 16 x 27 pixels: 12 x 20, 16 x 27, 24 x 41 (halves upwards, as mmcv).
+        scaled = linear(image.double().numpy(), {0.75: (12, 20), 1.0: (16, 27), 1.5: (24, 41)}[scale])
+        for mirrored in (False, True)[: 1 + flip]:
+            seen = torch.from_numpy(scaled[..., ::-1].copy() if mirrored else scaled).float()
+            scores = linear(scores_one_window_at_a_time(model, seen, Evaluation(**windows)), size)
+            powers = np.exp(scores[..., ::-1] if mirrored else scores)
+            total += powers / powers.sum(1, keepdims=True)
+    evaluation = Evaluation(**windows, scales=scales, flip=flip)
+    assert np.array_equal(predict(model, image, evaluation, size).numpy(), total.argmax(1))
+    # It matters here: without augmentation other classes are found.
+    assert not np.array_equal(predict(model, image, Evaluation(**windows), size).numpy(), total.argmax(1))
 
 
 @pytest.mark.parametrize("size", [(16, 32), (13, 21), (8, 8), (5, 40)])
