@@ -154,7 +154,7 @@ class Protocol(Frozen):
     version: int = 1
     """Raise it whenever a number of a shipped protocol changes (tests/unit/test_protocol.py holds every version's)."""
     summary: str
-    model_set: Literal["toy-v1", "pretrained"]
+    model_set: Literal["toy-v2", "pretrained"]
     decoder: Literal["linear", "light", "mask2former"]
     image_size: tuple[int, int]
     train_images: int
@@ -235,28 +235,39 @@ def _numbers(protocol: Protocol) -> dict[str, Any]:
 _VIEWS = Augmentation(hue=0.1)
 MINI = Protocol(
     name="mini",
+    version=2,
     summary="minutes on a laptop: small toy models; where the absolute numbers mean little",
-    model_set="toy-v1",
+    model_set="toy-v2",
     decoder="light",
     image_size=(64, 128),
-    train_images=1000,
-    proxy_images=3000,
+    train_images=40,
+    proxy_images=8000,
     val_images=48,
     recipes={
-        Phase.FIT_TEACHER: Recipe(steps=1400, batch=8, lr=4e-3, warmup=20, schedule="poly", augmentation=_VIEWS),
-        Phase.PROXY: Recipe(steps=800, batch=8, lr=1e-3, warmup=20, augmentation=_VIEWS),
-        Phase.SOURCE: Recipe(steps=300, batch=8, lr=1e-3, augmentation=_VIEWS),
+        Phase.FIT_TEACHER: Recipe(
+            steps=600, batch=8, lr=4e-3, warmup=20, schedule="poly", clip=1.0, augmentation=_VIEWS
+        ),
+        Phase.PROXY: Recipe(steps=6000, batch=16, lr=1e-3, warmup=200, clip=1.0, augmentation=_VIEWS),
+        Phase.SOURCE: Recipe(steps=1200, batch=8, lr=1e-3, warmup=20, clip=1.0, augmentation=_VIEWS),
         Phase.TASK: Recipe(
-            steps=600, batch=8, lr=4e-3, encoder_lr=0.3, warmup=20, schedule="poly", augmentation=_VIEWS
+            steps=600,
+            batch=8,
+            lr=4e-3,
+            encoder_lr=0.3,
+            warmup=20,
+            schedule="poly",
+            clip=1.0,
+            augmentation=_VIEWS,
         ),
     },
     evaluation=Evaluation(window=(64, 128), stride=(32, 64), batch=16),
+    common=(Phase.PROXY,),
 )
 SMOKE = Protocol(
     name="smoke",
-    version=2,
+    version=3,
     summary="seconds: every path once, hardly anything learnt",
-    model_set="toy-v1",
+    model_set="toy-v2",
     decoder="light",
     image_size=(32, 64),
     train_images=24,

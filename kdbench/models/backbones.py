@@ -214,6 +214,9 @@ class TokenEncoder(Encoder):
     def _features(self, image: Tensor, blocks: Mapping[int, int]) -> Features:
         wanted = sorted({*self.taps, *blocks.values()})
         size, whole = (image.shape[-2], image.shape[-1]), padded(image, self.patch)
+        if self._mask is not None:
+            # Convolutions of an embedding reach over a patch's edge: its neighbours must not see what is hidden either.
+            whole = whole * (1 - F.interpolate(self._mask[:, None].float(), size=whole.shape[-2:], mode="nearest"))
         last, maps = self.body.forward_intermediates(whole, indices=wanted, norm=False)  # type: ignore[operator]
         by_block = {block: cut(map_, size, self.patch) for block, map_ in zip(wanted, maps, strict=True)}
         prefix = int(self.body.num_prefix_tokens)  # type: ignore[arg-type]

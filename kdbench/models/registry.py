@@ -57,24 +57,28 @@ class ModelSpec:
     toy_protocols: bool = False
 
 
-def _vit(width: int, **more: Any) -> dict[str, Any]:
-    return {"embed_dim": width, "depth": 6, "num_heads": width // 32, **more}
+def _vit(width: int) -> dict[str, Any]:
+    return {"embed_dim": width, "depth": 6, "num_heads": width // 32}
+
+
+def _conv_vit(width: int, **more: Any) -> dict[str, Any]:
+    return {"embedding": "convolutions", **_vit(width), **more}
 
 
 def _eva(width: int) -> dict[str, Any]:
-    return _vit(width, mlp_ratio=8 / 3, swiglu_mlp=True, use_rot_pos_emb=True)
+    return _conv_vit(width, mlp_ratio=8 / 3, swiglu_mlp=True, use_rot_pos_emb=True)
 
 
 LAYER_SCALE = {"init_values": 1.0}
 TOY_MODELS: dict[str, tuple[Kind, dict[str, Any]]] = {
-    "dinov2-s": ("vit", _vit(64, **LAYER_SCALE)),
-    "dinov2-b": ("vit", _vit(96, **LAYER_SCALE)),
-    "dinov2-l": ("vit", _vit(128, **LAYER_SCALE)),
+    "dinov2-s": ("vit", _conv_vit(96, **LAYER_SCALE)),
+    "dinov2-b": ("vit", _conv_vit(128, **LAYER_SCALE)),
+    "dinov2-l": ("vit", _conv_vit(160, **LAYER_SCALE)),
     "eva02-s": ("eva", _eva(64)),
     "eva02-b": ("eva", _eva(96)),
     "eva02-l": ("eva", _eva(128)),
-    "deit-s": ("vit", _vit(64)),
-    "deit-b": ("vit", _vit(96)),
+    "deit-s": ("vit", _conv_vit(96)),
+    "deit-b": ("vit", _conv_vit(128)),
     "dino-s": ("vit", _vit(64)),
     "dino-b": ("vit", _vit(96)),
     "resnet18": ("resnet", {"block": "basic", "layers": (1, 1, 1, 1), "channels": (24, 32, 64, 96)}),

@@ -36,7 +36,7 @@ def test_a_shipped_version_keeps_its_numbers(protocol: Protocol) -> None:
 
 
 def test_a_protocol_that_differs_from_the_shipped_one_says_so_in_its_id() -> None:
-    assert MINI.id == "mini-v1"
+    assert MINI.id == "mini-v2"
     assert MINI.model_copy(update={"summary": "other words", "checkpoint_every": 7}).id == MINI.id
     recipe = MINI.recipes[Phase.TASK]
     others = [
@@ -45,7 +45,7 @@ def test_a_protocol_that_differs_from_the_shipped_one_says_so_in_its_id() -> Non
     ]
     ids = {protocol.id for protocol in (*others, *PROTOCOLS.values())}
     assert len(ids) == len(others) + len(PROTOCOLS)
-    assert all(protocol.id.startswith("mini-v1+") for protocol in others)
+    assert all(protocol.id.startswith("mini-v2+") for protocol in others)
 
 
 def test_the_equal_budget_is_another_protocol_under_the_same_name() -> None:

@@ -10,24 +10,22 @@ from kdbench.engine.plan import RunContext
 from kdbench.engine.runner import run_cell
 from kdbench.errors import KdbenchError
 from kdbench.metrics import role_miou
-from kdbench.models.registry import TOY_MODELS
+from kdbench.models.registry import TOY_MODELS, ModelSpec
 from kdbench.models.toy import Card, ObjectiveScore, ToyModels, toy_card
 from kdbench.plugins import load_benchmark
-from kdbench.tools.pretraining.configs import ABLATION, CONFIGS
+from kdbench.tools.pretraining.configs import ABLATION
 from kdbench.tools.pretraining.pretrainer import Pretrainer, write_card
-
-MODEL = "dinov2-s"
 
 
 def ablate(pretrainer: Pretrainer, context: RunContext, benchmarks: Sequence[str]) -> Iterator[ObjectiveScore]:
-    """Pretrain MODEL for each objective over the same number of steps, below the pretrainer's folder, and probe it."""
-    for objective, recipe in ABLATION:
-        folder = pretrainer.folder / objective.replace(" ", "")
-        config = replace(CONFIGS[MODEL], objective=objective, teacher=None, recipe=recipe)
+    """Pretrain the smallest foundation model in each way, below the pretrainer's folder, and probe it."""
+    for tried, config in ABLATION.items():
+        folder = pretrainer.folder / tried.replace(" ", "")
         replace(pretrainer, folder=folder).train(config, "kdbench.tools.pretraining.ablation.ablate")
-        scores = {name: _probe(replace(context, models=ToyModels(folder)), name) for name in benchmarks}
+        there = replace(context, models=ToyModels(folder))
+        scores = {name: _probe(there, config.spec, name) for name in benchmarks}
         yield ObjectiveScore(
-            objective=objective,
+            objective=tried,
             source={name: round(source, 1) for name, (source, _) in scores.items()},
             targets={name: round(target, 1) for name, (_, target) in scores.items()},
         )
@@ -51,9 +49,9 @@ def note_scores(folder: Path, scores: Sequence[ObjectiveScore]) -> list[Card]:
     return noted
 
 
-def _probe(context: RunContext, benchmark: str) -> tuple[float, float]:
+def _probe(context: RunContext, model: ModelSpec, benchmark: str) -> tuple[float, float]:
     """Return the mIoU on the source's own validation split, and the mean over the targets."""
-    record = run_cell(context, context.make_cell(load_benchmark(benchmark), CONFIGS[MODEL].spec)).record
+    record = run_cell(context, context.make_cell(load_benchmark(benchmark), model)).record
     if record.status != "done":
-        raise KdbenchError(f"probing {MODEL} on {benchmark}: {record.error}")
+        raise KdbenchError(f"probing {model.name} on {benchmark}: {record.error}")
     return role_miou(record, "source"), role_miou(record, "target")

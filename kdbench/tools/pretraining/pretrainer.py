@@ -28,7 +28,7 @@ from kdbench.models.segmentor import seeded
 from kdbench.models.toy import SHIPPED, Card, ToyModel, repair
 from kdbench.progress import Progress
 from kdbench.tools.pretraining.batches import pretrain_batches
-from kdbench.tools.pretraining.configs import FOLDER, IMAGES, PretrainConfig, find_config
+from kdbench.tools.pretraining.configs import IMAGES, PretrainConfig, find_config
 from kdbench.tools.pretraining.objectives import (
     FeatureModelling,
     InverseRendering,
@@ -82,7 +82,7 @@ class Pretrainer:
     def teacher(self, name: str) -> ToyModel:
         """Return a teacher from the folder at work, or else the shipped one."""
         there = (self.folder / f"{name}.json").is_file()
-        return ToyModel(find_config(name).spec, self.folder if there else FOLDER)
+        return ToyModel(find_config(name).spec, self.folder if there else SHIPPED)
 
     def _samples(self, config: PretrainConfig) -> RenderedSet:
         name = config.collection

@@ -26,11 +26,12 @@ def test_the_cost_of_fitting_a_decoder_on_a_frozen_encoder(plan_cells: PlanCells
     context, cells = plan_cells(methods=("baseline",), benchmarks=("c2a",), references=True)
     teacher, student = (make_plan(context, cell) for cell in cells)
     cost = cost_of(context, teacher.networks, teacher.stages[0])
-    # An encoder of width 64 on 4 x 8 tokens and a class token; two operations a product. Matrices of a block: attention
-    # 4 w^2, MLP 8 w^2 a token, and two products of tokens with tokens; the patch kernel; forward alone.
-    tokens, width = 33, 64
+    # An encoder of width 96 on 4 x 8 tokens and a class token; two operations a product. Matrices of a block: attention
+    # 4 w^2, MLP 8 w^2 a token, and two products of tokens with tokens; three kernels of 3 x 3; forward alone.
+    tokens, width = 33, 96
     block = 2 * (tokens * 12 * width**2 + 2 * tokens**2 * width)
-    encoder = 6 * block + 2 * 32 * width * 3 * 8 * 8
+    stem = 2 * 9 * (16 * 32 * 3 * 24 + 8 * 16 * 24 * 48 + 4 * 8 * 48 * width)
+    encoder = 6 * block + stem
     assert cost.flops > encoder
     joint = cost_of(context, student.networks, student.stages[0])
     # Training the student's encoder too: its products are counted three times, once forward and twice back.

@@ -20,8 +20,8 @@ from kdbench.models.toy import SHIPPED, Card, ObjectiveScore, ToyModel, toy_card
 from kdbench.progress import Silent
 from kdbench.protocol import Augmentation, Recipe
 from kdbench.tools.pretraining import ablation, configs, pretrainer
-from kdbench.tools.pretraining.ablation import MODEL, ablate, note_scores
-from kdbench.tools.pretraining.configs import ABLATION, CONFIGS, FOLDER, PretrainConfig, find_config
+from kdbench.tools.pretraining.ablation import ablate, note_scores
+from kdbench.tools.pretraining.configs import ABLATION, CONFIGS, PretrainConfig, find_config
 from kdbench.tools.pretraining.pretrainer import Pretrainer, make_pretrainer, verify_toy_model, write_toy_model
 
 
@@ -50,7 +50,7 @@ def test_a_training_ends_in_weights_that_fit_and_a_card(small: Pretrainer, name:
     assert all(len(curve) == 3 for curve in card.losses.values())
     # A teacher of the same folder goes before the one shipped.
     assert small.teacher(name).folder == small.folder
-    assert small.teacher("deit-b").folder == FOLDER
+    assert small.teacher("deit-b").folder == SHIPPED
 
 
 def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(
@@ -89,10 +89,10 @@ def test_every_toy_model_has_a_config_after_its_teachers_and_no_local_one_sees_t
         find_config("dinov2-x")
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if (FOLDER / f"{name}.json").exists()])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if (SHIPPED / f"{name}.json").exists()])
 def test_what_is_shipped_was_trained_by_its_config(name: str) -> None:
-    config, card = CONFIGS[name], toy_card(FOLDER, name)
-    assert verify_toy_model(config.spec, FOLDER) == card
+    config, card = CONFIGS[name], toy_card(SHIPPED, name)
+    assert verify_toy_model(config.spec) == card
     assert (card.collection, card.objective, card.teacher) == (config.collection, config.objective, config.teacher)
     assert card.images == configs.IMAGES[config.collection]
     # A field that came after a card was written had its default then.
@@ -157,7 +157,7 @@ def test_the_command_tells_of_a_card_of_another_architecture(tmp_path: Path) -> 
 
 SCORES = tuple(
     ObjectiveScore(objective=objective, source={"c2a": 30.0 + k}, targets={"c2a": 20.0 + k})
-    for k, (objective, _) in enumerate(ABLATION)
+    for k, objective in enumerate(ABLATION)
 )
 
 
@@ -165,13 +165,15 @@ def test_every_objective_is_trained_for_and_probed(
     small: Pretrainer, make_spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"steps": 2, "batch": 4, "warmup": 0}
-    quick = tuple((objective, recipe.model_copy(update=changes)) for objective, recipe in ABLATION)
+    quick = {
+        name: replace(config, recipe=config.recipe.model_copy(update=changes)) for name, config in ABLATION.items()
+    }
     monkeypatch.setattr(ablation, "ABLATION", quick)
     scores = list(ablate(small, make_context(make_spec(), Silent()), ["g2c"]))
-    names = [objective for objective, _ in ABLATION]
-    assert [score.objective for score in scores] == names
-    cards = [toy_card(small.folder / name.replace(" ", ""), MODEL) for name in names]
-    assert [(card.objective, card.recipe["steps"], card.teacher) for card in cards] == [(n, 2, None) for n in names]
+    assert [score.objective for score in scores] == list(ABLATION)
+    cards = [toy_card(small.folder / name.replace(" ", ""), "dinov2-s") for name in ABLATION]
+    made = [(card.objective, card.architecture["embedding"], card.recipe["steps"], card.teacher) for card in cards]
+    assert made == [(config.objective, config.spec.toy["embedding"], 2, None) for config in ABLATION.values()]
     assert len({card.sha256 for card in cards}) == len(ABLATION)
     assert all(0 <= score.source["g2c"] <= 100 and 0 <= score.targets["g2c"] <= 100 for score in scores)
 
@@ -181,14 +183,14 @@ def test_cards_tell_of_their_objective_and_those_before(tmp_path: Path) -> None:
     foundation = {name for name in TOY_MODELS if MODELS[name].family == "foundation"}
     before = {name: toy_card(folder, name) for name in TOY_MODELS}
     assert {name for name, card in before.items() if card.ablation} == foundation
-    assert [score.objective for score in before["eva02-s"].ablation] == [objective for objective, _ in ABLATION[:3]]
+    assert [score.objective for score in before["eva02-s"].ablation] == list(ABLATION)
 
     def noted() -> dict[str, Card]:
         return {card.name: card for card in note_scores(folder, SCORES)}
 
     # eva02-s by way of eva02-l and dinov2-l, its teacher's teacher.
-    assert {name: card.ablation for name, card in noted().items()} == dict.fromkeys(foundation, SCORES[:3])
+    assert {name: card.ablation for name, card in noted().items()} == dict.fromkeys(foundation, SCORES)
     assert {name for name in TOY_MODELS if toy_card(folder, name) != before[name]} == foundation
     path = folder / "dinov2-l.json"
-    path.write_text(path.read_text().replace("rendering + coarse", "rendering", 1))
+    path.write_text(path.read_text().replace("rendering + coarse + materials", "rendering", 1))
     assert noted()["dinov2-s"].ablation == SCORES[:2]
