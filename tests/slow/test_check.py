@@ -19,3 +19,10 @@ def test_the_committed_pins_are_met() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ok    {SMOKE.id} " in done.stdout
+
+
+def test_the_shipped_stages_are_what_todays_code_computes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kdbench.cli", "models", "verify", "--device", "cpu", "--store", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "proxy of gkd, dinov2-l:resnet50, protocol mini" in done.stdout

@@ -84,7 +84,7 @@ def cell_of(**resolved: Any) -> Resolved:
         "classes": CLASSES,
         "teacher": "dinov2-l",
         "student": "resnet50",
-        "model_set": "toy-v1",
+        "model_set": "toy-v2",
         "family": "F2L",
         "method": "gkd",
         "role": "distilled",

@@ -35,7 +35,7 @@ def make_record(score: float = 40.0, error: str | None = None, **resolved: Any) 
     fields: dict[str, Any] = {
         "protocol": "mini", "protocol_id": MINI.id, "decoder": "light", "data_source": WORLDS["street"],
         "benchmark": "b", "title": "A", "classes": ["road", "sky", "car"], "teacher": "big", "student": "small",
-        "model_set": "toy-v1", "family": "F2L", "method": "one", "role": "distilled", "options": {}, "variant": "",
+        "model_set": "toy-v2", "family": "F2L", "method": "one", "role": "distilled", "options": {}, "variant": "",
         "seed": 0, "footnote": "", "key": "0",
     } | resolved  # fmt: skip
     cell = Resolved(**fields)

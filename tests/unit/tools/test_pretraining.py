@@ -143,10 +143,11 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_named(tmp_path: Path, tok
 
 def test_the_command_tells_of_a_card_of_another_architecture(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "models"))
-    assert CliRunner().invoke(app, ["models", "verify", "--weights-dir", str(folder)]).exit_code == 0
+    verify = ["models", "verify", "--weights-dir", str(folder), "--stages", str(tmp_path / "stages")]
+    assert CliRunner().invoke(app, verify).exit_code == 0
     card = folder / "resnet18.json"
     card.write_text(card.read_text().replace('"basic"', '"bottleneck"'))
-    done = CliRunner().invoke(app, ["models", "verify", "--weights-dir", str(folder)])
+    done = CliRunner().invoke(app, verify)
     assert done.exit_code == 1
     assert done.output.count("ok  ") == len(TOY_MODELS) - 1
     assert "FAIL" in done.output
@@ -182,8 +183,6 @@ def test_cards_tell_of_their_objective_and_those_before(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "models"))
     foundation = {name for name in TOY_MODELS if MODELS[name].family == "foundation"}
     before = {name: toy_card(folder, name) for name in TOY_MODELS}
-    assert {name for name, card in before.items() if card.ablation} == foundation
-    assert [score.objective for score in before["eva02-s"].ablation] == list(ABLATION)
 
     def noted() -> dict[str, Card]:
         return {card.name: card for card in note_scores(folder, SCORES)}
