@@ -109,14 +109,14 @@ def test_rounding_leaves_integers_running_statistics_and_what_half_precision_can
     assert all(torch.equal(value, state[name]) and value.dtype == state[name].dtype for name, value in rounded.items())
 
 
-@pytest.mark.parametrize("benchmark", ["c2a", "p2r"])
+@pytest.mark.parametrize("place", ["c2a", "p2r"])
 @pytest.mark.parametrize("pair", ["dinov2-l:resnet50", "dinov2-b:deit-s", "dinov2-b:dinov2-s"])
 def test_the_stages_that_are_shipped_are_those_that_mini_asks_for(
-    pair: str, benchmark: str, plan_cells: Plan, tmp_path: Path
+    pair: str, place: str, plan_cells: Plan, tmp_path: Path
 ) -> None:
     """Else the usual command would train them, for an hour. `models verify --adopt` mends a changed key."""
     for seed in (0, 1):
-        asked = {"pairs": (pair,), "benchmarks": (benchmark,), "protocol": "mini", "seeds": (seed,)}
+        asked = {"pairs": (pair,), "benchmarks": (place,), "protocol": "mini", "seeds": (seed,)}
         context, (cell,) = plan_cells(**asked, store=tmp_path / "empty")
         origins = {stage.stage.name: stage.folder.origin for stage in make_plan(context, cell).stages}
         assert origins == {"proxy": "shipped", "source": None, "task": None}
