@@ -55,7 +55,7 @@ class Stage:
         loss: What is minimised: a method of the class (`self.loss`) or a function of a module.
         uses: Parts that the loss reads besides those it trains. By default all four where the phase is labelled and
             both encoders where it is not; a smaller set lets the engine share the stage between runs.
-        reset: What is put back to its initial (pretrained) weights first.
+        reset: What is put back first: a network to its pretrained weights, a module of the method to random ones.
         scratch: What is put to random weights first.
         budget: Factor on the phase's steps.
         student_forwards: How often an image passes through the student in a step; the equal budget counts these.

@@ -230,10 +230,10 @@ def _chain(
     plan_stage: Callable[[Stage, Mapping[str, WeightSource]], PlannedStage],
 ) -> Plan:
     """Plan the stages in order; each starts from the weights that those before it leave."""
-    common = own = _Weights(context, cell, networks)
+    common = own = _Weights(context, cell, networks, cell.seed)
     if any(stage.phase in context.protocol.common for stage in stages):
         drawn = networks if cell.seed == COMMON_SEED else _build(context, cell, COMMON_SEED)
-        common = _CommonWeights(context, cell, drawn)
+        common = _CommonWeights(context, cell, drawn, COMMON_SEED)
     planned = []
     for stage in stages:
         for weights in (own, common):
@@ -248,14 +248,14 @@ def _chain(
 class _Weights:
     """Where the parts' weights come from, one stage after the other."""
 
-    def __init__(self, context: RunContext, cell: Cell, networks: Networks) -> None:
-        self._context, self._cell, self._networks = context, cell, networks
+    def __init__(self, context: RunContext, cell: Cell, networks: Networks, seed: int) -> None:
+        self._context, self._cell, self._networks, self._seed = context, cell, networks, seed
         self._initial = {name: self._first(name) for name in networks.modules()}
         self.sources = dict(self._initial)
 
     def put_back(self, stage: Stage) -> None:
         """Put back what a stage resets or begins from random weights."""
-        self.sources |= {name: self._initial[name] for name in stage.reset}
+        self.sources |= {name: self._reset(name, stage) for name in stage.reset}
         self.sources |= {name: self._as_built(name) for name in stage.scratch}
 
     def _first(self, name: str) -> WeightSource:
@@ -263,6 +263,20 @@ class _Weights:
         cell, context = self._cell, self._context
         spec = {Part.TEACHER_ENCODER.value: cell.teacher, Part.STUDENT_ENCODER.value: cell.student}.get(name)
         return self._as_built(name) if spec is None else _pretrained(context, spec, name)
+
+    def _reset(self, name: str, stage: Stage) -> WeightSource:
+        """Return a network's weights before any stage; of a method's module random ones that are the stage's own.
+
+        The ones that it had first would know, where the seed is the common one, what a stage common to all seeds began
+        with: that seed's encoder has been trained towards them.
+        """
+        method, cell = self._networks.method, self._cell
+        if name in set(Part) or method is None or cell.method is None:
+            return self._initial[name]
+        drawn = _method(cell.method, method.pair, cell.config, self._seed, stage.phase)
+        module = dict(drawn.named_children())[name]
+        state = module.state_dict()
+        return WeightSource(f"{self._drawn(name, module)} for {stage.phase}", lambda: state)
 
     def _as_built(self, name: str) -> WeightSource:
         module = self._networks.modules()[name]
@@ -341,8 +355,9 @@ def _build(context: RunContext, cell: Cell, seed: int) -> Networks:
     return Networks(teacher, student, _method(cell.method, pair, cell.config, seed))
 
 
-def _method(plugin: MethodPlugin, pair: PairSpec, config: MethodConfig, seed: int) -> Method[Any]:
-    method: Method[Any] = seeded(lambda: plugin.method(config, pair), seed, "method")
+def _method(plugin: MethodPlugin, pair: PairSpec, config: MethodConfig, seed: int, *purpose: str) -> Method[Any]:
+    """Build a method with random weights. purpose: what they are for, where that is not the first stage."""
+    method: Method[Any] = seeded(lambda: plugin.method(config, pair), seed, "method", *purpose)
     return method
 
 

@@ -178,6 +178,19 @@ CLASSES = """
 """
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_a_stage_resets_is_drawn_anew(plan_cells: Plan, seed: int) -> None:
+    """Else the common stage's seed would go on with the heads that its encoder was trained towards."""
+    context, (cell,) = plan_cells(seeds=(seed,))
+    proxy, source, _ = make_plan(context, cell).stages
+    heads = [name for name in source.stage.reset if proxy.inputs[name].state()]
+    assert heads
+    for name in heads:
+        first, second = proxy.inputs[name].state(), source.inputs[name].state()
+        assert first.keys() == second.keys()
+        assert not any(torch.equal(first[key], second[key]) for key in first if first[key].ndim > 1)
+
+
 @pytest.mark.parametrize(("first", "same"), [("pass", True), ("nn.Linear(pair.classes, 4)", False)])
 def test_the_class_count_matters_where_it_changes_what_a_method_draws(
     plan_cells: Plan, plugin: Callable[..., str], first: str, same: bool
