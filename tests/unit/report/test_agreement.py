@@ -187,7 +187,7 @@ def test_it_is_written_in_every_format(boards) -> None:
 
 def test_the_command_says_what_there_is_to_compare(tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        app, ["leaderboard", "--agreement", "--pair", "dinov2-l:resnet50", "--results", str(tmp_path)]
+        app, ["leaderboard", "--agreement", "--pair", "dinov2-s:deit-s", "--results", str(tmp_path)]
     )
     assert isinstance(done.exception, Exception)
     assert "Run one of dinov2-b:deit-s, " in str(done.exception)
