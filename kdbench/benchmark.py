@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -42,6 +43,10 @@ class ProtocolOverrides:
     size: InputSize | None = None
     train: tuple[str, ...] | None = None
     val: tuple[str, ...] | None = None
+
+
+WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\{split\})")
+"""What stands for parts of paths in a FilePatterns."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, Pos
 
 from kdbench.benchmark import (
     PROXY,
+    WILDCARD,
     Benchmark,
     Colour,
     Domain,
@@ -76,9 +77,10 @@ class _Reader:
 
     def __init__(self, name: str, path: Path, found: _File) -> None:
         self._name, self._path, self._found = name, path, found
+        self._space = self._labels()
 
     def benchmark(self) -> Benchmark:
-        found, labels = self._found, self._labels()
+        found, labels = self._found, self._space
         values = self._values(labels)
         proxy = self._domain("proxy", found.proxy, {}, source=True) if found.proxy else PROXY
         return Benchmark(
@@ -123,7 +125,7 @@ class _Reader:
             raise self._error(f"domain '{name}': a name has letters, digits and . _ - only")
         if bool(given.labels) != bool(values):
             raise self._error(f"domain '{name}' " + ("needs labels" if values else "is a proxy, which has no labels"))
-        if given.labels and _wildcards(given.labels) != _wildcards(given.images):
+        if given.labels and WILDCARD.findall(given.labels) != WILDCARD.findall(given.images):
             raise self._error(f"domain '{name}': images and labels need the same wildcards, in the same order")
         if not split and (given.train or given.val):
             raise self._error(
@@ -132,7 +134,7 @@ class _Reader:
         usual: tuple[Parts, Parts] = (("train",), ("val",)) if split else ((WHOLE,), () if source else (WHOLE,))
         size = given.size or self._found.size
         overrides = {"paper": ProtocolOverrides(InputSize(*size))} if size else {}
-        space = self._labels() if given.labels else None
+        space = self._space if given.labels else None
         patterns = FilePatterns(given.images, given.labels, space, values, self._found.ignored)
         train, val = (
             ours if theirs is None else theirs for ours, theirs in zip(usual, (given.train, given.val), strict=True)
@@ -142,10 +144,6 @@ class _Reader:
 
     def _error(self, fault: str) -> KdbenchError:
         return KdbenchError(f"benchmark file {self._path}: {fault}.")
-
-
-def _wildcards(pattern: str) -> list[str]:
-    return re.findall(r"\*\*/|\*\*|\*|\{split\}", pattern)
 
 
 def _colour(index: int, count: int) -> Colour:

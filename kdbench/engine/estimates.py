@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from lightning.fabric import Fabric
+from torch.utils.benchmark import Timer
 
 from kdbench.data.loading import Sampler, StepBatches
 from kdbench.data.realset import RealSet
@@ -59,17 +60,8 @@ def seconds_a_view(context: RunContext, step: PlannedStage) -> float:
 
 def matrix_rate(fabric: Fabric, precision: str) -> float:
     """Measure the device's rate for large matrix products in a protocol's precision, operations a second."""
-    cuda = fabric.device.type == "cuda"
-    side = SIDE if cuda else SIDE // 8
+    side = SIDE if fabric.device.type == "cuda" else SIDE // 8
     kind = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     left = torch.zeros(side, side, dtype=kind, device=fabric.device)
-    products, spent = 0, 0.0
-    while spent < MEASURED:
-        started = time.perf_counter()
-        for _ in range(10):
-            left @ left
-        if cuda:
-            torch.cuda.synchronize(fabric.device)
-        # The first round opens the library.
-        spent, products = (spent + time.perf_counter() - started, products + 10) if products else (1e-9, 1)
-    return (products - 1) * 2 * side**3 / spent
+    timer = Timer("left @ left", globals={"left": left}, num_threads=torch.get_num_threads())
+    return float(2 * side**3 / timer.blocked_autorange(min_run_time=MEASURED).median)

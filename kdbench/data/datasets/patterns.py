@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from kdbench.benchmark import FilePatterns
+from kdbench.benchmark import WILDCARD, FilePatterns
 from kdbench.data.datasets.adapter import Adapter, FileLayout
 from kdbench.data.datasets.labels import indices, table
 
-_WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\{split\})")
 _MEANING = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
 
 
@@ -45,13 +44,13 @@ def adapter_of(name: str, patterns: FilePatterns, splits: Iterable[str]) -> Adap
 
 def _fixed(pattern: str) -> str:
     """Return the folders before the first wildcard."""
-    return _WILDCARD.split(pattern)[0].rpartition("/")[0]
+    return WILDCARD.split(pattern)[0].rpartition("/")[0]
 
 
 def _expression(pattern: str, folder: str, splits: Iterable[str]) -> str:
     """Return a layout's regular expression of a pattern below the folder; wildcards become groups in their order."""
     below = str(PurePosixPath(pattern).relative_to(folder)) if folder else pattern
-    parts, made = _WILDCARD.split(below), ""
+    parts, made = WILDCARD.split(below), ""
     for place, part in enumerate(parts):
         if place % 2 == 0:
             made += re.escape(part)
